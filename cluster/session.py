@@ -1,0 +1,68 @@
+"""Connecting to Ray: the cluster that is named, the one a job runs in, or a Ray of this process's own.
+
+A Ray of one's own gets as many logical CPUs as the run asks for, so that two workers and a learner also run on two
+cores; what a cluster lacks is said before any actor waits for it.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from mtrl_ray.config import Settings
+from mtrl_ray.errors import EngineError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of a Ray of one's own; the cluster's own setting holds elsewhere."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a run takes place: the address, the dashboard's host and port, what the cluster lacks (None: nothing)."""
+
+    address: str
+    dashboard: str | None
+    shortage: str | None
+
+
+@contextmanager
+def connected(settings: Settings, address: str | None = None) -> Iterator[Connection]:
+    """Ray for one run, shut down at the end. Raises EngineError where no cluster answers."""
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if target == "local":
+        cpus, _ = demand(settings)
+        options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": True}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        context = ray.init(address=target, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineError(f"no Ray cluster answers at {target!r}: {error}") from error
+    try:
+        yield Connection(target, context.dashboard_url, shortage(settings))
+    finally:
+        ray.shutdown()
+
+
+def demand(settings: Settings) -> tuple[float, float]:
+    """CPUs and GPUs that the run's actors hold while it goes on."""
+    rollout, learner = settings.rollout, settings.learner
+    cpus = rollout.workers * rollout.cpus + learner.processes * learner.cpus
+    return cpus, rollout.workers * rollout.gpus + learner.processes * learner.gpus
+
+
+def shortage(settings: Settings) -> str | None:
+    """A sentence where the cluster, as it stands, cannot hold the run's actors: only an autoscaler can help then."""
+    have = ray.cluster_resources()
+    for name, wanted in zip(("CPU", "GPU"), demand(settings), strict=True):
+        if wanted > have.get(name, 0.0):
+            return (
+                f"the run asks for {wanted:g} {name}s (rollout.workers x rollout.{name.lower()}s + learner.processes x "
+                f"learner.{name.lower()}s); the cluster has {have.get(name, 0.0):g} and has to grow"
+            )
+    return None

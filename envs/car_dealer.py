@@ -1,0 +1,96 @@
+"""`car_dealer`: an agent sells cars to a buyer who bargains; the outcome is the price (LMRL-Gym; 2405.14655 §6).
+
+1. The buyer has a budget of $10k to $90k, one of ten personalities, a wanted brand and type, and one to four wanted
+   features of eight. Four cars are in stock, listed with their prices in the system prompt; one of them fits.
+2. A sale gives price / 100,000 as the reward on arrival and ends the conversation; the score is the same number.
+   Metrics: `reward` (price / 1,000, the benchmark's own scale), `sold`, `price`.
+3. The price that closes at once (`greedy`) is far below what a buyer pays who was asked, shown what it wants, and met
+   half-way (`expert`).
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from envs.base import Agent, Context, Environment, User
+from envs.car_dealer_agents import DealerAgent
+from envs.car_dealer_llm import buyer as llm_buyer
+from envs.car_dealer_moves import BRANDS, FEATURES, TYPES, Car, seller_move, thousands
+from envs.car_dealer_user import PERSONALITIES, Buyer
+from envs.intents import clean, template_markers
+from envs.options import user_kind
+from envs.splits import Profile, draw
+
+LONGEST_RESPONSE = 60
+"""Words above which a response is no turn of a conversation any more."""
+
+
+class CarDealer(Environment):
+    """Cars for sale.
+
+    Options: `user` ("scripted" or "llm") and `llm` (settings of `envs.llm.LLMSettings`).
+    Raises ConfigurationError for values that cannot work.
+    """
+
+    name: ClassVar[str] = "car_dealer"
+    max_turns: ClassVar[int] = 10
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.3, "greedy": 0.5, "random": 0.2}
+
+    def __init__(self, *, user: str = "scripted", llm: Mapping[str, Any] | None = None) -> None:
+        self._llm = user_kind("car_dealer", user, llm)
+
+    def context(self, split: str, index: int) -> Context:
+        """The `index`-th buyer and stock of a split."""
+        profile = draw(self.name, split, index, sample_profile)
+        stock = ", ".join(_listed(Car.load(row)) for row in profile["cars"])
+        return Context(f"{split}-{index}", split, index, f"Sell a car at a high price: {stock}.", profile)
+
+    def user(self, context: Context, seed: int) -> User:
+        """The buyer."""
+        key = f"car_dealer/{context.id}/{seed}"
+        if self._llm is not None:
+            return llm_buyer(self._llm, key, seed, context.hidden)
+        return Buyer(key, context.hidden)
+
+    def agent(self, name: str, seed: int) -> Agent:
+        """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
+        return DealerAgent(name, seed)
+
+    def well_formed(self, response: str) -> bool:
+        """Whether a response has at least one intent, no template markup, and at most `LONGEST_RESPONSE` words."""
+        short = len(clean(response).split()) <= LONGEST_RESPONSE
+        return short and not template_markers(response) and seller_move(response).understood
+
+
+def sample_profile(rng: random.Random) -> Profile:
+    """A buyer's hidden side, and the cars in stock; prices in dollars."""
+    budget = 1000 * rng.randint(10, 90)
+    brand, kind = rng.choice(BRANDS), rng.choice(list(TYPES))
+    features = rng.sample(list(FEATURES), rng.randint(1, 4))
+    return {
+        "budget": budget,
+        "personality": rng.choice(list(PERSONALITIES)),
+        "brand": brand,
+        "type": kind,
+        "features": features,
+        "opening": rng.choice(["open", "open", "open_brand", "open_type", "open_both"]),
+        "cars": [car.row() for car in _stock(rng, budget, brand, kind, features)],
+    }
+
+
+def _stock(rng: random.Random, budget: int, brand: str, kind: str, features: list[str]) -> list[Car]:
+    """The car that fits, one that shares its brand, one its type, one neither; in random order."""
+    brands = rng.sample([name for name in BRANDS if name != brand], 2)
+    kinds = rng.sample([name for name in TYPES if name != kind], 2)
+    wanted = rng.sample(features, min(2, len(features)))
+    other = rng.choice([name for name in FEATURES if name not in features])
+    fit_price = min(99, max(8, round(budget / 1000 * rng.uniform(0.9, 1.25))))
+    cars = [Car(brand, kind, tuple(wanted) if len(wanted) == 2 else (wanted[0], other), 1000 * fit_price)]
+    for name, type_ in ((brand, kinds[0]), (brands[0], kind), (brands[1], kinds[1])):
+        cars.append(Car(name, type_, tuple(rng.sample(list(FEATURES), 2)), 1000 * rng.randint(8, 99)))
+    rng.shuffle(cars)
+    return cars
+
+
+def _listed(car: Car) -> str:
+    return f"{car} {thousands(car.price)} {' '.join(car.features)}"

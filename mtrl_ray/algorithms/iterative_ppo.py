@@ -1,0 +1,68 @@
+"""Iterative PPO: multi-turn reinforcement learning as a sequence of single-turn problems (2511.21638, Algorithm 1).
+
+    repeat
+        D_multi  = conversations held with π_i
+        Q_i      = regression of returns on (state, response) pairs of D_multi          (§2.2; Monte Carlo, or TD)
+        D_single = the logged states, as prompts
+        π_{i+1}  = token-level PPO on D_single, Q_i scoring each response at its last token; no later turn is generated
+
+Q is response-level: one scalar per (state, response). With `q.discount: 0` the return is the reward that arrives right after
+the response, and the same loop is the single-turn baseline: PPO on the immediate reward.
+GRPO or REINFORCE may take PPO's place inside (`improvement.estimator`).
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mtrl_ray.algorithms.base import Algorithm
+from mtrl_ray.config import Section
+from mtrl_ray.learner.specification import Improvement, QFit
+
+if TYPE_CHECKING:
+    from mtrl_ray.system import System
+
+
+class IterativePPOSettings(Section):
+    """The `algorithm:` section."""
+
+    name: Literal["iterative_ppo"] = "iterative_ppo"
+    contexts: int = Field(256, ge=1)
+    """Fresh training contexts per iteration."""
+    samples: int = Field(1, ge=1)
+    """Conversations per context."""
+    window: int = Field(1, ge=1)
+    """Iterations of conversations that Q is fitted on. Monte Carlo returns of older policies are biased: use TD targets
+    (`q.target`) where this is large."""
+    states: int = Field(512, ge=1)
+    """Logged states per round of improvement, drawn uniformly from the iteration's conversations."""
+    responses: int = Field(4, ge=1)
+    """Responses sampled in each state (K)."""
+    rounds: int = Field(1, ge=1)
+    """Rounds of sampling and improvement per fit of Q."""
+    q: QFit = QFit()
+    improvement: Improvement = Improvement()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "IterativePPOSettings":
+        if self.improvement.estimator == "grpo" and self.responses < 2:
+            raise ValueError("improvement.estimator is grpo and responses is 1; a group needs at least 2 responses")
+        return self
+
+
+class IterativePPO(Algorithm[IterativePPOSettings]):
+    """See the module's docstring."""
+
+    settings_class: ClassVar[type[Section]] = IterativePPOSettings
+
+    def iterate(self, system: "System") -> None:
+        """One pass of the loop. Q is fitted while the responses are sampled: neither needs the other."""
+        settings = self.settings
+        logged = system.converse(settings.contexts, settings.samples)
+        system.fit_q(logged.window(settings.window), settings.q)
+        system.anchor()
+        for round_number in range(settings.rounds):
+            states = logged.states(settings.states, round_number)
+            responses = system.respond(states, settings.responses)
+            system.improve(logged, responses, settings.improvement)
+            system.publish()

@@ -1,0 +1,1 @@
+"""Speed, as ratios within one run: rollout against the raw engine, the learner against the bare model."""

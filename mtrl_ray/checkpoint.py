@@ -1,0 +1,89 @@
+"""Checkpoints of a run: atomic folders with a manifest, verified when they are read.
+
+1. A checkpoint is written to a scratch folder beside the others and renamed when it is complete; a reader never sees half
+   of one.
+2. `manifest.json` lists every file with its size and SHA-256. One that does not hold is refused with a sentence, and
+   the one before is taken.
+3. State is safetensors, JSON, and torch files read with `weights_only`: nothing in a checkpoint is executed.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtrl_ray.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+def write(folder: Path, iteration: int, state: dict[str, Any], save: Callable[[Path], None], keep: int) -> Path:
+    """Write checkpoint `iteration`: `save` puts models into the folder it is given, `state` becomes JSON beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final, scratch = folder / f"{iteration:06d}", folder / f".{iteration:06d}.scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        save(scratch)
+        (scratch / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+        manifest = {str(path.relative_to(scratch)): _fingerprint(path) for path in _files(scratch)}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {final} could not be written: {error}; free some space and resume") from error
+    if final.exists():
+        shutil.rmtree(final)
+    scratch.rename(final)
+    for old in listed(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint and its state; None where there is none at all. Raises CheckpointError if all are broken."""
+    found = listed(folder)
+    problems = []
+    for path in reversed(found):
+        try:
+            verify(path)
+            return path, json.loads((path / STATE).read_text())
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before", error)
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"no checkpoint in {folder} can be used: {problems[0]}")
+    return None
+
+
+def verify(path: Path) -> None:
+    """Raises CheckpointError naming the first file that is missing, torn or altered."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from None
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} lacks {name}")
+        if _fingerprint(file) != expected:
+            raise CheckpointError(f"checkpoint {path}: {name} is not what was written (size or checksum differ)")
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir()) if folder.is_dir() else []
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

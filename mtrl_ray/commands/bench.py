@@ -1,0 +1,59 @@
+"""`mtrl bench`: speed as ratios within one run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
+
+app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+
+RECIPE = "sales"
+
+
+@app.command()
+def rollout(
+    overrides: OverridesArgument = None,
+    conversations: Annotated[int, typer.Option(help="Per round.")] = 512,
+    rounds: Annotated[int, typer.Option(help="Alternations of dialogue and raw generation.")] = 5,
+    json_path: JsonOption = None,
+) -> None:
+    """Sampled tokens/s of dialogue collection ÷ LLM.generate of the same engine."""
+    import torch
+
+    from envs.registry import make
+    from mtrl_ray.bench.rollout import bench_rollout
+    from mtrl_ray.config import load
+    from mtrl_ray.models.tiny import TINY, tiny_model
+    from mtrl_ray.monitoring.view import Silent
+
+    torch.set_num_threads(1)
+    settings = load(RECIPE, overrides or [])
+    environment = make(settings.environment.name, **settings.environment.options)
+    path = Path(settings.model.path)
+    if settings.model.path == TINY:
+        path = tiny_model(settings.model, settings.environment, environment, Silent())
+    _show(bench_rollout(settings, path, conversations, rounds), json_path)
+
+
+@app.command()
+def learner(
+    json_path: JsonOption = None,
+    rounds: Annotated[int, typer.Option(help="Alternations of the learner and the bare model.")] = 5,
+) -> None:
+    """Trained tokens/s of the learner ÷ forward, backward and step of the bare model."""
+    from mtrl_ray.bench.learner import bench_learner
+
+    _show(bench_learner(rounds=rounds), json_path)
+
+
+def _show(result: dict[str, Any], json_path: Path | None) -> None:
+    for key, value in result.items():
+        typer.echo(f"{key:>36}  {value:.3f}" if isinstance(value, float) else f"{key:>36}  {value}")
+    write_json(json_path, result)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to `root`."""
+    root.add_typer(app, name="bench")

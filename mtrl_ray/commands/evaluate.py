@@ -1,0 +1,52 @@
+"""`mtrl evaluate`: a run's policy on held-out contexts, beside the scripted agents."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtrl_ray.commands.train import JsonOption, write_json
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    contexts: Annotated[int | None, typer.Option(help="How many contexts; by default the run's own setting.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="newest, start, or a checkpoint's number.")] = "newest",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a new one here.")] = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Evaluate a run's policy on held-out contexts."""
+    from mtrl_ray.trainer import resumed_settings
+
+    settings = resumed_settings(run)
+    result = _evaluate(run, settings, contexts or settings.evaluation.contexts, split, checkpoint, address)
+    for name, estimate in result.items():
+        typer.echo(
+            f"{name:>8}  {estimate['mean']:.3f}  [{estimate['low']:.3f}, {estimate['high']:.3f}]  n={estimate['n']}"
+        )
+    write_json(json_path, result)
+
+
+def _evaluate(
+    run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
+) -> dict[str, dict[str, float]]:
+    from cluster.session import connected
+    from envs.registry import make
+    from mtrl_ray.evaluation.holdout import SCRIPTED, keep, scripted
+    from mtrl_ray.evaluation.standalone import hold, policy_folder
+    from mtrl_ray.evaluation.statistics import mean_interval
+
+    model = policy_folder(run, checkpoint)
+    environment = make(settings.environment.name, **settings.environment.options)
+    with connected(settings, address):
+        table = hold(settings, model, split, contexts)
+    keep(run, f"{split}-{checkpoint}", table)
+    estimates = {"policy": mean_interval(table["score"].to_numpy())}
+    estimates |= {agent: scripted(environment, agent, contexts, split) for agent in SCRIPTED}
+    return {name: estimate.as_dict() for name, estimate in estimates.items()}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(evaluate)

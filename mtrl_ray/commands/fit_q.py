@@ -1,0 +1,48 @@
+"""`mtrl fit-q`: what a Q-function learns from a log, without touching any policy."""
+
+from typing import Annotated
+
+import typer
+
+from mtrl_ray.commands.train import JsonOption, write_json
+
+
+def fit_q(
+    log: Annotated[str, typer.Argument(metavar="LOG", help="A journal's folder or URI (of a run, or of an import).")],
+    model: Annotated[str, typer.Option(help="tiny, a Hugging Face folder, or a name of the hub.")] = "tiny",
+    target: Annotated[str, typer.Option(help="monte_carlo, sarsa or td_lambda.")] = "monte_carlo",
+    discount: Annotated[float, typer.Option(help="Per agent turn.")] = 0.95,
+    epochs: Annotated[int, typer.Option(help="Passes over the conversations.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Of Q.")] = 5e-4,
+    held_out: Annotated[float, typer.Option(help="Share of contexts kept for judging.")] = 0.2,
+    context_length: Annotated[int, typer.Option(help="Longest conversation, in tokens.")] = 1024,
+    vocabulary: Annotated[int, typer.Option(help="Of the tiny model's tokenizer.")] = 768,
+    seed: Annotated[int, typer.Option(help="Of the split, the model and the order.")] = 0,
+    json_path: JsonOption = None,
+) -> None:
+    """Fit a response-level Q on logged conversations and judge it on held-out ones."""
+    from mtrl_ray.config import ModelSettings, validated
+    from mtrl_ray.evaluation.logged_q import fit_logged_q
+    from mtrl_ray.learner.specification import QFit, Supervision
+    from mtrl_ray.replay.journal import Journal
+
+    settings = validated(ModelSettings, {"path": model, "context_length": context_length, "vocabulary": vocabulary}, "model")
+    wanted = {"target": target, "discount": discount, "epochs": epochs, "learning_rate": learning_rate}
+    table = Journal(log).read()
+    result = fit_logged_q(table, settings, validated(QFit, wanted, "q"), held_out, Supervision(epochs=2), seed)
+    for part in ("train", "held_out"):
+        figures = result[part]
+        r = figures["r"]
+        typer.echo(
+            f"{part:>8}: r {r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], calibration error "
+            f"{figures['calibration_error']:.3f}, explained variance {figures['explained_variance']:.3f}, "
+            f"{figures['turns']} turns"
+        )
+    by_turn = result["held_out"]["by_turn"]
+    typer.echo(f"held_out: r {by_turn['r']:.3f} among turns at the same position ({by_turn['pairs']} turns)")
+    write_json(json_path, result)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(fit_q)

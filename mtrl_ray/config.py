@@ -1,0 +1,283 @@
+"""One tree of settings: YAML recipes, dotted overrides, checked before anything starts.
+
+1. The defaults below are the vetted values; a recipe names only what it changes.
+2. `load(recipe, ["rollout.workers=2", …])` reads a recipe (a name of `mtrl_ray/recipes` or a path), applies the
+   overrides, and validates: a misspelt key, a wrong type or an impossible combination is one sentence.
+3. An algorithm brings its own section: `algorithm.name` picks it from the registry, which validates the rest.
+4. The resolved tree is written into the run's folder; a resumed run reads that and nothing else.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtrl_ray.errors import ConfigurationError
+
+
+class Section(BaseModel):
+    """A node of the tree: unknown keys are refused, values are fixed once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Section):
+    """The run as a whole."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    folder: str = "runs"
+    """Folder that holds the folders of runs."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    iterations: int = Field(20, ge=0)
+    minutes: float | None = Field(None, gt=0)
+    """Wall-clock budget of the training loop; None: no bound but `iterations`."""
+    checkpoint_every: int = Field(5, ge=1)
+    """Iterations between checkpoints; the last iteration always has one."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EnvironmentSettings(Section):
+    """Which environment, and who plays its user."""
+
+    name: str = "sales"
+    """A name of the registry, or `package.module:ClassName`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment's constructor."""
+
+
+class WarmStartSettings(Section):
+    """How the tiny model learns to speak before reinforcement learning starts."""
+
+    conversations: int = Field(4000, ge=1)
+    """Scripted conversations it is trained on."""
+    seconds: float = Field(60.0, gt=0)
+    """Upper bound on the training time; the number of steps decides first."""
+    steps: int = Field(600, ge=1)
+    batch_conversations: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+
+
+class ModelSettings(Section):
+    """The policy's model."""
+
+    path: str = "tiny"
+    """`tiny` (made by the project), a Hugging Face folder, or a name of the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    layers: int = Field(2, ge=1)
+    """Of the tiny model."""
+    width: int = Field(128, ge=32)
+    """Of the tiny model; a multiple of 32, the head size."""
+    vocabulary: int = Field(768, ge=300)
+    """Of the tiny model's tokenizer."""
+    context_length: int = Field(1024, ge=64)
+    """Longest history plus response, in tokens."""
+    warm_start: WarmStartSettings = WarmStartSettings()  # type: ignore[call-arg]
+
+
+class RolloutSettings(Section):
+    """How conversations are held."""
+
+    engine: Literal["auto", "vllm", "huggingface"] = "auto"
+    """`auto`: vLLM where it is installed."""
+    workers: int = Field(1, ge=1)
+    concurrency: int = Field(128, ge=1)
+    """Conversations (or single responses) in flight in one worker."""
+    lease_size: int = Field(32, ge=1)
+    """Conversations handed to a worker, and returned by it, at a time."""
+    lease_seconds: float = Field(300.0, gt=0)
+    """Deadline of a lease; past it the lease is given to somebody else."""
+    retries: int = Field(3, ge=0)
+    """How often a failed lease is tried again before it is dropped and counted."""
+    temperature: float = Field(1.0, ge=0)
+    response_tokens: int = Field(32, ge=1)
+    """Longest response, in tokens."""
+    cpus: float = Field(1.0, ge=0)
+    """Of one worker, as Ray counts them."""
+    gpus: float = Field(0.0, ge=0)
+    """Of one worker, as Ray counts them."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """vLLM's cache on a machine without a GPU."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may take."""
+    user_threads: int = Field(16, ge=1)
+    """Threads for users that wait for a network (LLM users)."""
+
+
+class ReplaySettings(Section):
+    """What stays in memory; the journal keeps everything."""
+
+    max_conversations: int = Field(20_000, ge=1)
+    max_staleness: int = Field(1_000, ge=0)
+    """In weight versions."""
+    max_gib: float = Field(2.0, gt=0)
+
+
+class LearnerSettings(Section):
+    """The learner actors."""
+
+    processes: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    """Of torch, per process; None: the machine's cores shared among the processes."""
+    tokens_per_microbatch: int = Field(16_384, ge=64)
+
+
+class EvaluationSettings(Section):
+    """Held-out contexts, and how often the policy is tried on them while it trains."""
+
+    contexts: int = Field(256, ge=1)
+    every: int = Field(0, ge=0)
+    """Iterations between evaluations; 0: only before the first and after the last."""
+
+
+class MonitoringSettings(Section):
+    """What a run shows."""
+
+    live: bool = True
+    """The table in the terminal (where it is one)."""
+    tensorboard: bool = True
+    ray_metrics: bool = True
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    run: RunSettings = RunSettings()  # type: ignore[call-arg]
+    environment: EnvironmentSettings = EnvironmentSettings()
+    model: ModelSettings = ModelSettings()  # type: ignore[call-arg]
+    rollout: RolloutSettings = RolloutSettings()  # type: ignore[call-arg]
+    replay: ReplaySettings = ReplaySettings()  # type: ignore[call-arg]
+    learner: LearnerSettings = LearnerSettings()  # type: ignore[call-arg]
+    evaluation: EvaluationSettings = EvaluationSettings()  # type: ignore[call-arg]
+    monitoring: MonitoringSettings = MonitoringSettings()
+    algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "iterative_ppo"})
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        if self.model.width % 32:
+            raise ValueError(f"model.width is {self.model.width}; it has to be a multiple of 32, the head size")
+        if self.rollout.response_tokens >= self.model.context_length:
+            raise ValueError(
+                f"rollout.response_tokens is {self.rollout.response_tokens}, model.context_length "
+                f"{self.model.context_length}; a response has to be shorter than the context"
+            )
+        if self.learner.device == "cuda" and self.learner.gpus == 0:
+            raise ValueError("learner.device is cuda but learner.gpus is 0; give each learner process a GPU share")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run leaves everything."""
+        return Path(self.run.folder).absolute() / self.run.name
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    folder = resources.files("mtrl_ray") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a recipe with overrides `key.path=value` (values in YAML). Raises ConfigurationError."""
+    tree = _read_recipe(recipe)
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, recipe)
+
+
+def validate(tree: dict[str, Any], source: str) -> Settings:
+    """Settings from a plain tree; `source` is named in error sentences. Raises ConfigurationError."""
+    from envs.registry import make
+    from mtrl_ray.algorithms.registry import make_algorithm
+
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError(f"{source}: {_sentence(error, Settings)}") from None
+    make_algorithm(settings.algorithm)
+    make(settings.environment.name, **settings.environment.options)
+    return settings
+
+
+def validated(section: type[Section], tree: dict[str, Any], where: str) -> Any:
+    """A section from a plain tree, its errors as one sentence that begins with `where`."""
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigurationError(f"{where}.{_sentence(error, section)}") from None
+
+
+def dump(settings: Settings) -> str:
+    """The resolved tree as YAML."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    named = resources.files("mtrl_ray") / "recipes" / f"{recipe}.yaml"
+    path = Path(recipe)
+    if os.sep not in recipe and named.is_file():
+        text = named.read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise ConfigurationError(f"there is no recipe {recipe!r}; give a YAML file or one of {', '.join(recipe_names())}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"recipe {recipe!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"recipe {recipe!r} holds {type(tree).__name__}; it has to hold sections such as run:")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigurationError(f"{override!r} is not an override; write key.path=value, for example run.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{override!r}: the value {text!r} is not YAML; quote it") from None
+    node = tree
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigurationError(f"{override!r}: {key!r} is a value, not a section")
+    node[keys[-1]] = value
+
+
+def _sentence(error: ValidationError, section: type[BaseModel]) -> str:
+    """The first of a validation's errors as one sentence that names key, value and what would work."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _keys(section, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{key} is not a setting; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    return f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(section: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for name in path:
+        field = section.model_fields.get(name)
+        if field is None:
+            return []
+        candidates = [field.annotation, *get_args(field.annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        section = nested[0]
+    return list(section.model_fields)

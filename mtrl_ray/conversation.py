@@ -1,0 +1,218 @@
+"""Turns, conversations and their Arrow schema: the one data type everything passes.
+
+1. The history of a conversation is the concatenation of its turns' `tokens`, only ever appended to.
+2. An agent turn's `tokens` are exactly the ids the policy sampled, its end-of-turn token included when it was sampled;
+   each has a behaviour log-probability and the version of the weights that sampled it. Everything the chat template
+   adds around them belongs to the neighbouring system or user turn, so the loss mask is the role.
+3. Rewards live on agent turns: `reward` is what arrived with the state that followed (2511.21638 §2.1: reward on arrival).
+4. A conversation of another system may come without token ids; `tokens.encode` fills them in, and its agent tokens
+   then have no log-probabilities: it is off-policy data.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtrl_ray.errors import DataError
+
+
+class Role(StrEnum):
+    """Who a turn belongs to."""
+
+    SYSTEM = "system"
+    USER = "user"
+    """The simulated user; in the suggested-response setting, the customer and whatever was really sent to them."""
+    AGENT = "agent"
+    """The policy. Only its turns carry loss."""
+
+
+class StopReason(StrEnum):
+    """Why a conversation ended."""
+
+    OUTCOME = "outcome"
+    """The event the environment is about happened (a sale, an agreed price, a final answer)."""
+    USER_LEFT = "user_left"
+    """The user ended the conversation without that event."""
+    TURN_LIMIT = "turn_limit"
+    """The environment's last agent turn was taken."""
+    TOKEN_LIMIT = "token_limit"
+    """The next response would not fit the model's context window."""
+    LOGGED = "logged"
+    """An imported conversation whose end the log does not explain."""
+
+
+class Finish(StrEnum):
+    """Why the sampler stopped a response."""
+
+    STOP = "stop"
+    """It sampled the end-of-turn token."""
+    LENGTH = "length"
+    """It reached the response's token limit; the template's end-of-turn then belongs to the next turn."""
+
+
+@dataclass
+class Turn:
+    """One contribution to a conversation.
+
+    `tokens`: ids this turn appended to the history. Agent turns only: `logprobs` (natural log, of each sampled token)
+    and `versions` (of the weights), both as long as `tokens`, or both empty for logged data; `finish`; `sent`, the text
+    that reached the user where it differs from the suggestion (None: sent as suggested); `reward`, on arrival.
+    """
+
+    role: Role
+    text: str
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    sent: str | None = None
+    reward: float = 0.0
+
+
+@dataclass
+class Conversation:
+    """A finished conversation: identity, turns, outcome.
+
+    `id` is unique within a run and derived from (run, iteration, context, sample); `seed` alone, with the context,
+    the weights and the settings, determines everything that was said. `score` lies in [0, 1]; `metrics` are the
+    environment's own numbers. `context` is what the environment knows about the task, hidden from the agent.
+    """
+
+    id: str
+    environment: str
+    split: str
+    context_id: str
+    turns: list[Turn]
+    score: float
+    stop: StopReason
+    metrics: dict[str, float] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+    iteration: int = 0
+    sample: int = 0
+    seed: int = 0
+
+    @property
+    def agent_turns(self) -> list[int]:
+        """Indices into `turns` of the agent's turns, in order."""
+        return [index for index, turn in enumerate(self.turns) if turn.role == Role.AGENT]
+
+    def history(self, turn: int) -> list[int]:
+        """Token ids of everything before `turns[turn]`: the state in which that turn was taken."""
+        return [token for earlier in self.turns[:turn] for token in earlier.tokens]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the whole conversation, int [length]."""
+        return self.history(len(self.turns))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """True where a token was sampled by the agent, bool [length]."""
+        parts = [np.full(len(turn.tokens), turn.role == Role.AGENT) for turn in self.turns]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards of the agent's turns, in order."""
+        return [turn.reward for turn in self.turns if turn.role == Role.AGENT]
+
+
+def heard(text: str, sent: str | None) -> str:
+    """The user turn's message as the agent reads it: what was sent instead of its suggestion, then the user's words.
+
+    Both stay in the history, as the state of 2511.21638 §2.1 asks for; a suggestion that was sent as it is needs no note.
+    """
+    return text if sent is None else f"(sent: {sent}) {text}"
+
+
+TURN = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("versions", pa.list_(pa.int32()), nullable=False),
+        pa.field("finish", pa.string()),
+        pa.field("sent", pa.string()),
+        pa.field("reward", pa.float32(), nullable=False),
+    ]
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("iteration", pa.int32(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("environment", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("context_id", pa.string(), nullable=False),
+        pa.field("context", pa.string(), nullable=False),  # JSON
+        pa.field("turns", pa.list_(TURN), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("metrics", pa.string(), nullable=False),  # JSON: name to number
+        pa.field("stop", pa.string(), nullable=False),
+    ],
+    metadata={"mtrl.conversation": "1"},
+)
+"""One row per finished conversation: what the journal keeps and what every process passes."""
+
+
+def to_table(conversations: Iterable[Conversation]) -> pa.Table:
+    """Rows of `SCHEMA`, one per conversation."""
+    return pa.Table.from_pylist([_row(conversation) for conversation in conversations], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Conversation]:
+    """The conversations of a table of `SCHEMA`. Raises DataError where the table has another schema or an unknown role."""
+    return list(iterate(table))
+
+
+def iterate(table: pa.Table) -> Iterator[Conversation]:
+    """As `from_table`, one at a time."""
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"a table of conversations needs the columns {SCHEMA.names}; this one lacks {missing}")
+    for row in table.select(SCHEMA.names).to_pylist():
+        yield _conversation(row)
+
+
+def _row(conversation: Conversation) -> dict[str, Any]:
+    row = dict(vars(conversation))
+    row["turns"] = [vars(turn) for turn in conversation.turns]
+    row["context"] = json.dumps(conversation.context, sort_keys=True)
+    row["metrics"] = json.dumps(conversation.metrics, sort_keys=True)
+    return row
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    try:
+        turns = [
+            Turn(**{**turn, "role": Role(turn["role"]), "finish": Finish(turn["finish"]) if turn["finish"] else None})
+            for turn in row["turns"]
+        ]
+        loaded = {"context": json.loads(row["context"]), "metrics": json.loads(row["metrics"])}
+        return Conversation(**{**row, **loaded, "turns": turns, "stop": StopReason(row["stop"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"conversation {row.get('id')!r} cannot be read: {error}") from error
+
+
+def validate(conversation: Conversation) -> None:
+    """Check the promises of this module's docstring. Raises DataError naming the conversation and the turn."""
+    if not 0.0 <= conversation.score <= 1.0:
+        raise DataError(f"conversation {conversation.id!r}: score is {conversation.score}, it has to lie in [0, 1]")
+    for index, turn in enumerate(conversation.turns):
+        lengths: Sequence[int] = (len(turn.logprobs), len(turn.versions))
+        allowed = (0, len(turn.tokens)) if turn.role == Role.AGENT else (0,)
+        if any(length not in allowed for length in lengths):
+            raise DataError(
+                f"conversation {conversation.id!r}, turn {index} ({turn.role}): {len(turn.tokens)} tokens, but "
+                f"{lengths[0]} log-probabilities and {lengths[1]} versions"
+            )
+        if not np.isfinite([turn.reward, *turn.logprobs]).all():
+            raise DataError(f"conversation {conversation.id!r}, turn {index}: a reward or log-probability is not finite")

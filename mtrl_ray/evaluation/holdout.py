@@ -1,0 +1,45 @@
+"""Held-out evaluation: the policy, and the scripted agents, on the same contexts of the test split."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from envs.base import Environment
+from envs.measure import conversations
+from mtrl_ray.evaluation.statistics import Estimate, mean_interval
+
+if TYPE_CHECKING:
+    from mtrl_ray.system import System
+
+SCRIPTED = ("expert", "greedy", "random")
+TEST_TAG = 0
+"""Takes the iteration's place in held-out identities and seeds: the same users meet every policy."""
+
+
+def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
+    """Mean score of the newest policy over the first `contexts` test contexts, and the conversations."""
+    table = system.hold("test", range(contexts), tag=TEST_TAG)
+    return mean_interval(table["score"].to_numpy()), table
+
+
+def scripted(environment: Environment, agent: str, contexts: int, split: str = "test") -> Estimate:
+    """Mean score of a scripted agent over the same contexts."""
+    return mean_interval([done.score for done in conversations(environment, agent, contexts, split)])
+
+
+def keep(folder: Path, name: str, table: pa.Table) -> None:
+    """Write held-out conversations to `evaluation/NAME.parquet` of a run's folder."""
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "evaluation" / f"{name}.parquet")
+
+
+def summarise(folder: Path, **estimates: Estimate) -> dict[str, dict[str, float]]:
+    """Add estimates to `summary.json` of a run's folder; all of what it then holds."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary |= {name: estimate.as_dict() for name, estimate in estimates.items()}
+    path.write_text(json.dumps(summary, indent=1))
+    return summary  # type: ignore[no-any-return]

@@ -1,0 +1,99 @@
+"""Q from a log alone: fitted on a part of the conversations, judged on the rest, no policy update (`mtrl fit-q`).
+
+1. Conversations are split by context; the ones without token ids are encoded with the model's chat template. For the
+   model `tiny` a tokenizer and a small Llama are made from the training part alone and taught to predict its agents.
+2. Q's predictions of held-out (state, response) pairs are compared with their returns: r with its interval, the
+   calibration error, and the squared error relative to a constant.
+3. `by_turn`: the same r over pairs at the same position only. Where returns depend on how far a conversation has come,
+   a Q that only counts turns would already correlate; this one does not reward that.
+"""
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtrl_ray.config import LearnerSettings, ModelSettings
+from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.errors import DataError
+from mtrl_ray.evaluation.statistics import calibration, correlation
+from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.specification import QFit, Supervision
+from mtrl_ray.models.chat import chat_format
+from mtrl_ray.models.tiny import TINY, blank_model
+from mtrl_ray.replay.split import split_table
+
+FEWEST = 10
+"""Pairs at one position below which they are left out of `by_turn`."""
+
+
+def fit_logged_q(
+    table: pa.Table, model: ModelSettings, spec: QFit, held_out: float, supervision: Supervision, seed: int
+) -> dict[str, Any]:
+    """Fit Q on a log's training part; figures on the held-out part for `--json`. Raises DataError for a log too small."""
+    train, test = split_table(table, held_out, seed)
+    if not (train.num_rows and test.num_rows):
+        raise DataError(f"the log has {table.num_rows} conversations; a split at {held_out:.0%} leaves one part empty")
+    with tempfile.TemporaryDirectory(prefix="mtrl-q-") as scratch:
+        path = model.path
+        if path == TINY:
+            path = scratch
+            blank_model(Path(path), model, from_table(train))
+        train, test = (_encoded(part, path, model.context_length) for part in (train, test))
+        learner = Learner(LearnerSettings(), path, seed=seed)
+        taught = learner.supervise(train, supervision) if model.path == TINY else {}
+        fitted = learner.fit_q(train, spec)
+        seen, unseen = (learner.predict_q(part, spec.discount) for part in (train, test))
+    return {
+        "conversations": {"train": train.num_rows, "held_out": test.num_rows},
+        "language_model_loss": taught.get("loss"),
+        "fit_loss": fitted["loss"],
+        "train": _quality(seen, seen),
+        "held_out": _quality(unseen, seen) | {"by_turn": _by_turn(unseen)},
+    }
+
+
+def _encoded(table: pa.Table, path: str, context_length: int) -> pa.Table:
+    """Token ids filled in; conversations longer than the context lose their last turns."""
+    chat = chat_format(path)
+    encoded = []
+    for conversation in from_table(table):
+        done = conversation if conversation.tokens else chat.encode(conversation)
+        while len(done.tokens) > context_length:
+            done.turns.pop()
+        encoded.append(done)
+    return to_table(encoded)
+
+
+def _quality(predictions: pa.Table, fitted: pa.Table) -> dict[str, Any]:
+    """How predictions compare with returns; the constant they are measured against is the mean of the fitted ones."""
+    q, returns = predictions["q"].to_numpy(), predictions["return"].to_numpy()
+    constant = float(fitted["return"].to_numpy().mean())
+    error = float(np.square(q - returns).mean())
+    return {
+        "turns": len(q),
+        "r": correlation(q, returns).as_dict(),
+        "calibration_error": calibration(q, returns).expected_error,
+        "mean_squared_error": error,
+        "explained_variance": 1.0 - error / float(np.square(returns - constant).mean()),
+        "mean_return": float(returns.mean()),
+        "return_deviation": float(returns.std()),
+    }
+
+
+def _by_turn(predictions: pa.Table) -> dict[str, float]:
+    """r over pairs at the same position, averaged over positions by their number."""
+    groups = defaultdict(list)
+    columns = (predictions[name].to_pylist() for name in ("turn", "q", "return"))
+    for turn, q, value in zip(*columns, strict=True):
+        groups[turn].append((q, value))
+    kept = [np.array(pairs) for pairs in groups.values() if len(pairs) >= FEWEST]
+    kept = [pairs for pairs in kept if pairs.std(axis=0).min() > 0]
+    if not kept:
+        return {"r": float("nan"), "pairs": 0}
+    sizes = [len(pairs) for pairs in kept]
+    each = [float(np.corrcoef(pairs.T)[0, 1]) for pairs in kept]
+    return {"r": float(np.average(each, weights=sizes)), "pairs": sum(sizes)}

@@ -1,0 +1,1 @@
+"""The learner: tables in, better models out."""

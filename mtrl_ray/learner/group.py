@@ -1,0 +1,155 @@
+"""The learners as Ray actors: one, or several that compute shares of every step and give the result of one.
+
+1. `LearnerGroup` starts `learner.processes` actors. With more than one, rank 0 opens a meeting point on a free port of
+   its node, and all join one torch.distributed group; with one there is no group.
+2. Every method is called on all ranks with the same arguments, tables as object refs, which each rank fetches itself. It
+   returns at once with the ref of rank 0's result; an actor works its calls off in order.
+3. When a rank fails, its partners' sums fail with an EngineError (at the latest after `COLLECTIVE_SECONDS`), and so does
+   the result.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from mtrl_ray.config import LearnerSettings, ModelSettings
+from mtrl_ray.errors import EngineError
+from mtrl_ray.learner.specification import Improvement, QFit, Supervision
+
+COLLECTIVE_SECONDS = 300.0
+"""Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
+
+START_SECONDS = 180.0
+"""Deadline for the actors' start: imports, the model, the group."""
+
+
+class LearnerActor:
+    """One rank. Wrapped as a Ray actor by `LearnerGroup`; `Learner` does the work."""
+
+    def __init__(
+        self, settings: LearnerSettings, model: ModelSettings, policy: str, seed: int, rank: int, seconds: float
+    ) -> None:
+        self._arguments = (settings, policy, model.dtype, seed)
+        self._rank, self._world, self._seconds = rank, settings.processes, seconds
+        self._store: Any = None
+        self._learner: Any = None
+
+    def open(self) -> tuple[str, int]:
+        """Rank 0: a meeting point on this node, as (host, port)."""
+        from mtrl_ray.learner.collective import listen
+
+        host = ray.util.get_node_ip_address()
+        self._store = listen(host, self._world, self._seconds)
+        return host, self._store.port
+
+    def start(self, meeting: tuple[str, int] | None) -> None:
+        """Meet the other ranks, load the policy. Raises EngineError, CheckpointError, ConfigurationError."""
+        from mtrl_ray.learner.learner import Learner
+
+        self._learner = Learner(*self._arguments, collective=self._meet(meeting))
+
+    def _meet(self, meeting: tuple[str, int] | None) -> Any:
+        from mtrl_ray.learner.collective import connect, join
+        from mtrl_ray.learner.learner import pick_device
+
+        if meeting is None:
+            return None
+        store = self._store or connect(*meeting, self._world, self._seconds)
+        return join(store, self._rank, self._world, pick_device(self._arguments[0]), self._seconds)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of `Learner`; only rank 0 gives its result."""
+        result = getattr(self._learner, method)(*arguments)
+        return result if self._rank == 0 else None
+
+
+class LearnerGroup:
+    """All ranks, as one learner whose methods return refs. Tables may be given as refs."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model: ModelSettings,
+        policy: str | Path,
+        seed: int = 0,
+        collective_seconds: float = COLLECTIVE_SECONDS,
+    ) -> None:
+        """Start the actors and wait until they are ready. Raises EngineError where they are not in time."""
+        actor = ray.remote(LearnerActor).options(num_cpus=settings.cpus, num_gpus=settings.gpus)
+        self._actors = [
+            actor.remote(settings, model, str(policy), seed, rank, collective_seconds)
+            for rank in range(settings.processes)
+        ]
+        meeting = self._wait(self._actors[0].open.remote()) if settings.processes > 1 else None
+        self._wait([one.start.remote(meeting) for one in self._actors])
+
+    def _wait(self, references: Any) -> Any:
+        try:
+            return ray.get(references, timeout=START_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            self.stop()
+            raise EngineError(
+                f"{len(self._actors)} learner processes were not ready after {START_SECONDS:g} s; "
+                "does the cluster have the CPUs and GPUs that learner.cpus and learner.gpus ask for?"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            self.stop()
+            raise error.cause from None
+        except ray.exceptions.RayActorError as error:
+            self.stop()
+            raise EngineError(f"a learner process died while it started: {error}") from None
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        results = [actor.call.remote(method, *arguments) for actor in self._actors]
+        return results[0]
+
+    def fit_q(self, conversations: Any, specification: QFit, responses: Any = None) -> Any:
+        """Ref of `Learner.fit_q`'s numbers."""
+        return self._call("fit_q", conversations, specification, responses)
+
+    def predict_q(self, conversations: Any, discount: float) -> Any:
+        """Ref of `Learner.predict_q`'s table."""
+        return self._call("predict_q", conversations, discount)
+
+    def score(self, conversations: Any, responses: Any) -> Any:
+        """Ref of Q of every response, float32 [responses]."""
+        return self._call("score", conversations, responses)
+
+    def improve(
+        self, conversations: Any, responses: Any, specification: Improvement, scores: np.ndarray | None = None
+    ) -> Any:
+        """Ref of `Learner.improve`'s numbers."""
+        return self._call("improve", conversations, responses, specification, scores)
+
+    def supervise(self, conversations: Any, specification: Supervision) -> Any:
+        """Ref of `Learner.supervise`'s numbers."""
+        return self._call("supervise", conversations, specification)
+
+    def anchor(self) -> Any:
+        """See `Learner.anchor`; the ref is ready when it is done."""
+        return self._call("anchor")
+
+    def weights(self, version: int) -> Any:
+        """Ref of the policy's `PackedWeights`, owned by the caller."""
+        return self._call("weights", version)
+
+    def save(self, folder: str | Path) -> Any:
+        """See `Learner.save`; the ref is ready when the files are written. The folder has to be rank 0's to write."""
+        return self._call("save", str(folder))
+
+    def load(self, folder: str | Path) -> Any:
+        """See `Learner.load`; the ref is ready when every rank has read the folder, which all of them have to see."""
+        return _all.remote(*[actor.call.remote("load", str(folder)) for actor in self._actors])
+
+    def stop(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+
+@ray.remote(num_cpus=0)
+def _all(*results: Any) -> None:
+    """Done when all of them are; fails when one of them did."""

@@ -1,0 +1,23 @@
+"""The chat format of a model folder or a hub name."""
+
+from mtrl_ray.errors import CheckpointError
+from mtrl_ray.tokens import ChatFormat
+
+
+def chat_format(path: str) -> ChatFormat:
+    """The tokenizer's chat format, the generation config's end tokens among its stop ids.
+
+    Raises CheckpointError where there is no tokenizer, ConfigurationError where its chat template cannot be used.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        eos = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no tokenizer could be loaded from {path!r}: {' '.join(str(error).split())[:300]}") from None
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return ChatFormat.from_tokenizer(tokenizer, listed)

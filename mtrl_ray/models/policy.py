@@ -1,0 +1,124 @@
+"""The policy: any causal language model of transformers, read at the positions that matter.
+
+1. `load_policy` opens a Hugging Face folder (or a name of the hub) and refuses one that is torn: a tensor that the
+   folder lacks would otherwise be initialised at random.
+2. `PolicyReader` gives log-probabilities of chosen next tokens and the entropies there. The decoder runs over the
+   rows once; the output layer runs only at the positions read, a chunk at a time, so that `[positions, vocabulary]`
+   never exceeds `LOGIT_BUDGET` entries (chunks are recomputed in the backward pass).
+3. Models that do more with their logits than one linear layer (soft caps, scaling) are found by comparison, and
+   their own full logits are read.
+4. Log-probabilities and entropies are float32 whatever the model computes in, and are those of the distribution that
+   was sampled: logits divided by the sampler's temperature.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from mtrl_ray.errors import CheckpointError, ConfigurationError
+from mtrl_ray.models.inputs import ModelInputs, hidden_states
+
+LOGIT_BUDGET = 2**25
+"""Entries of the largest logits ever held at once (128 MiB in float32)."""
+
+
+def load_policy(path: str | Path, dtype: str | torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model at `path` (a folder or a name of the hub), in evaluation mode, without dropout.
+
+    Raises CheckpointError where there is none, or where it is incomplete.
+    """
+    return open_pretrained(AutoModelForCausalLM, path, dtype)
+
+
+def open_pretrained(auto_class: Any, path: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
+    """`auto_class.from_pretrained`, its failures and missing tensors as CheckpointError."""
+    disable_progress_bar()
+    try:
+        model, report = auto_class.from_pretrained(str(path), dtype=dtype, output_loading_info=True)
+    except Exception as error:  # transformers, safetensors and huggingface_hub share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"no model can be opened at {str(path)!r} ({type(error).__name__}: {reason})") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"the model at {str(path)!r} lacks {len(missing)} tensors, {missing[0]!r} among them")
+    return model.eval()
+
+
+class PolicyReader(nn.Module):
+    """Reads a causal language model at chosen positions; `temperature` is the sampler's."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.linear_head = _head_is_linear(model)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its output layer."""
+        decoder: nn.Module = self.model.base_model
+        return decoder
+
+    def forward(
+        self,
+        inputs: ModelInputs,
+        slots: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> dict[str, Tensor]:
+        """`logprobs` of `targets` as the tokens after the positions `slots`, and `entropies` there, float32 [reads].
+
+        slots: int64 [reads] into the flattened `[rows * slots]` of `inputs`; targets: int64 [reads]. Entropies carry a
+        gradient where `entropy_gradient` is set. Raises ConfigurationError for a temperature that is not above 0.
+        """
+        if temperature <= 0:
+            raise ConfigurationError(f"temperature is {temperature}; log-probabilities need one above 0")
+        if self.linear_head:
+            states, head = hidden_states(self.decoder, inputs), self.model.get_output_embeddings()
+        else:
+            states, head = self._all_logits(inputs), nn.Identity()
+        states = states.index_select(0, slots)
+        chunk = max(1, LOGIT_BUDGET // self.model.config.vocab_size)
+        if len(slots) <= chunk:
+            logprobs, entropies = _read(head, states, targets, temperature, entropy_gradient)
+            return {"logprobs": logprobs, "entropies": entropies}
+        parts = [
+            checkpoint(_read, head, *part, temperature, entropy_gradient, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(states.split(chunk), targets.split(chunk), strict=True)
+        ]
+        logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+        return {"logprobs": logprobs, "entropies": entropies}
+
+    def _all_logits(self, inputs: ModelInputs) -> Tensor:
+        arguments = {} if inputs.mask is None else {"attention_mask": inputs.mask, "position_ids": inputs.positions}
+        logits: Tensor = self.model(input_ids=inputs.tokens, use_cache=False, **arguments).logits
+        return logits.flatten(0, 1)
+
+
+def _read(
+    head: nn.Module, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    logits = head(states).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(1, targets[:, None])[:, 0]
+    spread = logprobs if entropy_gradient else logprobs.detach()
+    return chosen, -(spread.exp() * spread).sum(dim=-1)
+
+
+@torch.no_grad()
+def _head_is_linear(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output layer at the decoder's hidden states, and nothing is done to them after."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    inputs = ModelInputs(torch.arange(1, 5, device=model.device)[None] % model.config.vocab_size)
+    logits = model(input_ids=inputs.tokens, use_cache=False).logits.flatten(0, 1).float()
+    plain = head(hidden_states(model.base_model, inputs)).float()
+    return bool(torch.allclose(plain, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())))

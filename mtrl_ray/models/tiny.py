@@ -1,0 +1,124 @@
+"""The tiny model: a Llama of half a million parameters with its own tokenizer, made by the project.
+
+1. Scripted agents talk to scripted users (`Environment.warm_start` says in which shares); the tokenizer is trained on
+   these conversations, the model on their agent turns.
+2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
+   run with the same settings finds it there.
+3. The number of training steps decides how strong it is, not the clock, so that it is the same on every machine;
+   `warm_start.seconds` only bounds a machine that is too slow.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from envs.base import Environment
+from envs.measure import MIXTURE, conversations
+from mtrl_ray.config import EnvironmentSettings, LearnerSettings, ModelSettings
+from mtrl_ray.conversation import Conversation, to_table
+from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.specification import Supervision
+from mtrl_ray.models.chat import chat_format
+from mtrl_ray.monitoring.view import View
+
+TINY = "tiny"
+RECIPE_VERSION = 1
+"""Raised when the way the model is made changes, so that cached ones are not taken for new ones."""
+HEAD_SIZE = 32
+"""The smallest that vLLM's CPU attention kernels take."""
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `$MTRL_CACHE`, or mtrl-ray in the user's cache folder."""
+    given = os.environ.get("MTRL_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mtrl-ray"
+
+
+def tiny_model(
+    model: ModelSettings, environment_settings: EnvironmentSettings, environment: Environment, view: View
+) -> Path:
+    """The folder of a warm-started tiny model for an environment; made where the cache does not have it."""
+    made_from = {
+        "model": model.model_dump(mode="json", exclude={"warm_start": {"seconds"}}),
+        "environment": environment_settings.model_dump(mode="json"),
+        "shares": environment.warm_start,
+        "first": [done.turns[-1].text for done in conversations(environment, MIXTURE, 8, "train")],
+        "recipe": RECIPE_VERSION,
+    }
+    digest = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=8).hexdigest()
+    name = environment_settings.name.replace(":", ".")
+    folder = cache_folder() / "models" / f"tiny-{name}-{digest}"
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        make_tiny(scratch, model, environment, view)
+        _settle(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view: View) -> dict[str, float]:
+    """Make and warm-start the model in an empty folder; the metrics of its supervised training."""
+    warm = model.warm_start
+    view.part("warm start", f"{warm.conversations} scripted conversations")
+    spoken = list(conversations(environment, MIXTURE, warm.conversations, "train"))
+    blank_model(folder, model, spoken)
+    chat = chat_format(str(folder))
+    encoded = to_table(chat.encode(conversation) for conversation in spoken)
+    learner = Learner(LearnerSettings(threads=1), folder)
+    view.part("warm start", f"{warm.steps} supervised steps on {len(spoken)} conversations")
+    supervision = Supervision(
+        steps=warm.steps,
+        seconds=warm.seconds,
+        minibatch_conversations=warm.batch_conversations,
+        learning_rate=warm.learning_rate,
+    )
+    metrics = learner.supervise(encoded, supervision)
+    learner.core.models.network.save_pretrained(folder)
+    view.part("warm start", f"done, loss {metrics['loss']:.3f}")
+    return metrics
+
+
+def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) -> None:
+    """The tokenizer, and a Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mtrl_ray.models.tiny_tokenizer import train_tokenizer
+
+    texts = [turn.text for conversation in spoken for turn in conversation.turns]
+    texts += [turn.sent for conversation in spoken for turn in conversation.turns if turn.sent]
+    tokenizer = train_tokenizer(texts, model.vocabulary)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    heads = model.width // HEAD_SIZE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=model.width,
+        intermediate_size=3 * model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=model.context_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _settle(scratch: Path, folder: Path) -> None:
+    """Move a finished folder into place; another process that was faster wins."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise

@@ -1,0 +1,76 @@
+"""The tiny model's tokenizer: byte-level BPE trained on scripted conversations, and a minimal chat template.
+
+1. Bytes are the alphabet, so any text is representable and `decode(encode(text)) == text`.
+2. Text is cut into words with their leading space, amounts with their currency sign and suffix (`" $38k"`), runs of
+   punctuation and white space; what is frequent among these becomes one token. Short sequences are what makes a model
+   of this size fast.
+3. A turn is its role's token, the text, `<|end|>`: no newline, no beginning-of-sequence token, no default system
+   prompt. `<|end|>` is the end-of-turn and the end-of-sequence token in one.
+4. The same texts give the same tokenizer. It is an ordinary Hugging Face one: `save_pretrained`, `AutoTokenizer`, vLLM.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from mtrl_ray.errors import ConfigurationError
+
+PAD, END, SYSTEM, USER, AGENT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|agent|>"
+SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, AGENT)
+"""Ids 0 to 4, in this order."""
+
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+"""The special tokens and one token per byte."""
+
+WORDS = (
+    r" ?\p{L}+(?:'\p{L}+)*"  # words, contractions whole
+    r"| ?[$€£]?\p{N}+(?:[.,]\p{N}+)*(?:[kK](?!\p{L})|%)?"  # amounts
+    r"| ?[^\s\p{L}\p{N}]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = (
+    "{%- set names = {'system': '" + SYSTEM + "', 'user': '" + USER + "', 'assistant': '" + AGENT + "'} -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] not in names -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
+    "{{ names[message['role']] + message['content'] + '" + END + "' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '" + AGENT + "' }}{%- endif -%}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
+    """Learn a tokenizer of at most `vocabulary` ids (fewer where `texts` has too few repeated words).
+
+    Raises ConfigurationError where `vocabulary` cannot hold the bytes and the special tokens.
+    """
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise ConfigurationError(
+            f"a byte-level vocabulary of {vocabulary} ids is too small: "
+            f"{SMALLEST_VOCABULARY} hold the bytes and the special tokens"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=[SYSTEM, USER, AGENT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

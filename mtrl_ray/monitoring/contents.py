@@ -1,0 +1,125 @@
+"""What a run's folder holds, read for its report: every part may be missing, and some may be damaged.
+
+1. A part that is missing is None or empty: the run has not come that far, or was never asked for it.
+2. A part that is there but cannot be read is a problem: one sentence, which the report shows.
+3. Lines of `metrics.jsonl` that belong to one iteration (its metrics, an evaluation after it) become one row.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from mtrl_ray.conversation import Conversation, from_table, validate
+from mtrl_ray.errors import DataError
+from mtrl_ray.evaluation.statistics import Estimate
+from mtrl_ray.monitoring.recorder import read_metrics
+
+COMMAND = "command.txt"
+"""One line: the command that made the run."""
+Row = dict[str, float]
+T = TypeVar("T")
+
+
+@dataclass
+class Contents:
+    """`rows`: one per iteration, finite numbers only, `iteration` among them. `summary`: estimates by name."""
+
+    folder: Path
+    config_text: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, Estimate] = field(default_factory=dict)
+    start: list[Conversation] | None = None
+    end: list[Conversation] | None = None
+    command: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def setting(self, path: str) -> Any:
+        """A setting of the resolved config by its dotted path; None where there is none."""
+        node: Any = self.config
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+
+def read(folder: Path) -> Contents:
+    """Everything the report shows. Raises DataError only where `folder` is no folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a run's folder; give runs/NAME of a run that has started")
+    contents = Contents(folder)
+
+    def attempt(path: Path, reader: Callable[[Path], T]) -> T | None:
+        if not path.exists():
+            return None
+        try:
+            return reader(path)
+        except (DataError, OSError, ValueError, yaml.YAMLError, pa.ArrowException) as error:
+            contents.problems.append(f"{path.relative_to(folder)} cannot be read: {' '.join(str(error).split())}")
+            return None
+
+    contents.config_text = attempt(folder / "config.yaml", _text)
+    contents.config = attempt(folder / "config.yaml", _config) or {}
+    contents.rows = attempt(folder / "metrics.jsonl", lambda path: _rows(path.parent)) or []
+    contents.summary = attempt(folder / "summary.json", _summary) or {}
+    contents.start = attempt(folder / "evaluation" / "start.parquet", _conversations)
+    contents.end = attempt(folder / "evaluation" / "end.parquet", _conversations)
+    contents.command = attempt(folder / COMMAND, lambda path: _text(path).strip()) or _command(contents)
+    return contents
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    tree = yaml.safe_load(_text(path))
+    if not isinstance(tree, dict):
+        raise DataError(f"it holds {type(tree).__name__}, not sections of settings")
+    return tree
+
+
+def _command(contents: Contents) -> str | None:
+    """A command that makes the same run again from its resolved settings."""
+    name = contents.setting("run.name")
+    if not isinstance(name, str):
+        return None
+    config = contents.folder / "config.yaml"
+    return shlex.join(["mtrl", "train", str(config), f"run.name={name}-again"])
+
+
+def _rows(folder: Path) -> list[Row]:
+    merged: dict[int, Row] = {}
+    for line in read_metrics(folder):
+        row = merged.setdefault(line["iteration"], {})
+        row.update({key: float(value) for key, value in line.items() if _is_number(value)})
+    return [merged[iteration] for iteration in sorted(merged)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _summary(path: Path) -> dict[str, Estimate]:
+    tree = json.loads(_text(path))
+    if not isinstance(tree, dict):
+        raise DataError(f"it holds {type(tree).__name__}, not estimates by name")
+    estimates = {name: Estimate.from_dict(entry) for name, entry in tree.items() if isinstance(entry, dict)}
+    return {name: estimate for name, estimate in estimates.items() if math.isfinite(estimate.mean)}
+
+
+def _conversations(path: Path) -> list[Conversation]:
+    conversations = from_table(pq.read_table(path))
+    for conversation in conversations:
+        validate(conversation)
+        numbers = conversation.metrics.values() if isinstance(conversation.metrics, dict) else [None]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise DataError(f"conversation {conversation.id!r}: metrics are {conversation.metrics!r}, not numbers by name")
+    return conversations

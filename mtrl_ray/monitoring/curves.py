@@ -1,0 +1,152 @@
+"""Which charts a report shows: the results bar by bar, and the learning curves that the recorded metrics allow.
+
+A chart appears when at least one of its metrics was recorded. Metrics without a chart are in the report's table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mtrl_ray.evaluation.statistics import Estimate
+from mtrl_ray.monitoring.charts import Line, Stack, interval_chart, line_chart, stacked_chart
+from mtrl_ray.monitoring.contents import Row
+from mtrl_ray.monitoring.names import shown
+
+UNIT = (0.0, 1.0)
+WHOLE = "iteration/seconds"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its words. `legend`: (label, colour), where there is more than one series. `latest`: the last value."""
+
+    title: str
+    note: str
+    svg: str
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    latest: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chart of one or more metrics over iterations: `lines` are (key, label, colour)."""
+
+    title: str
+    note: str
+    lines: Sequence[tuple[str, str, str]]
+    bounds: tuple[float, float] | None = None
+
+
+PLANS = (
+    Plan(
+        "Q on held-out conversations",
+        "against the returns of the conversations",
+        [("q/r", "correlation r", "s1"), ("q/calibration_error", "calibration error", "s2")],
+        (-1.0, 1.0),
+    ),
+    Plan("Loss of Q", "", [("q/loss", "loss", "s1")]),
+    Plan("KL from the reference", "nats per token", [("improve/kl", "KL", "s1")]),
+    Plan("Entropy of the policy", "nats per token", [("improve/entropy", "entropy", "s1")]),
+    Plan(
+        "Critic's explained variance",
+        "share of the returns' variance",
+        [("improve/explained_variance", "explained variance", "s1")],
+        (-1.0, 1.0),
+    ),
+    Plan(
+        "Tokens per second",
+        "sampled in collection, trained in improvement",
+        [
+            ("collect/tokens_per_second", "sampled", "s1"),
+            ("improve/tokens_per_second", "trained", "s2"),
+        ],
+    ),
+)
+RESULTS = (("greedy", "greedy", "rest"), ("start", "start", "s2"), ("end", "end", "s1"), ("expert", "expert", "rest"))
+
+
+def results(summary: dict[str, Estimate]) -> Figure | None:
+    """Bars of whatever the summary holds."""
+    rows = [(label, summary[key], colour) for key, label, colour in RESULTS if key in summary]
+    if not rows:
+        return None
+    return Figure("Score on held-out contexts", "mean with 95 % interval", interval_chart(rows))
+
+
+def curves(rows: Sequence[Row], summary: dict[str, Estimate]) -> list[Figure]:
+    """The learning curves, in reading order."""
+    figures = [_scores(rows, summary), *(_planned(plan, rows) for plan in PLANS), _seconds(rows)]
+    return [figure for figure in figures if figure is not None]
+
+
+def _scores(rows: Sequence[Row], summary: dict[str, Estimate]) -> Figure | None:
+    parts = (
+        ("collect/score_mean", "collect/score_low", "collect/score_high", "in training", "s1", False),
+        ("evaluation/mean", "evaluation/low", "evaluation/high", "held out", "s3", True),
+    )
+    lines = []
+    for mean, low, high, label, colour, whiskers in parts:
+        known = [row for row in rows if mean in row]
+        # Evaluations are rare: joined over the iterations between them. Collection happens in every iteration.
+        chosen = known if whiskers else rows
+        if known:
+            band = [(row[low], row[high]) if {mean, low, high} <= row.keys() else None for row in chosen]
+            lines.append(Line(label, _x(chosen), [row.get(mean) for row in chosen], colour, band, whiskers))
+    if not lines:
+        return None
+    references = [(key, summary[key].mean) for key in ("greedy", "expert") if key in summary]
+    return Figure(
+        "Score",
+        "mean with 95 % interval",
+        line_chart(lines, references, UNIT),
+        _legend(lines),
+        _latest(lines[0]),
+    )
+
+
+def _planned(plan: Plan, rows: Sequence[Row]) -> Figure | None:
+    lines = [
+        Line(label, _x(rows), [row.get(key) for row in rows], colour)
+        for key, label, colour in plan.lines
+        if any(key in row for row in rows)
+    ]
+    if not lines:
+        return None
+    return Figure(plan.title, plan.note, line_chart(lines, (), plan.bounds), _legend(lines), _latest(lines[0]))
+
+
+def _seconds(rows: Sequence[Row]) -> Figure | None:
+    """Where an iteration's time goes. Parts that overlap can add up to more than the iteration took."""
+    timed = [row for row in rows if any(key.endswith("/seconds") for key in row)]
+    keys = dict.fromkeys(key for row in timed for key in row if key.endswith("/seconds") and key != WHOLE)
+    if not timed:
+        return None
+    largest = sorted(keys, key=lambda key: sum(row.get(key, 0.0) for row in timed), reverse=True)[:6]
+    shown_keys = [key for key in keys if key in largest]
+    stacks = [
+        Stack(key.split("/")[0], [max(row.get(key, 0.0), 0.0) for row in timed], f"s{place}")
+        for place, key in enumerate(shown_keys, start=1)
+    ]
+    rest = [max(row.get(WHOLE, 0.0) - sum(row.get(key, 0.0) for key in shown_keys), 0.0) for row in timed]
+    if any(rest):
+        stacks.append(Stack("the rest", rest, "rest"))
+    whole = [row[WHOLE] for row in timed if WHOLE in row]
+    return Figure(
+        "Seconds per iteration",
+        "by part",
+        stacked_chart(_x(timed), stacks),
+        [(stack.label, stack.colour) for stack in stacks],
+        f"{shown(whole[-1])} s" if whole else "",
+    )
+
+
+def _x(rows: Sequence[Row]) -> list[float]:
+    return [row["iteration"] for row in rows]
+
+
+def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    return [(line.label, line.colour) for line in lines] if len(lines) > 1 else []
+
+
+def _latest(line: Line) -> str:
+    known = [value for value in line.y if value is not None]
+    return shown(known[-1])

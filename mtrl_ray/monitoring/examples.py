@@ -1,0 +1,100 @@
+"""The same contexts before and after: how they changed, and which of them to show.
+
+1. A conversation of the start and one of the end belong together when context and sample are the same.
+2. Shown are the greatest improvements, the greatest losses, and a random draw from the rest; among equals, and in the
+   draw, chance decides under a fixed seed, so that a report is the same every time it is written.
+3. Where only one side exists, its conversations are drawn at random.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mtrl_ray.conversation import Conversation
+from mtrl_ray.evaluation.statistics import Estimate, paired_difference
+
+EACH = 4
+"""Contexts of each kind."""
+
+
+class Kind(StrEnum):
+    """Why a context is shown."""
+
+    IMPROVEMENT = "improvement"
+    LOSS = "loss"
+    RANDOM = "random draw"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One context, before and after; one side is None where that evaluation does not exist."""
+
+    kind: Kind
+    before: Conversation | None
+    after: Conversation | None
+
+    @property
+    def either(self) -> Conversation:
+        """A side that exists; identity and context are the same in both."""
+        side = self.after or self.before
+        assert side is not None
+        return side
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`difference`: mean of end minus start over the pairs, None without pairs; counts of contexts, and the examples."""
+
+    difference: Estimate | None = None
+    better: int = 0
+    equal: int = 0
+    worse: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+
+Pair = tuple[Conversation, Conversation]
+
+
+def compare(start: Sequence[Conversation] | None, end: Sequence[Conversation] | None, each: int = EACH) -> Comparison:
+    """Pair the conversations of two evaluations and choose `each` of every kind."""
+    pairs = _pairs(start or [], end or [])
+    if not pairs:
+        return Comparison(examples=_one_sided(start or [], end or [], 3 * each))
+    changes = [after.score - before.score for before, after in pairs]
+    return Comparison(
+        difference=paired_difference([after.score for _, after in pairs], [before.score for before, _ in pairs]),
+        better=sum(change > 0 for change in changes),
+        equal=sum(change == 0 for change in changes),
+        worse=sum(change < 0 for change in changes),
+        examples=_choose(pairs, each),
+    )
+
+
+def _pairs(start: Sequence[Conversation], end: Sequence[Conversation]) -> list[Pair]:
+    before = {(conversation.context_id, conversation.sample): conversation for conversation in reversed(start)}
+    after = {(conversation.context_id, conversation.sample): conversation for conversation in reversed(end)}
+    return [(before[key], after[key]) for key in sorted(before.keys() & after.keys())]
+
+
+def _choose(pairs: list[Pair], each: int) -> list[Example]:
+    rng = random.Random(0)
+    shuffled = rng.sample(pairs, len(pairs))
+    ranked = sorted(shuffled, key=_change, reverse=True)
+    improved = [pair for pair in ranked[:each] if _change(pair) > 0]
+    lost = [pair for pair in ranked[::-1][:each] if _change(pair) < 0]
+    chosen = {id(pair) for pair in improved + lost}
+    rest = [pair for pair in shuffled if id(pair) not in chosen][:each]
+    kinds = ((Kind.IMPROVEMENT, improved), (Kind.LOSS, lost), (Kind.RANDOM, rest))
+    return [Example(kind, *pair) for kind, group in kinds for pair in group]
+
+
+def _change(pair: Pair) -> float:
+    return pair[1].score - pair[0].score
+
+
+def _one_sided(start: Sequence[Conversation], end: Sequence[Conversation], count: int) -> list[Example]:
+    rng = random.Random(0)
+    side = end or start
+    drawn = rng.sample(list(side), min(count, len(side)))
+    return [Example(Kind.RANDOM, None if end else one, one if end else None) for one in drawn]

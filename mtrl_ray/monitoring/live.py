@@ -1,0 +1,181 @@
+"""The live view: what each part does now, the outcome so far, and the time left.
+
+1. In a terminal a table is redrawn a few times a second from the state that `part` and `iteration` leave; the calls
+   themselves only store, so they may be made from any thread and cost nothing.
+2. Where the output is not a terminal (a job's log, a pipe), each iteration is one plain line, and parts are silent.
+3. Time left: the mean seconds of the iterations seen by this view, times those still to come, bounded by the run's
+   budget of minutes. A resumed run's earlier iterations do not enter the mean.
+4. Text is shown as it is: markup and control sequences in it have no effect.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.control import strip_control_codes
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PARTS = ("rollout", "replay", "learner", "weights")
+"""The parts that are shown from the start; others are added when they first say something."""
+REFRESHES_PER_SECOND = 4
+SECONDS = "iteration/seconds"
+FAILURES = "collect/failures"
+
+
+class LiveView:
+    """Shows a run while it goes on. A context manager: nothing is drawn before it is entered, or after it is left."""
+
+    def __init__(
+        self,
+        run: str,
+        iterations: int,
+        *,
+        done: int = 0,
+        minutes: float | None = None,
+        table: bool = True,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`iterations`: of the whole run, `done` of them before a resume. `minutes`: the budget from now on.
+
+        `table` False: plain lines even in a terminal.
+        """
+        self._run = run
+        self._iterations = iterations
+        self._budget = math.inf if minutes is None else 60 * minutes
+        self._console = console or Console()
+        self._clock = clock
+        self._started = clock()
+        self._last_end = self._started
+        self._number = done
+        self._seen = 0
+        self._parts: dict[str, tuple[str, float]] = {name: ("", self._started) for name in PARTS}
+        self._metrics: dict[str, float] = {}
+        self._live: Live | None = None
+        if table and self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
+            )
+
+    def __enter__(self) -> "LiveView":
+        self._started = self._last_end = self._clock()
+        self._parts = {name: (doing, self._started) for name, (doing, _) in self._parts.items()}
+        if self._live is not None:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def part(self, name: str, doing: str) -> None:
+        """What a part does from now on; an empty text means nothing."""
+        self._parts = {**self._parts, name: (doing, self._clock())}
+
+    def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
+        """An iteration (counted from 1) has ended. Metrics of earlier ones stay in view until they are replaced."""
+        self._number = number
+        self._seen += 1
+        self._last_end = self._clock()
+        self._metrics = {**self._metrics, **metrics}
+        if self._live is None:
+            shown = [outcome(metrics), held_out(metrics), *_details(metrics)]
+            self._line(" · ".join([f"iteration {number}/{self._iterations}", *filter(None, shown), self._left()]))
+
+    def note(self, text: str) -> None:
+        """A line that stays: above the table in a terminal."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        plain = strip_control_codes(text.replace("\x1b", ""))
+        self._console.print(plain, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        seconds = self.seconds_left()
+        return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the run ends; None before the first iteration."""
+        now = self._clock()
+        budget = max(self._budget - (now - self._started), 0.0)
+        if not self._seen:
+            return None
+        each = (self._last_end - self._started) / self._seen
+        rest = each * (self._iterations - self._number) - (now - self._last_end)
+        return min(max(rest, 0.0), budget)
+
+    def _render(self) -> Group:
+        return Group(self._progress(), self._table(), self._numbers())
+
+    def _progress(self) -> Table:
+        row = Table.grid(padding=(0, 2))
+        row.add_row(
+            Text(self._run, style="bold"),
+            ProgressBar(total=max(self._iterations, 1), completed=self._number, width=24),
+            Text(f"iteration {self._number} of {self._iterations}"),
+            Text(f"{duration(self._clock() - self._started)} elapsed, {self._left()}", style="dim"),
+        )
+        return row
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2), header_style="dim", pad_edge=False)
+        table.add_column("part")
+        table.add_column("now", min_width=36)
+        table.add_column("for", justify="right")
+        now = self._clock()
+        for name, (doing, since) in self._parts.items():
+            said = strip_control_codes(doing.replace("\x1b", ""))
+            table.add_row(name, Text(said or "–"), duration(now - since) if doing else "")
+        return table
+
+    def _numbers(self) -> Text:
+        shown = [outcome(self._metrics), held_out(self._metrics), *_details(self._metrics)]
+        return Text(" · ".join(filter(None, shown)) or "no iteration has ended yet", style="bold" if self._seen else "dim")
+
+
+def outcome(metrics: Mapping[str, float]) -> str:
+    """The mean score of the collected conversations with its interval; empty where there is none."""
+    return _interval("score", metrics, "collect/score_mean", "collect/score_low", "collect/score_high")
+
+
+def held_out(metrics: Mapping[str, float]) -> str:
+    """The mean score of the last evaluation with its interval; empty where there is none."""
+    return _interval("held out", metrics, "evaluation/mean", "evaluation/low", "evaluation/high")
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`."""
+    whole = max(round(seconds), 0)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _interval(label: str, metrics: Mapping[str, float], mean: str, low: str, high: str) -> str:
+    if not _finite(metrics, mean):
+        return ""
+    known = _finite(metrics, low) and _finite(metrics, high)
+    around = f" [{metrics[low]:.3f}, {metrics[high]:.3f}]" if known else ""
+    return f"{label} {metrics[mean]:.3f}{around}"
+
+
+def _details(metrics: Mapping[str, float]) -> list[str]:
+    forms = {
+        "improve/kl": "KL {:.4f}",
+        "q/r": "Q r {:.2f}",
+        "collect/tokens_per_second": "{:,.0f} tokens/s",
+        FAILURES: "{:.0f} failed",
+        SECONDS: "{:.1f} s",
+    }
+    known = [key for key in forms if _finite(metrics, key) and not (key == FAILURES and metrics[key] == 0)]
+    return [forms[key].format(metrics[key]) for key in known]
+
+
+def _finite(metrics: Mapping[str, float], key: str) -> bool:
+    return key in metrics and math.isfinite(metrics[key])

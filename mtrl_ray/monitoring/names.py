@@ -1,0 +1,56 @@
+"""What the metrics mean: one sentence and a unit per key, families in the order in which they are shown.
+
+A key is `family/metric`; the family is the part of the system that measures it. A key that is not in this table is shown
+without a sentence: algorithms may record what they like.
+"""
+
+import math
+
+MEANINGS = {
+    "iteration/seconds": "wall-clock seconds of the whole iteration",
+    "collect/seconds": "seconds spent holding conversations",
+    "collect/score_mean": "mean score of the conversations held in this iteration",
+    "collect/score_low": "lower end of its 95 % interval",
+    "collect/score_high": "upper end of its 95 % interval",
+    "collect/conversations": "finished conversations",
+    "collect/agent_turns": "agent turns in them",
+    "collect/tokens": "tokens the agent sampled",
+    "collect/tokens_per_second": "sampled tokens per second of collection",
+    "collect/failures": "conversations dropped after their retries, never counted as a score",
+    "respond/seconds": "seconds spent sampling single responses to logged states",
+    "q/loss": "loss of the Q-function",
+    "q/r": "correlation of Q's predictions with the returns of conversations it was not fitted on",
+    "q/calibration_error": "expected calibration error of those predictions",
+    "q/seconds": "seconds spent fitting Q",
+    "improve/seconds": "seconds spent improving the policy",
+    "improve/kl": "KL divergence of the policy from its reference, nats per token",
+    "improve/clip_fraction": "share of tokens whose probability ratio was clipped",
+    "improve/entropy": "entropy of the policy, nats per token",
+    "improve/score_mean": "mean score that Q gives the sampled responses",
+    "improve/explained_variance": "share of the returns' variance that the critic explains",
+    "improve/tokens_per_second": "trained tokens per second of improvement",
+    "publish/seconds": "seconds until the new weights were published",
+    "replay/conversations": "conversations in the replay buffer",
+    "replay/bytes": "bytes they take in the object store",
+    "weights/version": "version of the newest published weights",
+    "evaluation/mean": "mean score on the held-out contexts",
+    "evaluation/low": "lower end of its 95 % interval",
+    "evaluation/high": "upper end of its 95 % interval",
+}
+
+
+def in_order(keys: set[str]) -> list[str]:
+    """Keys as this table has them, then the others by name."""
+    known = [key for key in MEANINGS if key in keys]
+    return known + sorted(keys - set(known))
+
+
+def shown(value: float) -> str:
+    """A number for people: four significant digits, thousands separated."""
+    if not math.isfinite(value) or abs(value) >= 1e15:
+        return f"{value:.4g}"
+    if value == int(value):
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2e}"

@@ -1,0 +1,189 @@
+"""Where the numbers of a run go: JSON lines, TensorBoard, and Ray's metrics endpoint.
+
+1. `record` appends one JSON object per call to `metrics.jsonl`: `iteration` and the metrics under their own keys. A
+   number that is not finite becomes null, its key kept. This file is the truth; the other two are for watching.
+2. The line is handed to the operating system before `record` returns: a killed process loses no recorded iteration. A
+   line that was torn by a crash has no newline; it is not read, and is removed before anything is appended.
+3. `rewind` cuts the file back to an iteration, in one atomic replacement, when a run resumes from there. TensorBoard is
+   told to forget the same steps.
+4. Metric `q/r` is the gauge `mtrl_q_r` (Ray adds its prefix: `ray_mtrl_q_r`) with the tag `run`, made when it first has a
+   value and Ray is running. A gauge goes to NaN with its metric, so that no dashboard shows an old value as new.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from mtrl_ray.config import MonitoringSettings
+from mtrl_ray.errors import DataError
+
+LOG = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+FLUSH_SECONDS = 5
+"""How often TensorBoard's event files reach the disk; the JSON lines do with every call."""
+
+
+class Recorder:
+    """Records the metrics of one run in its folder. One recorder per run at a time."""
+
+    def __init__(self, folder: Path, run_name: str, settings: MonitoringSettings) -> None:
+        """Makes `folder` where it is missing, and removes a torn last line. Raises DataError for a damaged file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / FILE
+        self._file: IO[str] | None = None
+        self._board = _Board(folder / "tensorboard") if settings.tensorboard else None
+        self._gauges = _Gauges(run_name) if settings.ray_metrics else None
+        _cut(self._path, None)
+
+    def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of an iteration. Raises DataError for a value that is no number, and for the key `iteration`."""
+        numbers = {key: _number(key, value) for key, value in metrics.items()}
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
+        finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._file.write(json.dumps({"iteration": iteration, **finite}, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.record(iteration, numbers)
+        if self._gauges is not None:
+            self._gauges.record(numbers)
+
+    def rewind(self, iteration: int) -> None:
+        """Forget everything recorded after `iteration`. Raises DataError for a damaged file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        _cut(self._path, iteration)
+        if self._board is not None:
+            self._board.rewind(iteration)
+
+    def close(self) -> None:
+        """Close the files; a later `record` opens them again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """One dictionary per recorded line, in order: `iteration` and metrics, None where a number was not finite.
+
+    Empty where nothing was recorded. Raises DataError naming a damaged line.
+    """
+    path = folder / FILE
+    return [row for row, _ in _lines(path)] if path.is_file() else []
+
+
+def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """Rows with the text they came from; whatever follows the last newline is torn and left out."""
+    *whole, _torn = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            text = line.decode("utf-8")
+            row = json.loads(text)
+            if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+                raise ValueError("no JSON object with an integer 'iteration'")
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} cannot be read ({error}); remove that line to go on") from error
+        rows.append((row, text))
+    return rows
+
+
+def _cut(path: Path, iteration: int | None) -> None:
+    """Drop a torn last line, and the lines after `iteration` where one is given."""
+    if not path.is_file():
+        return
+    lines = [text for row, text in _lines(path) if iteration is None or row["iteration"] <= iteration]
+    content = "".join(f"{text}\n" for text in lines).encode("utf-8")
+    if len(content) == path.stat().st_size:
+        return
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _number(key: str, value: float) -> float:
+    if key == "iteration":
+        raise DataError("a metric is called 'iteration'; that key holds the iteration itself, choose another")
+    try:
+        return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metric {key!r} is {value!r}; a metric has to be a number") from error
+
+
+class _Board:
+    """TensorBoard event files; a new one after each rewind, which tells TensorBoard what to forget."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._forget_from: int | None = None
+
+    def record(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(self._folder),
+                purge_step=self._forget_from,
+                flush_secs=FLUSH_SECONDS,
+                # Two files of the same second would have the same name, and the second would replace the first.
+                filename_suffix=f".{time.time_ns()}",
+            )
+        for key, value in numbers.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(key, value, iteration)
+
+    def rewind(self, iteration: int) -> None:
+        self.close()
+        self._forget_from = iteration + 1
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _Gauges:
+    """Ray gauges by metric; nothing while Ray is not running."""
+
+    def __init__(self, run_name: str) -> None:
+        self._tags = {"run": run_name}
+        self._gauges: dict[str, Any] = {}
+
+    def record(self, numbers: Mapping[str, float]) -> None:
+        import ray
+        from ray.util.metrics import Gauge
+
+        if not ray.is_initialized():
+            return
+        for key, value in numbers.items():
+            if key not in self._gauges:
+                self._gauges[key] = Gauge(gauge_name(key), description=f"mtrl-ray metric {key}", tag_keys=("run",))
+            self._gauges[key].set(float(value), tags=self._tags)
+
+
+def gauge_name(key: str) -> str:
+    """The name of a metric's Ray gauge: `q/r` is `mtrl_q_r`."""
+    return "mtrl_" + re.sub(r"[^a-zA-Z0-9]+", "_", key).strip("_")

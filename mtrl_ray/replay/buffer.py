@@ -1,0 +1,365 @@
+"""The replay buffer: recent conversations in the object store, found by id, iteration, weight version and outcome.
+
+1. The journal is the truth, the object store the cache. `append` first keeps the new conversations in the journal, then
+   puts them into the object store; what is lost there is read from the journal again, and a buffer that is made anew
+   begins with what the journal holds.
+2. A conversation counts once, by id, whether it is still in memory or not: the double of a re-issued lease is counted
+   as one. Rows that are not valid conversations are refused with a sentence and never enter a batch.
+3. Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). What falls
+   out is counted by cause; the journal keeps it. The oldest by (iteration, id) goes first, whoever arrived first.
+4. Every answer is in the order (iteration, id), or drawn from it under a seed: the same conversations give the same
+   answer in whatever order they arrived.
+5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
+   and come out as return values, so that a driver passes them on unseen: `learner.fit.remote(buffer.window.remote(4))`.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.replay import sampling
+from mtrl_ray.replay.columns import agent_turn, histories
+from mtrl_ray.replay.intake import receive
+from mtrl_ray.replay.journal import Journal
+from mtrl_ray.replay.memory import Memory, span
+
+LOG = logging.getLogger(__name__)
+
+CAUSES = ("conversations", "bytes", "staleness")
+"""Bounds by which conversations fall out of memory."""
+STATES = pa.schema(
+    [pa.field("conversation_id", pa.string()), pa.field("turn", pa.int32()), pa.field("tokens", pa.list_(pa.int32()))]
+)
+"""Logged states: `tokens` is the history before turn `turn` (an index into the conversation's turns, an agent's)."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of an `append`.
+
+    `added` and `duplicates` count conversations; `refused` has a sentence per invalid one; `lost` gives the cause for
+    each position in `refs` whose table could not be fetched: nothing of it was kept, its lease has to be issued again.
+    """
+
+    added: int
+    duplicates: int
+    refused: tuple[str, ...] = ()
+    lost: dict[int, str] = field(default_factory=dict)
+
+
+class ReplayBuffer:
+    """See the module's docstring. Every table of conversations it returns has the columns of `SCHEMA`."""
+
+    _version: int
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str],
+        *,
+        max_conversations: int = 100_000,
+        max_bytes: int = 2**30,
+        max_staleness: int | None = None,
+        fetch_seconds: float = 60.0,
+    ) -> None:
+        """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
+
+        `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
+        are never stale. `fetch_seconds`: how long to wait for a table of the object store.
+        """
+        _check_bounds(max_conversations=max_conversations, max_bytes=max_bytes, max_staleness=max_staleness)
+        self._journal = Journal(journal)
+        self._max_conversations, self._max_bytes, self._max_staleness = max_conversations, max_bytes, max_staleness
+        self._fetch_seconds = fetch_seconds
+        self.rebuild()
+
+    def append(self, refs: Sequence[ray.ObjectRef]) -> Appended:
+        """Take the conversations of these tables. Safe to repeat.
+
+        Raises EngineError where the journal cannot keep them; then none of them was taken.
+        """
+        received = receive(refs, self._fetch_seconds)
+        ids = received.table["id"].to_pylist()
+        first = {name: row for row, name in reversed(list(enumerate(ids))) if name not in self._counted}
+        self._admit(received.table.take(pa.array(sorted(first.values()), pa.int64())))
+        appended = Appended(len(first), len(ids) - len(first), tuple(received.refused), received.lost)
+        self._events.update(duplicates=appended.duplicates, refused=len(appended.refused), lost=len(appended.lost))
+        for sentence in (*appended.refused, *(f"table {position}: {why}" for position, why in appended.lost.items())):
+            LOG.warning("not taken into the replay buffer: %s", sentence)
+        return appended
+
+    def window(self, iterations: int) -> pa.Table:
+        """All conversations in memory of the newest `iterations` iterations."""
+        index = self._memory.index
+        return self._memory.gather(index.filter(_recent(index, iterations)))
+
+    def sample(
+        self,
+        n: int,
+        seed: int,
+        prioritised: str | None = None,
+        exponent: float = sampling.EXPONENT,
+        correction: float = sampling.CORRECTION,
+    ) -> pa.Table:
+        """`n` conversations and a column `weight`, the importance weight of each (float32).
+
+        `prioritised`: None draws uniformly without replacement (weights 1); "priority" draws in proportion to what
+        `update_priorities` told, where a conversation nobody rated has the greatest priority so far; "score_variance"
+        in proportion to how much the outcome of its context varies. Raises DataError where there are too few.
+        """
+        index = self._memory.index
+        if index.num_rows == 0 or (prioritised is None and n > index.num_rows):
+            raise DataError(
+                f"a sample of {n} conversations was asked of a buffer that holds {index.num_rows}; "
+                "collect more, or ask for fewer"
+            )
+        if prioritised is None:
+            drawn, weights = sampling.uniform(index.num_rows, n, seed), np.ones(n)
+        else:
+            drawn, weights = sampling.proportional(self._priority(prioritised), n, seed, exponent, correction)
+        table = self._memory.gather(index.take(pa.array(drawn)))
+        return table.append_column("weight", pa.array(weights, pa.float32()))
+
+    def update_priorities(self, ids: Sequence[str], priorities: Sequence[float]) -> None:
+        """Rate conversations, e.g. by the size of their temporal-difference error; those not in memory are passed over.
+
+        Raises DataError for a priority that is not positive and finite.
+        """
+        given = np.asarray(priorities, dtype=np.float64)
+        if len(given) != len(ids) or not (np.isfinite(given) & (given > 0)).all():
+            raise DataError(f"{len(ids)} conversations need as many positive, finite priorities; given were {given}")
+        rated = zip(ids, given.tolist(), strict=True)
+        self._priorities.update({name: priority for name, priority in rated if name in self._memory.ids})
+
+    def take(self, ids: Sequence[str]) -> pa.Table:
+        """The conversations with these ids, in their order, from memory or else from the journal.
+
+        Raises DataError naming ids that neither has.
+        """
+        wanted = pa.array(list(ids), pa.string())
+        index = self._memory.index
+        held = self._memory.gather(index.filter(pc.is_in(index["id"], wanted)))
+        absent = [name for name in ids if name not in self._memory.ids]
+        if absent:
+            held = pa.concat_tables([held, self._journal.rows(absent)]).combine_chunks()
+        rows = pc.index_in(wanted, held["id"].combine_chunks())
+        if rows.null_count:
+            unknown = wanted.filter(pc.is_null(rows)).to_pylist()
+            raise DataError(f"{len(unknown)} of the conversations asked for were never kept, {unknown[0]!r} first")
+        return held.take(rows)
+
+    def states(
+        self, n: int | None, seed: int, ids: Sequence[str] | None = None, iterations: int | None = None
+    ) -> pa.Table:
+        """`n` logged states (None: all), uniform over the agent turns without replacement; rows of `STATES`.
+
+        Of the conversations with these `ids`, or of the newest `iterations` iterations, or of all in memory. Raises
+        DataError where there are fewer than `n`, or where a conversation has no token ids yet.
+        """
+        index = self._memory.index
+        if iterations is not None:
+            index = index.filter(_recent(index, iterations))
+        if ids is not None:
+            index = index.filter(pc.is_in(index["id"], pa.array(list(ids), pa.string())))
+        ends = np.cumsum(index["turns"].to_numpy(), dtype=np.int64)
+        total = int(ends[-1]) if len(ends) else 0
+        if n is not None and n > total:
+            raise DataError(f"{n} logged states were asked of {index.num_rows} conversations, which have {total}")
+        picks = sampling.uniform(total, total if n is None else n, seed)
+        return self._states(index, ends, picks)
+
+    def advance(self, version: int) -> int:
+        """Tell the latest weight version; returns how many conversations became too stale and were dropped."""
+        self._version = max(self._version, version)
+        before = len(self._memory.ids)
+        self._bound()
+        return before - len(self._memory.ids)
+
+    def ids(self, iteration: int) -> list[str]:
+        """Ids counted in one iteration, those no longer in memory included: what need not be held again."""
+        return sorted(name for name in self._journal.ids(iteration) if name in self._counted)
+
+    def outcomes(self, iteration: int) -> dict[str, Any]:
+        """Of one iteration's conversations in memory, by id: `score` [conversations], and `agent_turns`, their sum."""
+        index = self._memory.index
+        index = index.filter(pc.equal(index["iteration"], iteration))
+        return {"score": index["score"].to_pylist(), "agent_turns": int(index["turns"].to_numpy().sum())}
+
+    def recall(self, iteration: int) -> int:
+        """Count conversations of one iteration that the journal got after the checkpoint `rebuild` went back to.
+
+        Returns how many. They need not be held again where a seed alone does not give the same conversation.
+        """
+        table = self._journal.read(iteration)
+        fresh = [name not in self._counted for name in table["id"].to_pylist()]
+        self._admit(table.filter(pa.array(fresh, pa.bool_())))
+        return sum(fresh)
+
+    def compact(self, iterations: int | range | None = None) -> int:
+        """Merge the journal's files of these iterations; returns how many files that saves."""
+        return self._journal.compact(iterations)
+
+    def problems(self) -> list[str]:
+        """One sentence per file of the journal that could not be read."""
+        return self._journal.problems
+
+    def statistics(self) -> dict[str, float]:
+        """What is held (counts, bytes, staleness in versions), and what was dropped, doubled, refused, lost, restored.
+
+        `journaled` counts conversations the journal has, `journal_problems` the files of it that could not be read.
+        """
+        index = self._memory.index
+        staleness = np.maximum(self._version - index["version"].drop_null().to_numpy(), 0)
+        return {
+            "conversations": index.num_rows,
+            "agent_turns": int(index["turns"].to_numpy().sum()),
+            "tokens": int(index["tokens"].to_numpy().sum()),
+            "bytes": self._memory.bytes,
+            "objects": self._memory.objects,
+            "version": self._version,
+            "staleness_mean": float(staleness.mean()) if len(staleness) else 0.0,
+            "staleness_max": int(staleness.max()) if len(staleness) else 0,
+            **{f"dropped_{cause}": self._dropped[cause] for cause in CAUSES},
+            **{name: self._events[name] for name in ("duplicates", "refused", "lost")},
+            "restored": self._memory.restored,
+            "journaled": len(self._journaled),
+            "journal_problems": len(self._journal.problems),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps (JSON values), for `rebuild`."""
+        return {
+            "ids": self._memory.index["id"].to_pylist(),
+            "position": self._journal.position.sequence,
+            "version": self._version,
+            "priorities": dict(self._priorities),
+            "dropped": dict(self._dropped),
+            "events": dict(self._events),
+        }
+
+    def rebuild(self, state: dict[str, Any] | None = None) -> int:
+        """Fill the memory from the journal; returns how many conversations it then holds.
+
+        Without a `state`, the newest that the bounds allow. With a checkpoint's, exactly what was held at that moment:
+        what the journal got since is not counted, and when `append` brings it again it is not written twice.
+        """
+        known = state or {}
+        self._memory = Memory(self._journal.rows, self._fetch_seconds)
+        self._version = known.get("version", 0)
+        self._priorities: dict[str, float] = dict(known.get("priorities", {}))
+        self._dropped: Counter[str] = Counter(known.get("dropped", {}))
+        self._events: Counter[str] = Counter(known.get("events", {}))
+        self._journaled = set(self._journal.ids())
+        self._counted = set(self._journal.ids(until=known.get("position")))
+        if state is None:
+            self._load_newest()
+        else:
+            self._load(state["ids"])
+        return len(self._memory.ids)
+
+    def _load_newest(self) -> None:
+        for iteration in reversed(self._journal.iterations()):
+            if len(self._memory.ids) >= self._max_conversations or self._memory.bytes >= self._max_bytes:
+                break
+            self._memory.add(self._journal.read(iteration))
+        self._version = max(self._version, pc.max(self._memory.index["version"]).as_py() or 0)
+        self._bound(count=False)
+
+    def _load(self, ids: list[str]) -> None:
+        missing = len(set(ids) - self._journaled)
+        if missing:
+            raise DataError(
+                f"the replay buffer's checkpoint names {missing} conversations that the journal "
+                f"{self._journal.folder.uri} does not have; give the run its own journal, or start a new run"
+            )
+        wanted = pa.array(ids, pa.string())
+        for iteration in reversed(self._journal.iterations()):
+            if len(self._memory.ids) == len(ids):
+                break
+            table = self._journal.read(iteration)
+            self._memory.add(table.filter(pc.is_in(table["id"], wanted)))
+
+    def _admit(self, table: pa.Table) -> None:
+        """Journal and hold conversations not counted so far; what the journal has already is taken from there."""
+        if table.num_rows == 0:
+            return
+        ids = table["id"].to_pylist()
+        again = [name for name in ids if name in self._journaled]
+        kept = self._journal.rows(again, span(table)) if again else SCHEMA.empty_table()
+        new = table.filter(pc.invert(pc.is_in(table["id"], kept["id"].combine_chunks())))
+        if new.num_rows:
+            self._journal.append(new)
+        self._memory.add(pa.concat_tables([kept, new]))
+        self._journaled.update(ids)
+        self._counted.update(ids)
+        self._bound()
+
+    def _states(self, index: pa.Table, ends: np.ndarray, picks: np.ndarray) -> pa.Table:
+        owner = np.searchsorted(ends, picks, side="right")
+        nth = picks - np.concatenate([[0], ends])[owner]
+        chosen, row = np.unique(owner, return_inverse=True)
+        table = self._memory.gather(index.take(pa.array(chosen)))
+        turn = agent_turn(table, row, nth)
+        tokens = histories(table, row, turn)
+        ids = table["id"].combine_chunks().take(pa.array(row))
+        without = ids.filter(pc.equal(pc.list_value_length(tokens), 0))
+        if len(without):
+            raise DataError(
+                f"{len(without)} logged states have no token ids, conversation {without[0].as_py()!r} first; encode "
+                "imported conversations with the policy's tokenizer before they serve as states"
+            )
+        return pa.table([ids, pa.array(turn, pa.int32()), tokens], schema=STATES)
+
+    def _priority(self, kind: str) -> np.ndarray:
+        index = self._memory.index
+        if kind == "score_variance":
+            contexts = index["context_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+            return sampling.score_variance(contexts, index["score"].to_numpy().astype(np.float64))
+        if kind != "priority":
+            raise ConfigurationError(f'prioritised is {kind!r}; it can be null, "priority" or "score_variance"')
+        greatest = max(self._priorities.values(), default=1.0)
+        return np.array([self._priorities.get(name, greatest) for name in index["id"].to_pylist()])
+
+    def _bound(self, count: bool = True) -> None:
+        """Drop what the bounds do not allow, oldest first, and count it by cause."""
+        if self._max_staleness is not None:
+            stale = pc.less(self._memory.index["version"], self._version - self._max_staleness)
+            self._drop(pc.fill_null(stale, False).to_numpy(), "staleness", count)
+        excess = len(self._memory.ids) - self._max_conversations
+        if excess > 0:
+            self._drop(np.arange(len(self._memory.ids)) < excess, "conversations", count)
+        while self._memory.bytes > self._max_bytes:
+            kept_bytes = np.cumsum(self._memory.conversation_bytes()[::-1])[::-1]
+            over = kept_bytes > self._max_bytes
+            over[0] = True
+            self._drop(over, "bytes", count)
+
+    def _drop(self, marked: np.ndarray, cause: str, count: bool) -> None:
+        if not marked.any():
+            return
+        gone = self._memory.keep(~marked)
+        if count:
+            self._dropped[cause] += gone.num_rows
+        for name in gone["id"].to_pylist():
+            self._priorities.pop(name, None)
+
+
+def _recent(index: pa.Table, iterations: int) -> pa.ChunkedArray:
+    newest = pc.max(index["iteration"]).as_py() or 0
+    return pc.greater(index["iteration"], newest - iterations)
+
+
+def _check_bounds(**bounds: int | None) -> None:
+    for name, value in bounds.items():
+        least = 0 if name == "max_staleness" else 1
+        if value is not None and value < least:
+            raise ConfigurationError(f"the replay buffer's {name} is {value}; it has to be at least {least}")

@@ -1,0 +1,194 @@
+"""What a log of another system means: the mapping file of `mtrl import`.
+
+1. A mapping is YAML. Where something lies in a record is a JMESPath expression (jmespath.org); `{agent}` and `{user}`
+   in it stand for the role values of the two sides, so that one mapping reads a dialogue from either side.
+2. A message whose whole text is a key of `actions`, and the system message, are templates: `{name}` is replaced by what
+   the path `fields.name` finds.
+3. A misspelt key, a wrong type or a path that cannot be parsed is one sentence that names it, before any row is read.
+"""
+
+import json
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jmespath  # type: ignore[import-untyped]
+import yaml
+from jmespath.exceptions import JMESPathError  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtrl_ray.errors import ConfigurationError, DataError
+
+PLACE = re.compile(r"\{(\w+)\}")
+
+
+class Part(BaseModel):
+    """A part of a mapping: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Roles(Part):
+    """Which values of a message's `role` belong to whom. Messages of a role in `ignore` are left out."""
+
+    agent: tuple[str, ...] = ("assistant", "agent")
+    user: tuple[str, ...] = ("user", "customer")
+    system: tuple[str, ...] = ("system",)
+    ignore: tuple[str, ...] = ()
+
+
+class Message(Part):
+    """Paths inside one message.
+
+    `reward` is a number that arrived with the message (on a user's message it belongs to the agent's turn before);
+    `sent` is what reached the user in place of an agent's suggestion. `actions` maps a message's exact text to the text
+    it shall have, with `fields` for its placeholders.
+    """
+
+    role: str = "role"
+    text: str = "content"
+    reward: str | None = None
+    sent: str | None = None
+    actions: dict[str, str] = Field(default_factory=dict)
+    fields: dict[str, str] = Field(default_factory=dict)
+
+
+class Score(Part):
+    """The outcome: the number at `path`, with `minimum` read as 0 and `maximum` as 1."""
+
+    path: str = "score"
+    minimum: float = 0.0
+    maximum: float = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Score":
+        if not self.minimum < self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) has to be less than maximum ({self.maximum})")
+        return self
+
+
+class Mapping(Part):
+    """How records become conversations. Paths are relative to a record.
+
+    `records`: where the list of records is in a JSON document (None: the document is the list). `group`: the column
+    that names the conversation, for logs with one row per message; such a record has the first non-empty value of each
+    column and all rows under `messages`, sorted by the column `order` if given. `participants: both` reads each
+    dialogue twice, once from either side. `split`: a path; without it, a share `held_out` of the contexts is "test".
+    """
+
+    environment: str = Field(min_length=1)
+    format: Literal["auto", "json", "jsonl", "parquet", "csv"] = "auto"
+    records: str | None = None
+    group: str | None = None
+    order: str | None = None
+    id: str | None = None
+    context_id: str | None = None
+    messages: str = "messages"
+    message: Message = Message()
+    roles: Roles = Roles()
+    participants: Literal["one", "both"] = "one"
+    system: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict)
+    score: Score = Score()
+    metrics: dict[str, str] = Field(default_factory=dict)
+    context: dict[str, str] = Field(default_factory=dict)
+    split: str | None = None
+    held_out: float = Field(default=0.1, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Mapping":
+        claimed = [*self.roles.agent, *self.roles.user, *self.roles.system, *self.roles.ignore]
+        twice = sorted({value for value in claimed if claimed.count(value) > 1})
+        if twice:
+            raise ValueError(f"roles names {twice} more than once; a role value belongs to one side")
+        if not self.roles.agent or not self.roles.user:
+            raise ValueError("roles needs at least one value for agent and one for user")
+        for name, path in self.paths().items():
+            _compiled(name, _placed(path, self.roles.agent[0], self.roles.user[0]))
+        _check_template("system", self.system or "", self.fields)
+        for text, template in self.message.actions.items():
+            _check_template(f"message.actions.{text}", template, self.message.fields)
+        return self
+
+    def paths(self) -> dict[str, str]:
+        """Every path of the mapping, by its key."""
+        single = {name: getattr(self, name) for name in ("records", "id", "context_id", "messages", "split")}
+        single |= {f"message.{name}": getattr(self.message, name) for name in ("role", "text", "reward", "sent")}
+        single["score.path"] = self.score.path
+        many = {"fields": self.fields, "metrics": self.metrics, "context": self.context}
+        many["message.fields"] = self.message.fields
+        found = {name: path for name, path in single.items() if path is not None}
+        return found | {f"{group}.{name}": path for group, paths in many.items() for name, path in paths.items()}
+
+
+def load_mapping(source: str | Path) -> Mapping:
+    """A mapping file, or one that comes with the project by its name (`bundled_mappings`).
+
+    Raises ConfigurationError naming the file, the key, what was given and what would work.
+    """
+    bundled = resources.files("mtrl_ray.replay") / "mappings" / f"{source}.yaml"
+    try:
+        text = bundled.read_text() if str(source) in bundled_mappings() else Path(source).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"the mapping {str(source)!r} cannot be read: {cause}; give a YAML file or one of {bundled_mappings()}"
+        ) from error
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"the mapping {str(source)!r} has to be a YAML mapping of keys to values")
+    try:
+        return Mapping.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{key} (given: {first['input']!r})" if key else "the mapping"
+        raise ConfigurationError(f"the mapping {str(source)!r}: {where}: {message}") from error
+
+
+def bundled_mappings() -> list[str]:
+    """Names of the mappings that come with the project."""
+    folder = resources.files("mtrl_ray.replay") / "mappings"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def find(path: str, value: Any, agent: str = "", user: str = "") -> Any:
+    """What a path finds in a record or message, None if nothing. Raises DataError where the path does not fit it."""
+    try:
+        return _compiled(path, _placed(path, agent, user)).search(value)
+    except JMESPathError as error:
+        raise DataError(f"the path {path!r} does not fit: {' '.join(str(error).split())}") from error
+
+
+def fill(template: str, fields: dict[str, str], value: Any, agent: str = "", user: str = "") -> str:
+    """A template with its placeholders replaced. Raises DataError naming a placeholder that finds nothing."""
+
+    def replaced(match: re.Match[str]) -> str:
+        path = fields[match[1]]
+        found = find(path, value, agent, user)
+        if found is None:
+            raise DataError(f"nothing at {path!r} for the placeholder {match[0]}")
+        return found if isinstance(found, str) else json.dumps(found, default=str)
+
+    return PLACE.sub(replaced, template)
+
+
+def _check_template(name: str, template: str, fields: dict[str, str]) -> None:
+    unknown = sorted(set(PLACE.findall(template)) - set(fields))
+    if unknown:
+        raise ValueError(f"{name} has the placeholders {unknown}, which are not among its fields {sorted(fields)}")
+
+
+def _placed(path: str, agent: str, user: str) -> str:
+    return path.replace("{agent}", json.dumps(agent)).replace("{user}", json.dumps(user))
+
+
+@cache
+def _compiled(name: str, path: str) -> Any:
+    try:
+        return jmespath.compile(path)
+    except JMESPathError as error:
+        raise ValueError(f"{name}: {path!r} is not a JMESPath: {' '.join(str(error).split())}") from error

@@ -1,0 +1,145 @@
+"""Conversations in Ray's object store, and the index by which they are found.
+
+1. Added tables are joined into segments of about a MiB, one object each; the index has a row per conversation (id,
+   iteration, context, score, weight version, lengths) and says in which segment and row it lies.
+2. The index is in the order (iteration, id): what it answers does not depend on the order of arrival.
+3. `ray.put` makes the process that calls it the owner of an object. A segment whose object is lost all the same (a node
+   that left with the only copy) is asked of `restore`, by its conversations' ids.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError
+
+from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.errors import EngineError
+from mtrl_ray.replay.columns import MEASURES, measures
+
+SEGMENT_BYTES = 2**20
+"""A segment smaller than this is joined with what is added next, so that many small additions stay few objects."""
+INDEX = MEASURES.append(pa.field("segment", pa.int64())).append(pa.field("row", pa.int64()))
+
+
+@dataclass
+class Segment:
+    """One table in the object store: its size in bytes, and the ids and iterations of its rows."""
+
+    ref: ray.ObjectRef
+    bytes: int
+    ids: list[str]
+    iterations: range
+
+
+class Memory:
+    """The index and the segments. Not safe for threads; an actor runs one method at a time."""
+
+    def __init__(self, restore: Callable[[list[str], range], pa.Table], fetch_seconds: float) -> None:
+        """`restore(ids, iterations)` gives lost rows, in any order; `fetch_seconds`: how long to wait for an object."""
+        self._restore, self._fetch_seconds = restore, fetch_seconds
+        self._index, self._sorted = INDEX.empty_table(), True
+        self._segments: dict[int, Segment] = {}
+        self._next = 0
+        self.ids: set[str] = set()
+        self.restored = 0
+
+    @property
+    def index(self) -> pa.Table:
+        """Rows of `INDEX`, one per conversation, ascending by (iteration, id)."""
+        if not self._sorted:
+            self._index = self._index.sort_by([("iteration", "ascending"), ("id", "ascending")]).combine_chunks()
+            self._sorted = True
+        return self._index
+
+    @property
+    def bytes(self) -> int:
+        """What the segments take in the object store."""
+        return sum(segment.bytes for segment in self._segments.values())
+
+    @property
+    def objects(self) -> int:
+        """How many segments there are."""
+        return len(self._segments)
+
+    def add(self, table: pa.Table) -> None:
+        """Hold these conversations (rows of `SCHEMA`, valid, none of them held already)."""
+        if table.num_rows == 0:
+            return
+        self.ids.update(table["id"].to_pylist())
+        number, start = self._next, 0
+        last = self._segments.get(number - 1)
+        if last is not None and last.bytes < SEGMENT_BYTES:
+            number, start = number - 1, len(last.ids)
+            table = pa.concat_tables([self._table(number), table])
+        self._store(number, table)
+        self._next = number + 1
+        rows = np.arange(start, table.num_rows)
+        entries = measures(table.slice(start)).append_column("segment", pa.array(np.full(len(rows), number)))
+        self._index = pa.concat_tables([self._index, entries.append_column("row", pa.array(rows)).cast(INDEX)])
+        self._sorted = False
+
+    def gather(self, entries: pa.Table) -> pa.Table:
+        """The conversations of these rows of the index, in their order, as one contiguous table."""
+        numbers, which = np.unique(entries["segment"].to_numpy(), return_inverse=True)
+        tables = [self._table(int(number)) for number in numbers]
+        if not tables:
+            return SCHEMA.empty_table()
+        starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])])
+        return pa.concat_tables(tables).combine_chunks().take(pa.array(starts[which] + entries["row"].to_numpy()))
+
+    def keep(self, marked: np.ndarray) -> pa.Table:
+        """Hold on to the marked rows of the index only, bool [conversations]; returns the entries of the others.
+
+        A segment that loses some of its rows is put anew without them, so that its bytes are really given back.
+        """
+        gone, index = self.index.filter(pa.array(~marked)), self.index.filter(pa.array(marked)).combine_chunks()
+        segment, row = index["segment"].to_numpy(), index["row"].to_numpy().copy()
+        for number in np.unique(gone["segment"].to_numpy()).tolist():
+            here = segment == number
+            kept = np.sort(row[here])
+            if len(kept):
+                self._store(number, self._table(number).take(pa.array(kept)))
+                row[here] = np.searchsorted(kept, row[here])
+            else:
+                del self._segments[number]
+        self._index = index.set_column(index.column_names.index("row"), INDEX.field("row"), pa.array(row))
+        self.ids.difference_update(gone["id"].to_pylist())
+        return gone
+
+    def conversation_bytes(self) -> np.ndarray:
+        """About how many bytes each conversation of the index takes, float [conversations]: its segment's mean."""
+        mean = np.zeros(self._next)
+        for number, segment in self._segments.items():
+            mean[number] = segment.bytes / len(segment.ids)
+        return mean[self.index["segment"].to_numpy()]
+
+    def _store(self, number: int, table: pa.Table) -> None:
+        table = table.combine_chunks()
+        self._segments[number] = Segment(ray.put(table), table.nbytes, table["id"].to_pylist(), span(table))
+
+    def _table(self, number: int) -> pa.Table:
+        """A segment's table, zero-copy; restored if its object is lost. Raises EngineError where it cannot be."""
+        segment = self._segments[number]
+        try:
+            return ray.get(segment.ref, timeout=self._fetch_seconds)
+        except (ObjectLostError, GetTimeoutError):
+            table = self._restore(segment.ids, segment.iterations)
+        rows = pc.index_in(pa.array(segment.ids, pa.string()), table["id"].combine_chunks())
+        if rows.null_count:
+            raise EngineError(
+                f"an object with {len(segment.ids)} conversations was lost, and {rows.null_count} of them could not be "
+                "restored; see the journal's problems, and set aside what is damaged there before the run is resumed"
+            )
+        self.restored += len(rows)
+        self._store(number, table.take(rows))
+        return ray.get(self._segments[number].ref, timeout=self._fetch_seconds)
+
+
+def span(table: pa.Table) -> range:
+    """The range from a table's least to its greatest iteration. The table has at least one row."""
+    ends = pc.min_max(table["iteration"]).as_py()
+    return range(ends["min"], ends["max"] + 1)

@@ -1,0 +1,243 @@
+"""Many conversations around one engine, without lock step.
+
+1. A job is a list of conversations or of single responses asked for together; any number of jobs share the engine.
+2. One thread steps the engine. When an agent turn ends its user is asked at once: a scripted user inline, a user that
+   waits for a network on a thread of its own; nothing else waits for it.
+3. A conversation that fails (its user, its environment) is recorded with its cause and leaves the others alone. An
+   engine that fails ends the loop: every open job fails with it.
+4. New weights are loaded between two steps.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs.base import Environment, Reply
+from mtrl_ray.conversation import Conversation
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.rollout.dialogue import Dialogue, Limits
+from mtrl_ray.rollout.engine import Engine, Generation, Request
+from mtrl_ray.rollout.lease import Lease
+from mtrl_ray.tokens import ChatFormat
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.05
+"""Longest sleep of the loop while it waits for a job or a slow user."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A piece of work that did not succeed: its identity, the error's class name, its sentence."""
+
+    id: str
+    kind: str
+    message: str
+
+
+@dataclass
+class Job:
+    """Work asked for together, and what came of it. Wait for `done`, then read."""
+
+    expected: int
+    conversations: list[Conversation] = field(default_factory=list)
+    generations: dict[str, Generation] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def _check(self) -> None:
+        if len(self.conversations) + len(self.generations) + len(self.failures) >= self.expected:
+            self.done.set()
+
+
+@dataclass
+class LoopStatistics:
+    """Since the loop began: steps, sampled tokens, seconds spent in the engine and in users, most in flight."""
+
+    steps: int = 0
+    tokens: int = 0
+    engine_seconds: float = 0.0
+    user_seconds: float = 0.0
+    most_in_flight: int = 0
+
+
+Work = tuple[Job, Lease] | tuple[Job, Request]
+
+
+class DialogueLoop:
+    """The loop's state. `submit` and `load` may be called from any thread; `run` belongs to one."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        environment: Environment,
+        limits: Limits,
+        concurrency: int,
+        user_threads: int,
+    ) -> None:
+        self._engine, self._chat, self._environment, self._limits = engine, chat, environment, limits
+        self._concurrency = concurrency
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[Work] = deque()
+        self._speaking: dict[str, tuple[Job, Dialogue | None]] = {}  # request id: agent's turn under way
+        self._listening: dict[Future[Any], tuple[Job, Dialogue]] = {}  # slow users' turns under way
+        self._pool = ThreadPoolExecutor(user_threads, thread_name_prefix="user")
+        self._stopped = threading.Event()
+        self._jobs: list[Job] = []
+        self.statistics = LoopStatistics()
+
+    def converse(self, leases: list[Lease]) -> Job:
+        """Hold these conversations; returns at once."""
+        job = Job(len(leases))
+        return self._submit(job, [(job, lease) for lease in leases])
+
+    def respond(self, requests: list[Request]) -> Job:
+        """Sample these responses; returns at once. Request ids have to be unique among everything in flight."""
+        job = Job(len(requests))
+        return self._submit(job, [(job, request) for request in requests])
+
+    def load(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
+        """Load weights between two steps; returns when it is done. Raises what the engine raises."""
+        loaded: Future[None] = Future()
+
+        def command() -> None:
+            try:
+                self._engine.load_weights(weights, version)
+                loaded.set_result(None)
+            except Exception as error:
+                loaded.set_exception(error)
+
+        self._inbox.put(command)
+        loaded.result(timeout=600)
+
+    def stop(self) -> None:
+        """Make `run` return after its current step."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Step until `stop`; an engine failure fails every open job and is raised."""
+        try:
+            while not self._stopped.is_set():
+                self.step()
+        except Exception as error:
+            self._stopped.set()
+            for job in self._jobs:
+                job.error = error
+                job.done.set()
+            raise
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def step(self) -> None:
+        """Take in new work, hear users that have answered, advance the engine once."""
+        idle = not (self._speaking or self._waiting)
+        self._receive(IDLE_SECONDS if idle and not self._listening else 0.0)
+        self._hear_slow_users(IDLE_SECONDS if idle and self._listening else 0.0)
+        self._admit()
+        self.statistics.most_in_flight = max(self.statistics.most_in_flight, len(self._speaking))
+        if not self._speaking:
+            return
+        started = time.perf_counter()
+        generations = self._engine.step()
+        self.statistics.engine_seconds += time.perf_counter() - started
+        self.statistics.steps += 1
+        for generation in generations:
+            self._spoke(generation)
+
+    def _submit(self, job: Job, work: list[Work]) -> Job:
+        if self._stopped.is_set():
+            raise EngineError("this worker's dialogue loop has stopped; its engine failed earlier")
+
+        def command() -> None:
+            self._jobs = [open_job for open_job in self._jobs if not open_job.done.is_set()] + [job]
+            self._waiting.extend(work)
+            job._check()
+
+        self._inbox.put(command)
+        return job
+
+    def _receive(self, wait: float) -> None:
+        try:
+            while True:
+                command = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+                command()
+                wait = 0.0
+        except queue.Empty:
+            return
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._speaking) + len(self._listening) < self._concurrency:
+            job, work = self._waiting.popleft()
+            if isinstance(work, Request):
+                self._speaking[work.id] = (job, None)
+                self._engine.submit(work)
+                continue
+            with _recorded(job, work.id):
+                dialogue = Dialogue(work, self._environment, self._chat, self._limits)
+                self._ask(job, dialogue, dialogue.user.opening)
+
+    def _spoke(self, generation: Generation) -> None:
+        job, dialogue = self._speaking.pop(generation.id)
+        self.statistics.tokens += len(generation.tokens)
+        if dialogue is None:
+            job.generations[generation.id] = generation
+            job._check()
+            return
+        with _recorded(job, dialogue.lease.id):
+            text = dialogue.hear(generation)
+            self._ask(job, dialogue, dialogue.user.reply, text)
+
+    def _ask(self, job: Job, dialogue: Dialogue, question: Callable[..., str | Reply], *arguments: str) -> None:
+        if dialogue.user.blocking:
+            self._listening[self._pool.submit(question, *arguments)] = (job, dialogue)
+            return
+        started = time.perf_counter()
+        self._heard(job, dialogue, question(*arguments))
+        self.statistics.user_seconds += time.perf_counter() - started
+
+    def _hear_slow_users(self, wait: float) -> None:
+        if wait:
+            self._stopped.wait(wait)
+        for future in [future for future in self._listening if future.done()]:
+            job, dialogue = self._listening.pop(future)
+            with _recorded(job, dialogue.lease.id):
+                self._heard(job, dialogue, future.result())
+
+    def _heard(self, job: Job, dialogue: Dialogue, reply: str | Reply) -> None:
+        request = dialogue.begin(reply) if isinstance(reply, str) else dialogue.answer(reply)
+        if request is None:
+            job.conversations.append(dialogue.finished())
+            job._check()
+            return
+        self._speaking[request.id] = (job, dialogue)
+        self._engine.submit(request)
+
+
+class _recorded:
+    """A context in which an error becomes a failure of the job, with its cause, instead of ending the loop."""
+
+    def __init__(self, job: Job, identity: str) -> None:
+        self._job, self._identity = job, identity
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            return False
+        if not isinstance(error, Exception):
+            return False
+        if not isinstance(error, DataError | EngineError):
+            logger.exception("conversation %s: its environment raised", self._identity)
+        name = type(error).__name__
+        self._job.failures.append(Failure(self._identity, name, str(error) or name))
+        self._job._check()
+        return True

@@ -1,0 +1,126 @@
+"""vLLM behind the `Engine` seam, in the calling process.
+
+Engine core and worker stay in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`): the actor starts in a third of the
+time, weights pass as tensors, and an actor that dies leaves no orphan. vLLM's own loggers are set to errors only.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mtrl_ray.conversation import Finish
+from mtrl_ray.errors import EngineError
+from mtrl_ray.rollout import seeded_sampling
+from mtrl_ray.rollout.engine import Generation, Request
+
+if TYPE_CHECKING:
+    from mtrl_ray.config import ModelSettings, RolloutSettings
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Read by vLLM when it is imported; a value the user has set is kept, but for the first."""
+
+CPU_BLOCK_TOKENS = 32
+"""Tokens per cache block on a CPU: a turn is short, and a history shorter than a block is never reused."""
+
+
+class VllmEngine:
+    """vLLM's engine with seeded requests, log-probabilities and versioned weights; `llm` is its owner. See `Engine`."""
+
+    def __init__(self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings") -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(rollout.kv_cache_gib))))
+        import vllm
+        from vllm.platforms import current_platform
+
+        device: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory}
+        if current_platform.is_cpu():
+            # A prompt prefilled in parts makes vLLM rewind its request's generator, which CPU generators cannot do.
+            device = {"enforce_eager": True, "block_size": CPU_BLOCK_TOKENS, "enable_chunked_prefill": False}
+        self.llm = vllm.LLM(
+            model=path,
+            dtype=model.dtype,
+            max_model_len=model.context_length,
+            max_num_seqs=rollout.concurrency,
+            max_num_batched_tokens=max(8192, model.context_length),
+            skip_tokenizer_init=True,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            seed=0,
+            **device,
+        )
+        self._vllm = vllm
+        self._engine = self.llm.llm_engine
+        if current_platform.is_cpu():
+            self._engine.collective_rpc(lambda worker: seeded_sampling.install(worker.model_runner.sampler))
+        self._stop_ids = list(stop_ids)
+        self._internal: dict[str, str] = {}
+        self.version = 0
+        self._engine.set_weight_version("0")
+
+    def submit(self, request: Request) -> None:
+        """See `Engine.submit`."""
+        parameters = self._vllm.SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=self._stop_ids,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": request.prompt}
+        self._internal[request.id] = self._engine.add_request(request.id, prompt, parameters)
+
+    def step(self) -> list[Generation]:
+        """See `Engine.step`."""
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise EngineError(f"vLLM failed while sampling for {self.in_flight} requests: {error}") from error
+        return [self._generation(output) for output in outputs if output.finished]
+
+    def _generation(self, output: Any) -> Generation:
+        completion = output.outputs[0]
+        self._internal.pop(output.request_id, None)
+        versions: list[int] = []
+        for span in completion.weight_versions:
+            versions += [int(span.version)] * (span.end - span.start)
+        tokens = list(completion.token_ids)
+        finish = Finish.STOP if completion.finish_reason == "stop" else Finish.LENGTH
+        return Generation(output.request_id, tokens, list(completion.logprobs.logprobs), versions, finish)
+
+    def abort(self, ids: Iterable[str]) -> None:
+        """See `Engine.abort`."""
+        known = [self._internal.pop(identity) for identity in ids if identity in self._internal]
+        self._engine.abort_request(known, internal=True)
+
+    @property
+    def in_flight(self) -> int:
+        """See `Engine.in_flight`."""
+        return int(self._engine.get_num_unfinished_requests())
+
+    def load_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
+        """See `Engine.load_weights`."""
+        try:
+            self._engine.collective_rpc(lambda worker: worker.reload_weights(weights_iterator=weights))
+        except Exception as error:
+            raise EngineError(f"vLLM could not take the weights of version {version}: {error}") from error
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.set_weight_version(str(version))
+        self.version = version
+
+    def reset_cache(self) -> None:
+        """Forget cached prefixes, so that what follows is computed anew."""
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.engine_core.shutdown()

@@ -1,0 +1,169 @@
+"""The rollout worker: a Ray actor with one engine, one dialogue loop, and no state that matters.
+
+1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
+   chunks of leases, and single responses, share the engine's steps.
+2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
+3. A worker may die at any moment: what it had leased is leased again, and its successor pulls the newest weights.
+"""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from envs.registry import make
+from mtrl_ray.config import Settings
+from mtrl_ray.conversation import Finish, to_table
+from mtrl_ray.errors import EngineError
+from mtrl_ray.models.chat import chat_format
+from mtrl_ray.responses import RESPONSES
+from mtrl_ray.rollout.dialogue import Limits
+from mtrl_ray.rollout.engine import Generation, Request, engine_name, make_engine
+from mtrl_ray.rollout.lease import Lease, derive_seed
+from mtrl_ray.rollout.loop import DialogueLoop, Failure, Job
+from mtrl_ray.weights.packed import unpack
+from mtrl_ray.weights.store import materialise
+
+
+@dataclass(frozen=True)
+class Report:
+    """The few numbers about a chunk of work that pass through the driver.
+
+    `agent_tokens`: sampled tokens of what finished; `seconds`: from the call to its return; `version`: of the weights.
+    """
+
+    worker: int
+    finished: int
+    agent_tokens: int
+    agent_turns: int
+    score_sum: float
+    seconds: float
+    version: int
+    failures: list[Failure] = field(default_factory=list)
+
+
+class RolloutWorker:
+    """Wrapped as a threaded Ray actor by the fleet."""
+
+    def __init__(self, number: int, settings: Settings, model_path: str, store: Any, threads: int = 1) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._number, self._store = number, store
+        path = materialise(model_path, ray.get(store.files.remote()))
+        rollout = settings.rollout
+        self._chat = chat_format(path)
+        self._limits = Limits(rollout.response_tokens, settings.model.context_length, rollout.temperature)
+        environment = make(settings.environment.name, **settings.environment.options)
+        self._engine = make_engine(path, self._chat.stop_ids, rollout, settings.model)
+        self._engine_kind = engine_name(rollout.engine)
+        self._loop = DialogueLoop(
+            self._engine, self._chat, environment, self._limits, rollout.concurrency, rollout.user_threads
+        )
+        self._pulling = threading.Lock()
+        self._version = 0  # the model folder's own weights
+        threading.Thread(target=self._loop.run, name="engine", daemon=True).start()
+        self._pull(ray.get(store.newest.remote()))
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the engine runs: worker number, engine, weight version, node, process id."""
+        import os
+
+        node = ray.get_runtime_context().get_node_id()
+        return {
+            "worker": self._number,
+            "engine": self._engine_kind,
+            "version": self._version,
+            "node": node,
+            "pid": os.getpid(),
+        }
+
+    def converse(self, leases: list[Lease], version: int) -> tuple[pa.Table, Report]:
+        """Hold these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report."""
+        started = time.perf_counter()
+        self._pull(version)
+        job = _finished(self._loop.converse(leases))
+        agent_turns = [turn for done in job.conversations for turn in done.turns if turn.logprobs or turn.finish]
+        report = Report(
+            worker=self._number,
+            finished=len(job.conversations),
+            agent_tokens=sum(len(turn.tokens) for turn in agent_turns),
+            agent_turns=len(agent_turns),
+            score_sum=sum(done.score for done in job.conversations),
+            seconds=time.perf_counter() - started,
+            version=self._version,
+            failures=job.failures,
+        )
+        return to_table(sorted(job.conversations, key=lambda done: done.id)), report
+
+    def respond(
+        self, states: pa.Table, start: int, stop: int, samples: int, seed: int, version: int
+    ) -> tuple[pa.Table, Report]:
+        """Sample `samples` responses in each of the logged states `[start, stop)`; no user is asked.
+
+        `states`: columns conversation_id, turn, tokens (the history's ids). Gives rows of `responses.RESPONSES`.
+        """
+        started = time.perf_counter()
+        self._pull(version)
+        rows = states.slice(start, stop - start).to_pylist()
+        keys = {}
+        requests = []
+        for row in rows:
+            for sample in range(samples):
+                key = (row["conversation_id"], row["turn"], sample)
+                request = self._request(f"{seed}/{key[0]}/{key[1]}/{sample}", row["tokens"], derive_seed(seed, *key))
+                keys[request.id] = key
+                requests.append(request)
+        job = _finished(self._loop.respond(requests))
+        generations = [job.generations[request.id] for request in requests]
+        report = Report(
+            worker=self._number,
+            finished=len(generations),
+            agent_tokens=sum(len(generation.tokens) for generation in generations),
+            agent_turns=len(generations),
+            score_sum=0.0,
+            seconds=time.perf_counter() - started,
+            version=self._version,
+        )
+        return self._responses(generations, keys), report
+
+    def statistics(self) -> dict[str, float]:
+        """The loop's counters since the worker began."""
+        return dict(vars(self._loop.statistics))
+
+    def _request(self, identity: str, prompt: list[int], seed: int) -> Request:
+        room = self._limits.context_length - len(prompt)
+        tokens = min(self._limits.response_tokens, room)
+        return Request(identity, prompt, seed, tokens, self._limits.temperature)
+
+    def _responses(self, generations: list[Generation], keys: dict[str, tuple[str, int, int]]) -> pa.Table:
+        rows = [keys[generation.id] for generation in generations]
+        columns = {
+            "conversation_id": [row[0] for row in rows],
+            "turn": [row[1] for row in rows],
+            "sample": [row[2] for row in rows],
+            "tokens": [generation.tokens for generation in generations],
+            "logprobs": [generation.logprobs for generation in generations],
+            "versions": [generation.versions for generation in generations],
+            "finish": [str(Finish(generation.finish)) for generation in generations],
+            "text": [self._chat.decode(generation.tokens) for generation in generations],
+        }
+        return pa.table(columns, schema=RESPONSES)
+
+    def _pull(self, version: int) -> None:
+        with self._pulling:
+            if self._version >= version:
+                return
+            newest, reference = ray.get(self._store.get.remote(version))
+            self._loop.load(unpack(ray.get(reference[0])), newest)
+            self._version = newest
+
+
+def _finished(job: Job) -> Job:
+    job.done.wait()
+    if job.error is not None:
+        raise EngineError(f"the engine failed with {len(job.conversations)} of {job.expected} done: {job.error}")
+    return job

@@ -1,0 +1,213 @@
+"""The system as an algorithm sees it: conversations, fits, responses, improvements, publications.
+
+1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
+2. Calls on the learner and the buffer return at once; each actor works its calls off in order. `converse` and `respond`
+   wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
+3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
+4. Identities and seeds derive from (run seed, iteration, …); a run that is resumed asks for the same conversations
+   again and holds only those that the journal does not have.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mtrl_ray.config import Settings
+from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.errors import DataError
+from mtrl_ray.evaluation.statistics import mean_interval
+from mtrl_ray.learner.group import LearnerGroup
+from mtrl_ray.learner.specification import Improvement, QFit
+from mtrl_ray.monitoring.view import View
+from mtrl_ray.replay.buffer import ReplayBuffer
+from mtrl_ray.rollout.fleet import Fleet, Result
+from mtrl_ray.rollout.lease import derive_seed, make_leases
+from mtrl_ray.rollout.worker import Report
+from mtrl_ray.weights.store import WeightStore, read_files
+
+
+@dataclass(frozen=True)
+class States:
+    """Logged states: the ref of a table (conversation_id, turn, tokens), and how many."""
+
+    table: Any
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """The conversations of one iteration, in the replay buffer."""
+
+    system: "System"
+    iteration: int
+    agent_turns: int
+
+    def window(self, iterations: int) -> Any:
+        """The ref of a table: the conversations of the newest `iterations` iterations."""
+        return self.system.buffer.window.remote(iterations)
+
+    def states(self, count: int, round_number: int = 0) -> States:
+        """Up to `count` of this iteration's states, drawn uniformly without replacement."""
+        drawn = min(count, self.agent_turns)
+        seed = derive_seed(self.system.settings.run.seed, "states", self.iteration, round_number)
+        table = self.system.buffer.states.remote(drawn, seed, iterations=1)
+        return States(table, drawn, seed)
+
+
+class System:
+    """Owns the actors of one run. `iteration` counts from 0 and is moved by `take_metrics`."""
+
+    def __init__(self, settings: Settings, folder: Path, model_path: str, view: View) -> None:
+        self.settings, self.folder, self.view = settings, folder, view
+        self.iteration = 0
+        self.version = -1
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._store = ray.remote(WeightStore).options(num_cpus=0, scheduling_strategy=here).remote()
+        ray.get(self._store.keep_files.remote(read_files(model_path)))
+        replay = settings.replay
+        buffer = ray.remote(ReplayBuffer).options(num_cpus=0, scheduling_strategy=here)
+        self.buffer = buffer.remote(
+            str(folder / "journal"),
+            max_conversations=replay.max_conversations,
+            max_bytes=int(replay.max_gib * 2**30),
+            max_staleness=replay.max_staleness,
+        )
+        self.fleet = Fleet(settings, model_path, self._store)
+        self.learner = LearnerGroup(settings.learner, settings.model, model_path, seed=settings.run.seed)
+        self._metrics: dict[str, float] = {}
+        self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
+        self._started = time.perf_counter()
+
+    def start(self, version: int = 0) -> list[dict[str, Any]]:
+        """Publish the learner's weights as `version` and wait for the workers; what each of them says of itself."""
+        self.version = version - 1
+        self.publish()
+        self.view.part("rollout", "starting engines")
+        workers = self.fleet.wait_ready()
+        self.take_metrics()
+        return workers
+
+    def stop(self) -> None:
+        """End the actors."""
+        self.fleet.stop()
+        self.learner.stop()
+        for actor in (self.buffer, self._store):
+            ray.kill(actor)
+
+    def converse(self, contexts: int, samples: int) -> Logged:
+        """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer."""
+        started = time.perf_counter()
+        first = self.iteration * contexts
+        leases = make_leases(
+            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples
+        )
+        known = set(ray.get(self.buffer.ids.remote(self.iteration)))
+        missing = [lease for lease in leases if lease.id not in known]
+        self.view.part("rollout", f"holding {len(missing)} conversations under version {self.version}")
+        reports: list[Report] = []
+        appended = []
+        for result in self.fleet.converse(missing, self.version):
+            reports.append(result.report)
+            appended.append(self.buffer.append.remote(result.table))
+            self._say_progress(reports, len(missing))
+        self._check_appended(ray.get(appended))
+        self._metrics["collect/reused"] = float(len(leases) - len(missing))
+        self._collected(reports, time.perf_counter() - started)
+        outcomes = ray.get(self.buffer.outcomes.remote(self.iteration))
+        self._metrics |= {f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()}
+        return Logged(self, self.iteration, outcomes["agent_turns"])
+
+    def fit_q(self, conversations: Any, specification: QFit) -> None:
+        """Fit the response-level Q on a ref of conversations."""
+        self.view.part("learner", "fitting Q")
+        self._promised.append(("q", self.learner.fit_q(conversations, specification)))
+
+    def anchor(self) -> None:
+        """Make the current policy the reference of a KL to π_i."""
+        self.learner.anchor()
+
+    def respond(self, states: States, samples: int) -> Any:
+        """The ref of a table of `samples` responses in each state (`mtrl_ray.responses`), ordered by state and sample."""
+        started = time.perf_counter()
+        self.view.part("rollout", f"{states.count} x {samples} responses under version {self.version}")
+        results = list(self.fleet.respond(states.table, states.count, samples, states.seed, self.version))
+        tokens = sum(result.report.agent_tokens for result in results)
+        seconds = time.perf_counter() - started
+        self._metrics |= {"respond/seconds": seconds, "respond/tokens": tokens, "respond/tokens_per_second": tokens / seconds}
+        self.view.part("rollout", "idle")
+        return _joined.remote(*[result.table[0] for result in results])
+
+    def improve(self, logged: Logged, responses: Any, specification: Improvement) -> None:
+        """Improve the policy on scored responses; returns at once."""
+        self.view.part("learner", f"improving the policy ({specification.estimator})")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled)))
+
+    def publish(self) -> None:
+        """Make the policy's weights, once the learner is done with what it was asked, the newest version."""
+        self.version += 1
+        packed = self.learner.weights(self.version)
+        ray.get(self._store.publish.remote(self.version, [packed]))
+        self.buffer.advance.remote(self.version)
+        self.view.part("weights", f"version {self.version}")
+
+    def take_metrics(self) -> dict[str, float]:
+        """Wait for what the actors still do; the iteration's numbers. Moves on to the next iteration."""
+        metrics = dict(self._metrics)
+        for prefix, reference in self._promised:
+            metrics |= {f"{prefix}/{key}": float(value) for key, value in ray.get(reference).items()}
+        metrics |= {f"replay/{key}": value for key, value in ray.get(self.buffer.statistics.remote()).items()}
+        metrics["weights/version"] = float(self.version)
+        metrics["iteration/seconds"] = time.perf_counter() - self._started
+        self._metrics, self._promised, self._started = {}, [], time.perf_counter()
+        self.view.part("learner", "idle")
+        return metrics
+
+    def hold(self, split: str, indices: Iterable[int], samples: int = 1, tag: int = 0) -> pa.Table:
+        """Conversations with the newest policy that are not training data: the table itself, ordered by id.
+
+        `tag` takes the iteration's place in their identity and seed.
+        """
+        leases = make_leases(self.settings.run.seed, split, tag, indices, samples)
+        self.view.part("rollout", f"holding {len(leases)} held-out conversations")
+        results: list[Result] = list(self.fleet.converse(leases, self.version))
+        self.view.part("rollout", "idle")
+        tables = ray.get([result.table[0] for result in results])
+        return pa.concat_tables(tables).sort_by("id") if tables else SCHEMA.empty_table()
+
+    def _say_progress(self, reports: list[Report], expected: int) -> None:
+        done = sum(report.finished for report in reports)
+        self.view.part("rollout", f"{done} of {expected} conversations")
+
+    def _collected(self, reports: list[Report], seconds: float) -> None:
+        tokens = sum(report.agent_tokens for report in reports)
+        self._metrics |= {
+            "collect/seconds": seconds,
+            "collect/conversations": float(sum(report.finished for report in reports)),
+            "collect/agent_turns": float(sum(report.agent_turns for report in reports)),
+            "collect/tokens": float(tokens),
+            "collect/tokens_per_second": tokens / seconds,
+            "collect/failures": float(sum(len(report.failures) for report in reports)),
+            "collect/dropped": float(self.fleet.statistics.dropped),
+            "collect/worker_deaths": float(self.fleet.statistics.deaths),
+        }
+        self.view.part("rollout", "idle")
+
+    def _check_appended(self, appended: list[Any]) -> None:
+        refused = [sentence for one in appended for sentence in one.refused]
+        if refused:
+            raise DataError(f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}")
+
+
+@ray.remote(num_cpus=0)
+def _joined(*tables: pa.Table) -> pa.Table:
+    """One table of responses, in an order that does not depend on who sampled what."""
+    order = [("conversation_id", "ascending"), ("turn", "ascending"), ("sample", "ascending")]
+    return pa.concat_tables(tables).sort_by(order)

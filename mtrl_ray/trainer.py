@@ -1,0 +1,194 @@
+"""The loop: iterate, record, checkpoint, and begin again where a run was left.
+
+`Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the evaluations
+before and after, the summary and the report. It knows nothing of any algorithm.
+"""
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import yaml
+from ray import tune
+
+from envs.registry import make
+from mtrl_ray import checkpoint
+from mtrl_ray.algorithms.registry import make_algorithm
+from mtrl_ray.config import Settings, dump, validate
+from mtrl_ray.errors import CheckpointError, ConfigurationError
+from mtrl_ray.evaluation import holdout
+from mtrl_ray.models.tiny import TINY, tiny_model
+from mtrl_ray.monitoring.recorder import Recorder
+from mtrl_ray.monitoring.report import write_report
+from mtrl_ray.monitoring.view import Silent, View
+from mtrl_ray.system import System
+
+BUDGET_SLACK = 1.0
+"""An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
+
+
+class Trainer(tune.Trainable):  # type: ignore[misc]
+    """One run. `config`: `settings` (a plain tree) and optionally `resume` (bool)."""
+
+    def __init__(self, config: dict[str, Any] | None = None, storage: Any = None, view: View | None = None) -> None:
+        self.view: View = view or Silent()
+        super().__init__(config, storage)
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Make or find the model, start the actors, restore the newest checkpoint where the run is resumed."""
+        self.settings = validate(config["settings"], "settings")
+        self.folder = self.settings.run_folder
+        self.environment = make(self.settings.environment.name, **self.settings.environment.options)
+        random.seed(self.settings.run.seed)
+        np.random.seed(self.settings.run.seed)
+        self.algorithm = make_algorithm(self.settings.algorithm)
+        found = checkpoint.newest(self.folder / "checkpoints") if config.get("resume") else None
+        self.model_path = self._model_path()
+        self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
+        self.system = System(self.settings, self.folder, self.model_path, self.view)
+        if found is not None:
+            self._restore(*found)
+        else:
+            self.recorder.rewind(0)
+        self.workers = self.system.start(self.system.version + 1)
+
+    def step(self) -> dict[str, float]:
+        """One iteration; its metrics."""
+        self.algorithm.iterate(self.system)
+        metrics = self.system.take_metrics()
+        self.system.iteration += 1
+        return metrics
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write an iteration's metrics where they are kept and show them."""
+        self.recorder.record(self.system.iteration, metrics)
+        self.view.iteration(self.system.iteration, metrics)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Everything the next iteration needs, into a folder; its JSON state is returned."""
+        state = {
+            "iteration": self.system.iteration,
+            "version": self.system.version,
+            "buffer": ray.get(self.system.buffer.state.remote()),
+        }
+        ray.get(self.system.learner.save(checkpoint_dir))
+        return state
+
+    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from `{"folder": …, "state": …}`."""
+        self._restore(Path(checkpoint["folder"]), checkpoint["state"])
+
+    def keep_checkpoint(self) -> Path:
+        """Write a checkpoint into the run's folder."""
+        state: dict[str, Any] = {}
+
+        def save(folder: Path) -> None:
+            state.update(self.save_checkpoint(str(folder)))
+
+        self.view.part("learner", "saving")
+        return checkpoint.write(
+            self.folder / "checkpoints", self.system.iteration, state, save, self.settings.run.keep_checkpoints
+        )
+
+    def cleanup(self) -> None:
+        """End the actors and close the files."""
+        self.system.stop()
+        self.recorder.close()
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        ray.get(self.system.learner.load(str(folder)))
+        ray.get(self.system.buffer.rebuild.remote(state["buffer"]))
+        self.system.iteration = int(state["iteration"])
+        self.system.version = int(state["version"]) - 1
+        self.recorder.rewind(self.system.iteration)
+        self.view.note(f"continuing after iteration {self.system.iteration}")
+
+    def _model_path(self) -> str:
+        """The model's folder or hub name; the tiny model is copied into the run's folder, which then needs no cache."""
+        if self.settings.model.path != TINY:
+            return self.settings.model.path
+        own = self.folder / "model"
+        if not (own / "config.json").is_file():
+            made = tiny_model(self.settings.model, self.settings.environment, self.environment, self.view)
+            shutil.copytree(made, own, dirs_exist_ok=True)
+        return str(own)
+
+
+def prepare(settings: Settings, fresh: bool) -> None:
+    """Make the run's folder and write the resolved settings into it. Raises ConfigurationError where it is taken."""
+    folder = settings.run_folder
+    if (folder / "config.yaml").exists():
+        if not fresh:
+            raise ConfigurationError(
+                f"the run {str(folder)!r} exists; resume it (mtrl train --resume {folder}), choose another run.name, "
+                "or replace it (--fresh)"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump(settings))
+
+
+def resumed_settings(folder: Path) -> Settings:
+    """The settings of an existing run. Raises CheckpointError where the folder is not one."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{str(folder)!r} is not a run: it has no config.yaml")
+    tree = yaml.safe_load(path.read_text())
+    tree["run"] |= {"folder": str(folder.absolute().parent), "name": folder.absolute().name}
+    return validate(tree, str(path))
+
+
+def run(settings: Settings, view: View, resume: bool = False) -> dict[str, Any]:
+    """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary."""
+    trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
+    try:
+        started = time.monotonic()
+        if trainer.system.iteration == 0:
+            _evaluate(trainer, "start")
+            _scripted(trainer)
+        _train(trainer, started)
+        _evaluate(trainer, "end")
+    finally:
+        trainer.stop()
+    write_report(trainer.folder)
+    return holdout.summarise(trainer.folder)
+
+
+def _train(trainer: Trainer, started: float) -> None:
+    run_settings, every = trainer.settings.run, trainer.settings.evaluation.every
+    last = 0.0
+    while trainer.system.iteration < run_settings.iterations and not _spent(run_settings.minutes, started, last):
+        begun = time.monotonic()
+        metrics = trainer.step()
+        if every and trainer.system.iteration % every == 0:
+            estimate, _ = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+            metrics |= {f"evaluation/{key}": value for key, value in estimate.as_dict().items()}
+        trainer.record(metrics)
+        if trainer.system.iteration % run_settings.checkpoint_every == 0:
+            trainer.keep_checkpoint()
+        last = time.monotonic() - begun
+    if trainer.system.iteration % run_settings.checkpoint_every or not run_settings.iterations:
+        trainer.keep_checkpoint()
+
+
+def _spent(minutes: float | None, started: float, last: float) -> bool:
+    return minutes is not None and time.monotonic() - started + BUDGET_SLACK * last > 60 * minutes
+
+
+def _evaluate(trainer: Trainer, name: str) -> None:
+    estimate, table = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+    holdout.keep(trainer.folder, name, table)
+    holdout.summarise(trainer.folder, **{name: estimate})
+    trainer.view.note(f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} contexts")
+
+
+def _scripted(trainer: Trainer) -> None:
+    contexts = trainer.settings.evaluation.contexts
+    estimates = {agent: holdout.scripted(trainer.environment, agent, contexts) for agent in holdout.SCRIPTED}
+    holdout.summarise(trainer.folder, **estimates)
+    for agent, estimate in estimates.items():
+        trainer.view.note(f"{agent}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")

@@ -1,0 +1,74 @@
+"""The versioned weight store: an actor that knows which object holds which version.
+
+1. One packed copy per version lies in the object store; the store keeps references, never bytes. The copies are owned by
+   the process that published them (the driver), so a learner's death takes none of them away.
+2. Samplers pull: `get` gives the newest version at or above the one asked for. Nobody forms a group with anybody.
+3. The model's other files (configuration, tokenizer) travel the same way, for nodes that do not see the driver's disk.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mtrl_ray.errors import ConfigurationError, EngineError
+
+
+class WeightStore:
+    """Wrapped as a Ray actor by the system. References are passed inside lists, so that Ray does not resolve them."""
+
+    def __init__(self, keep: int = 2) -> None:
+        self._keep = keep
+        self._versions: dict[int, list[Any]] = {}
+        self._files: dict[str, bytes] | None = None
+
+    def publish(self, version: int, reference: list[Any]) -> None:
+        """Make `[ref of PackedWeights]` the newest version; older ones beyond `keep` are let go."""
+        if self._versions and version <= max(self._versions):
+            raise EngineError(f"weights of version {version} were published after version {max(self._versions)}")
+        self._versions[version] = reference
+        for old in sorted(self._versions)[: -self._keep]:
+            del self._versions[old]
+
+    def get(self, at_least: int) -> tuple[int, list[Any]]:
+        """The newest (version, [ref]). Raises EngineError where it is older than asked for."""
+        newest = max(self._versions, default=-1)
+        if newest < at_least:
+            raise EngineError(f"weights of version {at_least} were asked for; the newest published are {newest}")
+        return newest, self._versions[newest]
+
+    def newest(self) -> int:
+        """The newest version, -1 where nothing has been published."""
+        return max(self._versions, default=-1)
+
+    def keep_files(self, files: dict[str, bytes] | None) -> None:
+        """Remember a model folder's files (None: the model is a name of the hub)."""
+        self._files = files
+
+    def files(self) -> dict[str, bytes] | None:
+        """What `keep_files` was given."""
+        return self._files
+
+
+def read_files(path: str) -> dict[str, bytes] | None:
+    """A local model folder's files, weights included, by name; None where `path` is a name of the hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"model folder {path!r} has no config.json; give a Hugging Face model folder")
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+
+
+def materialise(path: str, files: dict[str, bytes] | None) -> str:
+    """`path` where it can be read on this node or is a name of the hub, else a temporary folder with its files."""
+    if files is None or Path(path).is_dir():
+        return path
+    folder = Path(tempfile.mkdtemp(prefix="mtrl-model-"))
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise EngineError(f"the model's files could not be written to {folder}: {error}") from error
+    return str(folder)

@@ -1,0 +1,232 @@
+"""The LLM user against a real HTTP server that speaks the chat-completions protocol."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from envs import measure
+from envs.base import User
+from envs.llm import parse_ending
+from envs.registry import make
+from mtrl_ray.conversation import StopReason, validate
+from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+
+Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+class Endpoint:
+    """A chat-completions server on a free local port; `answer` maps a request's body to (status, content or body)."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.answer: Answer = lambda body: (200, "Hello.")
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.requests.append(body)
+                endpoint.keys.append(self.headers.get("Authorization", ""))
+                status, content = endpoint.answer(body) if self.path == "/v1/chat/completions" else (404, {})
+                message = {"role": "assistant", "content": content}
+                whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
+                whole["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+                payload = json.dumps(content if isinstance(content, dict) else whole).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *args: object) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    served = Endpoint()
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def llm_user(endpoint: Endpoint, name: str = "sales", **llm: Any) -> User:
+    settings = {"base_url": endpoint.url, "model": "person", "retries": 0, "timeout": 5, **llm}
+    shares = {"as_is": 1.0, "edited": 0.0, "ignored": 0.0} if name == "sales" else {}
+    environment = make(name, user="llm", llm=settings, **shares)
+    return environment.user(environment.context("train", 0), seed=5)
+
+
+def says(*contents: Any) -> Answer:
+    """Answers one after another; the last one again and again."""
+    left = list(contents)
+    return lambda body: (200, left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_a_sale(endpoint: Endpoint) -> None:
+    endpoint.answer = says("Hi, can you help me?", "For gaming.", "I take it! [END: bought Falcon]")
+    user = llm_user(endpoint)
+    assert user.blocking
+    assert user.opening() == "Hi, can you help me?"
+    assert user.reply("What will you use it for?").stop is None
+    reply = user.reply("I recommend the Falcon for $1000.")
+    assert (reply.text, reply.reward, reply.stop) == ("I take it!", 1.0, StopReason.OUTCOME)
+    assert user.outcome().score == 1.0
+    last = endpoint.requests[-1]
+    assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert last["messages"][-1]["content"] == "I recommend the Falcon for $1000."
+    assert "[END: bought NAME OF THE PRODUCT]" in last["messages"][0]["content"]
+    assert (last["model"], last["seed"]) == ("person", 5)
+
+
+def test_the_business_stands_between(endpoint: Endpoint) -> None:
+    settings = {"base_url": endpoint.url, "model": "person"}
+    environment = make("sales", user="llm", llm=settings, as_is=0.0, edited=1.0, ignored=0.0)
+    user = environment.user(environment.context("train", 0), 0)
+    user.opening()
+    reply = user.reply("I recommend the Falcon.")
+    assert reply.sent == endpoint.requests[-1]["messages"][-1]["content"]
+    assert reply.sent.startswith("I recommend the Falcon. ")
+
+
+def test_a_car_is_sold_for_the_price_that_was_named(endpoint: Endpoint) -> None:
+    endpoint.answer = says("Hi.", "Deal. [END: bought $9,500]")
+    user = llm_user(endpoint, "car_dealer")
+    user.opening()
+    reply = user.reply("The Audi suv is yours for $9.5k.")
+    assert reply.reward == pytest.approx(0.095)
+    assert user.outcome().metrics == {"reward": 9.5, "sold": 1.0, "price": 9500.0}
+
+
+def test_leaving_and_silence(endpoint: Endpoint) -> None:
+    endpoint.answer = says("Hi.", "Hmm.", "Bye. [END: left]")
+    user = llm_user(endpoint)
+    user.opening()
+    assert user.reply("What do you need?").stop is None
+    assert user.outcome().score == 0
+    reply = user.reply("Hello?")
+    assert (reply.text, reply.reward, reply.stop) == ("Bye.", 0.0, StopReason.USER_LEFT)
+
+
+@pytest.mark.parametrize(
+    ("environment", "ending"),
+    [
+        ("sales", "[END: bought Unicorn]"),
+        ("sales", "[END: bought]"),
+        ("sales", "[END: bought Marble]"),
+        ("sales", "[END: bought Falcon"),
+        ("sales", "[END] bought it"),
+        ("sales", "[END: bought Falcon] and then we [END"),
+        ("sales", "[END: maybe]"),
+        ("sales", "[END: bought Falcon and Walnut]"),
+        ("car_dealer", "[END: bought]"),
+        ("car_dealer", "[END: bought $8k]"),
+        ("car_dealer", "[END: bought $900k]"),
+        ("car_dealer", "[END: bought NaN]"),
+    ],
+)
+def test_an_ending_without_sense_is_an_error_and_no_reward(endpoint: Endpoint, environment: str, ending: str) -> None:
+    endpoint.answer = says("Hi.", f"I want it. {ending}")
+    user = llm_user(endpoint, environment)
+    user.opening()
+    with pytest.raises(DataError, match=r"LLM (user|customer|buyer)"):
+        user.reply("I have the Falcon for $1000, and the Audi suv for $900k.")
+    assert user.outcome().score == 0
+
+
+def test_an_ending_in_the_first_message_is_an_error(endpoint: Endpoint) -> None:
+    endpoint.answer = says("[END: left]")
+    with pytest.raises(DataError, match="first message"):
+        llm_user(endpoint).opening()
+
+
+@pytest.mark.parametrize("content", ["", "  \n", None, {"choices": []}, {"error": "?"}, {}])
+def test_an_answer_without_text_is_an_engine_error(endpoint: Endpoint, content: Any) -> None:
+    endpoint.answer = says(content)
+    with pytest.raises(EngineError, match=r"LLM user's endpoint http://127\.0\.0\.1"):
+        llm_user(endpoint).opening()
+
+
+def test_a_passing_failure_is_tried_again(endpoint: Endpoint) -> None:
+    statuses = [500, 429, 200]
+    endpoint.answer = lambda body: (statuses.pop(0), "Hello.")
+    assert llm_user(endpoint, retries=3).opening() == "Hello."
+    assert len(endpoint.requests) == 3
+
+
+def test_a_lasting_failure_is_an_engine_error(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda body: (503, {"error": {"message": "full"}})
+    with pytest.raises(EngineError, match="HTTP status 503"):
+        llm_user(endpoint, retries=1).opening()
+    assert len(endpoint.requests) == 2
+
+
+def test_a_silent_endpoint_times_out(endpoint: Endpoint) -> None:
+    def slow(body: dict[str, Any]) -> tuple[int, str]:
+        time.sleep(3)
+        return 200, "Hello."
+
+    endpoint.answer = slow
+    start = time.perf_counter()
+    with pytest.raises(EngineError, match=r"no answer within 0\.3 s"):
+        llm_user(endpoint, timeout=0.3).opening()
+    assert time.perf_counter() - start < 2.9
+
+
+def test_nobody_listening_is_an_engine_error() -> None:
+    environment = make("sales", user="llm", llm={"base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0})
+    with pytest.raises(EngineError, match="cannot be used"):
+        environment.user(environment.context("train", 0), 0).opening()
+
+
+def test_the_key_is_sent_and_never_told(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTRL_TEST_KEY", "sk-secret-123")
+    user = llm_user(endpoint, api_key_env="MTRL_TEST_KEY")
+    user.opening()
+    assert endpoint.keys == ["Bearer sk-secret-123"]
+    assert "sk-secret-123" not in repr(vars(user))
+    endpoint.answer = lambda body: (401, {"error": {"message": "wrong key sk-secret-123"}})
+    with pytest.raises(ConfigurationError, match="HTTP status 401") as caught:
+        user.reply("Hello.")
+    assert "sk-secret-123" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_scripted_agents_can_talk_to_it(endpoint: Endpoint) -> None:
+    def person(body: dict[str, Any]) -> tuple[int, str]:
+        heard = body["messages"][-1]["content"]
+        if "Marble" in heard:
+            return 200, "Perfect, that one. [END: bought Marble]"
+        return 200, "I need a laptop for gaming and I can spend $450."
+
+    endpoint.answer = person
+    settings = {"base_url": endpoint.url, "model": "person"}
+    environment = make("sales", user="llm", llm=settings, as_is=1.0, edited=0.0, ignored=0.0)
+    conversation = measure.converse(environment, environment.context("test", 1), "expert", 0)
+    validate(conversation)
+    assert (conversation.score, conversation.stop) == (1.0, StopReason.OUTCOME)
+
+
+def test_hostile_agent_text_reaches_the_endpoint_bounded(endpoint: Endpoint) -> None:
+    user = llm_user(endpoint)
+    user.opening()
+    user.reply("x" * 1_000_000)
+    assert len(endpoint.requests[-1]["messages"][-1]["content"]) <= 2000
+    user.reply("\ud800")
+    user.reply("")
+    assert endpoint.requests[-1]["messages"][-1]["content"]
+
+
+def test_parse_ending() -> None:
+    assert parse_ending("Fine. [end: LEFT] \n")[1] == parse_ending("[END: left]")[1]
+    assert parse_ending("The end [of it].") == ("The end [of it].", None)

@@ -1,0 +1,96 @@
+"""Scripted agents against scripted users: determinism, valid conversations, and that planning pays."""
+
+import pytest
+
+from envs import measure
+from envs.registry import ENVIRONMENTS, make
+from mtrl_ray.conversation import Role, StopReason, heard, validate
+from mtrl_ray.errors import ConfigurationError
+
+NAMES = sorted(ENVIRONMENTS)
+TEST_CONTEXTS = 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_planning_pays(name: str) -> None:
+    expert, greedy, random = (
+        measure.mean_outcome(make(name), agent, TEST_CONTEXTS, "test", seed=0) for agent in measure.AGENTS
+    )
+    assert expert.mean >= 2 * greedy.mean
+    assert expert.low > greedy.high
+    assert greedy.low > random.high
+    assert expert.n == TEST_CONTEXTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_warm_start_leaves_room_for_learning(name: str) -> None:
+    expert, mixture = (measure.mean_outcome(make(name), a, TEST_CONTEXTS, "train") for a in ("expert", "warm_start"))
+    assert 0.35 * expert.mean < mixture.mean < 0.6 * expert.mean
+
+
+@pytest.mark.parametrize("agent", [*measure.AGENTS, measure.MIXTURE])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_the_same_conversation(name: str, agent: str) -> None:
+    first, again = (list(measure.conversations(make(name), agent, 20, "train", seed=3)) for _ in range(2))
+    assert first == again
+    other = list(measure.conversations(make(name), agent, 20, "train", seed=4))
+    assert [c.turns for c in first] != [c.turns for c in other]
+    assert len({c.id for c in [*first, *other]}) == 40
+
+
+@pytest.mark.parametrize("agent", measure.AGENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_conversations_are_valid_and_short(name: str, agent: str) -> None:
+    environment = make(name)
+    for conversation in measure.conversations(environment, agent, 60, "train", seed=1):
+        validate(conversation)
+        assert [turn.role for turn in conversation.turns[:3]] == [Role.SYSTEM, Role.USER, Role.AGENT]
+        assert 1 <= len(conversation.agent_turns) <= environment.max_turns
+        assert sum(conversation.rewards) == pytest.approx(conversation.score)
+        assert (conversation.stop == StopReason.OUTCOME) == (conversation.score > 0)
+        assert all(environment.well_formed(conversation.turns[at].text) for at in conversation.agent_turns)
+        assert sum(len(turn.text.split()) + len((turn.sent or "").split()) for turn in conversation.turns) < 250
+        assert all(isinstance(value, float) for value in conversation.metrics.values())
+
+
+class Spy:
+    """An agent that keeps what it reads."""
+
+    def __init__(self, agent: object) -> None:
+        self.agent, self.read = agent, []
+
+    def respond(self, history: list[tuple[Role, str]]) -> str:
+        self.read = list(history)
+        return self.agent.respond(history)
+
+
+def test_agents_read_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = make("sales", as_is=0.0, edited=0.0, ignored=1.0)
+    spies: list[Spy] = []
+    plain = environment.agent
+
+    def agent(name: str, seed: int) -> Spy:
+        spies.append(Spy(plain(name, seed)))
+        return spies[-1]
+
+    monkeypatch.setattr(environment, "agent", agent)
+    conversation = measure.converse(environment, environment.context("train", 0), "expert", 0)
+    turns = conversation.turns
+    assert turns[2].sent
+    assert spies[0].read[3] == (Role.USER, heard(turns[3].text, turns[2].sent))
+
+
+def test_unknown_agents_and_empty_measurements_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown scripted agent 'oracle': use one of expert, greedy, random"):
+        measure.mean_outcome(make("sales"), "oracle", 1)
+    with pytest.raises(ConfigurationError, match="at least one conversation"):
+        measure.mean_outcome(make("sales"), "expert", 0)
+    with pytest.raises(KeyError):
+        make("car_dealer").agent("oracle", 0)
+
+
+def test_mean_and_interval() -> None:
+    scores = [0.0, 1.0] * 50
+    measured = measure.mean_of(scores)
+    assert (measured.mean, measured.n) == (0.5, 100)
+    assert measured.high - measured.low == pytest.approx(2 * 1.96 * 0.5025 / 10, abs=1e-3)

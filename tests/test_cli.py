@@ -1,0 +1,79 @@
+"""The command line: errors become a sentence and an exit code, and nothing heavy is imported to show the help."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import mtrl_ray
+from mtrl_ray import cli
+from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError, EngineError
+
+HEAVY = ("torch", "ray", "vllm", "transformers", "peft", "matplotlib", "pyarrow")
+
+
+def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """Run `mtrl` with a single command that raises `error`; return the exit code."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "application", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["mtrl"])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    return ending.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("run.sed: no such setting; did you mean run.seed?"), 2),
+        (DataError("row 3: no text"), 2),
+        (CheckpointError("step-4: torn"), 2),
+        (EngineError("worker 2 is gone"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_explained_error_is_one_sentence_and_an_exit_code(monkeypatch, capsys, error, code):
+    assert end_with(monkeypatch, error) == code
+    said = capsys.readouterr().err
+    assert said == (f"mtrl: {error}\n" if str(error) else "")
+
+
+def test_an_error_of_a_ray_actor_shows_its_cause_without_the_remote_traceback(monkeypatch, capsys):
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("sample", "Traceback\n  File …", EngineError("worker 2 is gone")).as_instanceof_cause()
+    assert end_with(monkeypatch, error) == 3
+    assert capsys.readouterr().err == "mtrl: worker 2 is gone\n"
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(lambda: [][0])
+    monkeypatch.setattr(cli, "application", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["mtrl"])
+    with pytest.raises(IndexError):
+        cli.main()
+
+
+def test_the_help_lists_every_command_and_imports_nothing_heavy():
+    script = (
+        "import sys; from mtrl_ray import cli; sys.argv = ['mtrl', '--help']\n"
+        "try: cli.main()\n"
+        f"except SystemExit: print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "heavy: []" in done.stdout
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mtrl", "version"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert capsys.readouterr().out == f"{mtrl_ray.__version__}\n"
