@@ -108,6 +108,7 @@ class System:
         leases = make_leases(
             self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples
         )
+        self.buffer.recall.remote(self.iteration)
         known = set(ray.get(self.buffer.ids.remote(self.iteration)))
         missing = [lease for lease in leases if lease.id not in known]
         self.view.part("rollout", f"holding {len(missing)} conversations under version {self.version}")
@@ -162,8 +163,8 @@ class System:
         """Wait for what the actors still do; the iteration's numbers. Moves on to the next iteration."""
         metrics = dict(self._metrics)
         for prefix, reference in self._promised:
-            metrics |= {f"{prefix}/{key}": float(value) for key, value in ray.get(reference).items()}
-        metrics |= {f"replay/{key}": value for key, value in ray.get(self.buffer.statistics.remote()).items()}
+            metrics |= _numbers(prefix, ray.get(reference))
+        metrics |= _numbers("replay", ray.get(self.buffer.statistics.remote()))
         metrics["weights/version"] = float(self.version)
         metrics["iteration/seconds"] = time.perf_counter() - self._started
         self._metrics, self._promised, self._started = {}, [], time.perf_counter()
@@ -204,6 +205,11 @@ class System:
         refused = [sentence for one in appended for sentence in one.refused]
         if refused:
             raise DataError(f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}")
+
+
+def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
+    """The numbers among `values`, their names prefixed."""
+    return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 @ray.remote(num_cpus=0)

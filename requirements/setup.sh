@@ -47,7 +47,12 @@ step() {
     fi
 }
 
-pip_install() { .venv/bin/python -m pip install --no-deps --disable-pip-version-check --progress-bar off "$@"; }
+pip_install() {
+    .venv/bin/python -m pip install --no-deps --no-compile --disable-pip-version-check --progress-bar off "$@"
+}
+
+# On all cores, where pip would use one. Some packages carry files that no Python compiles; they are never imported.
+compile_packages() { .venv/bin/python -m compileall -q -j 0 .venv/lib || true; }
 
 install_torch() {
     local torch
@@ -73,6 +78,7 @@ if ! is_stamped "$set_stamp" wanted_set; then
     step "virtual environment ($python)" "$python" -m venv --clear .venv
     step "torch (CPU build, 200 MB)" install_torch
     step "$(grep -cE '^[a-z0-9]' "$requirements") pinned packages (a few minutes)" pip_install -r "$requirements"
+    step "byte code" compile_packages
     wanted_set >"$set_stamp"
 fi
 if ! is_stamped "$project_stamp" wanted_project; then

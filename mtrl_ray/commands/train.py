@@ -57,7 +57,11 @@ def _run(settings: Any, resume: bool, address: str | None) -> dict[str, Any]:
     from mtrl_ray.monitoring.live import LiveView
     from mtrl_ray.trainer import run
 
-    with connected(settings, address) as connection, LiveView(settings) as view:
+    run_settings = settings.run
+    shown = LiveView(
+        run_settings.name, run_settings.iterations, minutes=run_settings.minutes, table=settings.monitoring.live
+    )
+    with connected(settings, address) as connection, shown as view:
         if connection.dashboard:
             view.note(f"Ray dashboard: http://{connection.dashboard}")
         if connection.shortage:

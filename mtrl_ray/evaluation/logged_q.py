@@ -76,7 +76,7 @@ def _quality(predictions: pa.Table, fitted: pa.Table) -> dict[str, Any]:
     return {
         "turns": len(q),
         "r": correlation(q, returns).as_dict(),
-        "calibration_error": calibration(q, returns).expected_error,
+        "calibration_error": calibration(q, returns).error,
         "mean_squared_error": error,
         "explained_variance": 1.0 - error / float(np.square(returns - constant).mean()),
         "mean_return": float(returns.mean()),

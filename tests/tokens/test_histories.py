@@ -177,6 +177,10 @@ def test_encode_gives_a_rollouts_own_history_for_its_texts(chat: ChatFormat) -> 
     assert chat.encode(logged(Turn(Role.SYSTEM, "Sell."), *turns)).tokens == history
 
 
+def test_encode_of_a_user_whom_nobody_answers(tiny: ChatFormat) -> None:
+    assert tiny.encode(logged(Turn(Role.USER, "Too much!"))).tokens == [3, 270, 83, 292, 5, 1]
+
+
 def test_encode_of_nothing_is_nothing(tiny: ChatFormat) -> None:
     assert tiny.encode(logged()).turns == []
 

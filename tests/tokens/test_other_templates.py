@@ -98,6 +98,13 @@ def test_reasoning_of_earlier_turns_stays_in_the_history() -> None:
     assert chat.decode(sampled) == "<think>hm</think>Yes?"
 
 
+def test_an_end_of_turn_that_is_not_marked_special_is_no_text() -> None:
+    chat = ChatFormat.from_tokenizer(byte_tokenizer(templates.THINKING, ["<|im_start|>"], ["<|im_end|>"]))
+    assert (chat.end_of_turn, chat.stop_ids) == (257, (257,))
+    assert chat.decode([*b"Yes?", 257]) == "Yes?"
+    assert chat.encode_agent("<|im_end|>") == [*b"<|im_end|>", 257]
+
+
 def test_a_pickled_format_makes_the_same_turns(chatml: ChatFormat) -> None:
     copy = pickle.loads(pickle.dumps(chatml))
     assert copy.open("Sell.", "<|im_end|>") == chatml.open("Sell.", "<|im_end|>")
@@ -108,6 +115,10 @@ NUMBERED = """\
 {%- for message in messages %}{{- '<|im_start|>' + message.role + ' ' + (loop.index | string) + '\\n' }}
 {{- message.content + '<|im_end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+LATER = """\
+{%- for message in messages %}{{- '<|im_start|>' + message.role + (' again' if loop.index0 == 4 else '') + '\n' }}
+{{- message.content + '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 OPEN_ENDED = """\
 {%- for message in messages %}{{- message.role + ': ' + message.content + '\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}"""
@@ -123,6 +134,7 @@ BROKEN = "{{- raise_exception('tools only') }}"
     [
         (None, "has no chat template"),
         (NUMBERED, "writes one turn differently from the next"),
+        (LATER, "writes one turn differently from the next"),
         (OPEN_ENDED, "ends an assistant's turn with the ordinary text"),
         (FORGEABLE, "which any user can write"),
         (FORGETFUL, "drops, repeats or reorders messages"),
