@@ -15,7 +15,8 @@ log=.cache/setup.log
 set_stamp=.venv/installed-set.txt
 project_stamp=.venv/installed-project.txt
 
-wanted_set() { pwd && cat "$requirements"; }
+pins() { grep -E '^[a-z0-9]' "$requirements"; }
+wanted_set() { pwd && pins; }
 wanted_project() { cat pyproject.toml; }
 is_stamped() { [ -x .venv/bin/python ] && [ -f "$1" ] && [ "$(cat "$1")" = "$($2)" ]; }
 is_done() { is_stamped "$set_stamp" wanted_set && is_stamped "$project_stamp" wanted_project; }
@@ -47,16 +48,11 @@ step() {
     fi
 }
 
-pip_install() {
-    .venv/bin/python -m pip install --no-deps --no-compile --disable-pip-version-check --progress-bar off "$@"
-}
-
-# On all cores, where pip would use one. Some packages carry files that no Python compiles; they are never imported.
-compile_packages() { .venv/bin/python -m compileall -q -j 0 .venv/lib || true; }
+pip_install() { .venv/bin/python -m pip install --no-deps --disable-pip-version-check --progress-bar off "$@"; }
 
 install_torch() {
     local torch
-    torch=$(grep -oE '^torch==[^ ]+' "$requirements")
+    torch=$(pins | grep -E '^torch==')
     pip_install "$torch" || pip_install --index-url "$torch_index" "$torch"
 }
 
@@ -77,8 +73,7 @@ if ! is_stamped "$set_stamp" wanted_set; then
     rm -f "$set_stamp" "$project_stamp"
     step "virtual environment ($python)" "$python" -m venv --clear .venv
     step "torch (CPU build, 200 MB)" install_torch
-    step "$(grep -cE '^[a-z0-9]' "$requirements") pinned packages (a few minutes)" pip_install -r "$requirements"
-    step "byte code" compile_packages
+    step "$(pins | wc -l) pinned packages (a few minutes)" pip_install -r "$requirements"
     wanted_set >"$set_stamp"
 fi
 if ! is_stamped "$project_stamp" wanted_project; then

@@ -1,12 +1,18 @@
-"""One Ray cluster for the whole test session: two cores, its dashboard off, its files in a short temporary folder."""
+"""What the whole test session shares: one Ray cluster, one vLLM engine, the models.
+
+The Ray cluster is made for two cores, its dashboard off. `blank_sales` has random weights and a real tokenizer, which is
+all that exactness needs; `tiny_sales` is the warm-started model that `make demo` uses, from the same cache.
+"""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,44 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sales_settings():
+    """The settings of the recipe `sales`."""
+    from mtrl_ray.config import load
+
+    return load("sales", ["learner.threads=1"])
+
+
+@pytest.fixture(scope="session")
+def blank_sales(tmp_path_factory: pytest.TempPathFactory, sales_settings) -> Path:
+    """A model folder for `sales` with random weights."""
+    from envs.measure import conversations
+    from envs.registry import make
+    from mtrl_ray.models.tiny import blank_model
+
+    folder = tmp_path_factory.mktemp("blank-sales")
+    blank_model(folder, sales_settings.model, list(conversations(make("sales"), "warm_start", 200, "train")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sales(sales_settings) -> Path:
+    """The warm-started tiny model of the recipe `sales`, made where the cache does not have it."""
+    from envs.registry import make
+    from mtrl_ray.models.tiny import tiny_model
+    from mtrl_ray.monitoring.view import Silent
+
+    return tiny_model(sales_settings.model, sales_settings.environment, make("sales"), Silent())
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(blank_sales: Path, sales_settings):
+    """The one vLLM engine in the test process, on `blank_sales`."""
+    from mtrl_ray.models.chat import chat_format
+    from mtrl_ray.rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(str(blank_sales), chat_format(str(blank_sales)).stop_ids, sales_settings.rollout, sales_settings.model)
+    yield engine
+    engine.close()

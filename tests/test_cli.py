@@ -69,7 +69,7 @@ def test_the_help_lists_every_command_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert "heavy: []" in done.stdout
-    assert all(name in done.stdout for name in cli.COMMANDS)
+    assert all(name.strip("_").replace("_", "-") in done.stdout for name in cli.COMMANDS)
 
 
 def test_version(monkeypatch, capsys):

@@ -1,9 +1,13 @@
 """The pinned sets and the set-up script: exact pins, no strays, redone when interrupted, reused when done."""
 
+import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from mtrl_ray.doctor import VISION, normalised
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>[0-9][0-9a-z.+]*)$")
+PACKAGES = ("mtrl_ray", "envs", "cluster")
 MAIN = ("ray", "transformers", "peft", "pyarrow", "pydantic", "openai", "setuptools")
 
 STUB = """#!/bin/bash
@@ -72,6 +77,54 @@ def test_a_set_lies_within_the_declared_ranges(project, name, extra):
         if not need.specifier.contains(found.get(normalised(need.name), "0"), prereleases=True)
     ]
     assert outside == []
+
+
+def test_every_library_that_is_imported_is_declared(project):
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {normalised(Requirement(line).name) for group in groups for line in group}
+    imported = {
+        module.partition(".")[0]
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for module in imported_modules(ast.parse(path.read_text()))
+    }
+    distributions = metadata.packages_distributions()
+    others = imported - set(sys.stdlib_module_names) - set(PACKAGES)
+    undeclared = {
+        name for name in others if not declared & {normalised(each) for each in distributions.get(name, [name])}
+    }
+    assert undeclared == set()
+    assert {"torch", "ray", "pyarrow"} <= others
+
+
+def imported_modules(tree: ast.AST) -> list[str]:
+    """Return the modules that a source file imports anywhere in it."""
+    plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return plain + [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+
+
+def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
+    unwanted = shutil.ignore_patterns("__pycache__", ".*")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=unwanted)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "README.md").write_text("mtrl-ray")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        "dist",
+        ".",
+    ]
+    sources = {str(path.relative_to(tmp_path)) for package in PACKAGES for path in (tmp_path / package).rglob("*.*")}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert sources - set(zipfile.ZipFile(wheel).namelist()) == set()
 
 
 class SetUp:
@@ -142,6 +195,9 @@ def test_changed_requirements_are_installed_anew_and_a_changed_project_alone_is_
     with (set_up.folder / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     assert [install.split()[-1] for install in set_up.run()[2]] == ["."]
+    with (set_up.folder / "requirements/cpu.txt").open("a") as file:
+        file.write("# a comment\n")
+    assert set_up.run()[2] == []
     with (set_up.folder / "requirements/cpu.txt").open("a") as file:
         file.write("one-more==1.0\n")
     assert len(set_up.run()[2]) == 3

@@ -15,6 +15,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class Estimate:
     def from_dict(cls, tree: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_dict`. Raises DataError where a key is missing or no number."""
         try:
-            numbers = [math.nan if tree[key] is None else float(tree[key]) for key in ("mean", "low", "high")]
-            mean, low, high = numbers
-            return cls(mean, -math.inf if math.isnan(low) else low, math.inf if math.isnan(high) else high, int(tree["n"]))
+            unknown = {"mean": math.nan, "low": -math.inf, "high": math.inf}
+            numbers = {key: value if tree[key] is None else float(tree[key]) for key, value in unknown.items()}
+            return cls(**numbers, n=int(tree["n"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{tree!r} is no estimate; it needs the numbers mean, low, high and n") from error
 
@@ -107,7 +108,7 @@ def paired_difference(a: Values, b: Values, level: float = 0.95, bounds: Bounds 
 
 
 def correlation(x: Values, y: Values, level: float = 0.95) -> Estimate:
-    """Pearson's r in `mean`, with Fisher's interval; NaN within [-1, 1] where x or y has no spread. Raises DataError."""
+    """Pearson's r in `mean` with Fisher's interval; NaN in [-1, 1] where x or y has no spread. Raises DataError."""
     first, second = _pair(x, y, "x", "y")
     _check_level(level)
     n = first.size
@@ -135,7 +136,7 @@ def calibration(predicted: Values, actual: Values, bins: int = 10) -> Calibratio
     # An edge inside a run of equal predictions moves to the run's end.
     inner = np.searchsorted(first, first[edges[1:-1][edges[1:-1] > 0] - 1], side="right")
     cuts = np.unique(np.concatenate([[0], inner, [first.size]]))
-    table = [_bin(first[start:stop], second[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    table = [_bin(first[start:stop], second[start:stop]) for start, stop in pairwise(cuts)]
     error = sum(entry.n * abs(entry.predicted - entry.actual) for entry in table) / first.size
     return Calibration(table, error)
 

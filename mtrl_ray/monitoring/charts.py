@@ -17,7 +17,7 @@ from mtrl_ray.monitoring.names import shown
 WIDTH, HEIGHT = 340.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 8.0, 32.0
 MOST_DOTS = 80
-"""Points above which a line is drawn without visible dots."""
+"""Points above which a line is drawn without visible dots; at most twice as many can be pointed at."""
 MOST_BARS = 60
 """Bars above which neighbouring iterations share one."""
 
@@ -114,26 +114,25 @@ def stacked_chart(x: Sequence[float], stacks: Sequence[Stack]) -> str:
 
 def interval_chart(rows: Sequence[tuple[str, Estimate, str]]) -> str:
     """Horizontal bars from 0 with their intervals: (label, estimate, colour) from top to bottom, scores in [0, 1]."""
-    width, step, left, right = 440.0, 34.0, 62.0, 146.0
-    svg = _svg(len(rows) * step + 24, width)
+    margin, step, bottom = 8.0, 44.0, 44.0 * len(rows) + 4
+    svg = _svg(bottom + 20)
 
     def place(value: float) -> float:
-        return left + min(max(value, 0.0), 1.0) * (width - left - right)
+        return margin + min(max(value, 0.0), 1.0) * (WIDTH - 2 * margin)
 
-    bottom = len(rows) * step + 4
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         _line(svg, place(tick), 0, place(tick), bottom, "gridline")
-        _text(svg, place(tick), bottom + 16, shown(tick), "tick middle")
+        _text(svg, place(tick), bottom + 15, shown(tick), "tick middle")
     for number, (label, estimate, colour) in enumerate(rows):
-        middle = number * step + step / 2 + 2
+        top = number * step
         bar = SubElement(svg, "g")
         SubElement(bar, "title").text = f"{label}: {interval_text(estimate)}, n = {estimate.n}"
-        _text(bar, left - 10, middle + 4, label, "name end")
-        _rect(bar, place(0), middle - 9, place(estimate.mean) - place(0), 18, f"bar {colour}")
-        _line(bar, place(estimate.low), middle, place(estimate.high), middle, "whisker")
+        _text(bar, place(0), top + 15, label, "name label")
+        _text(bar, place(1), top + 15, interval_text(estimate), "name label end")
+        _rect(bar, place(0), top + 21, place(estimate.mean) - place(0), 15, f"bar {colour}")
+        _line(bar, place(estimate.low), top + 28.5, place(estimate.high), top + 28.5, "whisker")
         for end in (estimate.low, estimate.high):
-            _line(bar, place(end), middle - 5, place(end), middle + 5, "whisker")
-        _text(bar, width - right + 12, middle + 4, interval_text(estimate), "value")
+            _line(bar, place(end), top + 24.5, place(end), top + 32.5, "whisker")
     return tostring(svg, encoding="unicode")
 
 
@@ -199,15 +198,17 @@ def _runs(line: Line) -> list[list[int]]:
 
 def _polylines(axes: Axes, line: Line) -> None:
     few = len(line.x) <= MOST_DOTS
+    stride = -(-len(line.x) // (2 * MOST_DOTS))
     for run in _runs(line):
         places = [(axes.x(line.x[i]), axes.y(line.y[i] or 0.0)) for i in run]
         if len(places) > 1:
             _path(axes.svg, places, f"line {line.colour}")
+        alone = len(run) == 1
         for i, (x, y) in zip(run, places, strict=True):
-            visible = few or len(run) == 1
-            style = f"dot {line.colour}" if visible else "dot hidden"
-            dot = SubElement(axes.svg, "circle", {"cx": _n(x), "cy": _n(y), "r": "2.5", "class": style})
-            SubElement(dot, "title").text = f"{line.label}, iteration {shown(line.x[i])}: {shown(line.y[i] or 0.0)}"
+            if alone or i % stride == 0:
+                style = f"dot {line.colour}" if few or alone else "dot hidden"
+                dot = SubElement(axes.svg, "circle", {"cx": _n(x), "cy": _n(y), "r": "2.5", "class": style})
+                SubElement(dot, "title").text = f"{line.label}, iteration {shown(line.x[i])}: {shown(line.y[i] or 0.0)}"
 
 
 def _band(axes: Axes, line: Line) -> None:

@@ -121,5 +121,5 @@ def _conversations(path: Path) -> list[Conversation]:
         validate(conversation)
         numbers = conversation.metrics.values() if isinstance(conversation.metrics, dict) else [None]
         if not all(isinstance(number, int | float) for number in numbers):
-            raise DataError(f"conversation {conversation.id!r}: metrics are {conversation.metrics!r}, not numbers by name")
+            raise DataError(f"conversation {conversation.id!r}: {conversation.metrics!r} are not numbers by name")
     return conversations

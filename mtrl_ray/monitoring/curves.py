@@ -17,7 +17,7 @@ WHOLE = "iteration/seconds"
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its words. `legend`: (label, colour), where there is more than one series. `latest`: the last value."""
+    """A chart with its words. `legend`: (label, colour) of several series. `latest`: the last value."""
 
     title: str
     note: str

@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference`: mean of end minus start over the pairs, None without pairs; counts of contexts, and the examples."""
+    """`difference`: mean of end minus start over the pairs, None without pairs; counts of pairs, and the examples."""
 
     difference: Estimate | None = None
     better: int = 0

@@ -54,7 +54,7 @@ class LiveView:
         self._last_end = self._started
         self._number = done
         self._seen = 0
-        self._parts: dict[str, tuple[str, float]] = {name: ("", self._started) for name in PARTS}
+        self._parts: dict[str, tuple[str, float]] = dict.fromkeys(PARTS, ("", self._started))
         self._metrics: dict[str, float] = {}
         self._live: Live | None = None
         if table and self._console.is_terminal:
@@ -136,8 +136,10 @@ class LiveView:
         return table
 
     def _numbers(self) -> Text:
+        if not self._seen:
+            return Text("no iteration has ended yet", style="dim")
         shown = [outcome(self._metrics), held_out(self._metrics), *_details(self._metrics)]
-        return Text(" · ".join(filter(None, shown)) or "no iteration has ended yet", style="bold" if self._seen else "dim")
+        return Text(" · ".join(filter(None, shown)), style="bold")
 
 
 def outcome(metrics: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
 """What the metrics mean: one sentence and a unit per key, families in the order in which they are shown.
 
-A key is `family/metric`; the family is the part of the system that measures it. A key that is not in this table is shown
-without a sentence: algorithms may record what they like.
+A key is `family/metric`; the family is the part of the system that measures it. A key that is not in this table is
+shown without a sentence: algorithms may record what they like.
 """
 
 import math

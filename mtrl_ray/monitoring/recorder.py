@@ -6,15 +6,17 @@
    line that was torn by a crash has no newline; it is not read, and is removed before anything is appended.
 3. `rewind` cuts the file back to an iteration, in one atomic replacement, when a run resumes from there. TensorBoard is
    told to forget the same steps.
-4. Metric `q/r` is the gauge `mtrl_q_r` (Ray adds its prefix: `ray_mtrl_q_r`) with the tag `run`, made when it first has a
-   value and Ray is running. A gauge goes to NaN with its metric, so that no dashboard shows an old value as new.
+4. Metric `q/r` is the gauge `mtrl_q_r` (Ray adds its prefix: `ray_mtrl_q_r`) with the tag `run`, made when it first has
+   a value and Ray is running. Ray drops a gauge that is not set again within two report intervals (20 s), and
+   iterations may take longer: a thread repeats the last values until `close`. A metric that is no longer finite is not
+   repeated, so its gauge ends.
 """
 
 import json
-import logging
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +26,11 @@ from typing import IO, Any
 from mtrl_ray.config import MonitoringSettings
 from mtrl_ray.errors import DataError
 
-LOG = logging.getLogger(__name__)
-
 FILE = "metrics.jsonl"
 FLUSH_SECONDS = 5
 """How often TensorBoard's event files reach the disk; the JSON lines do with every call."""
+REPEAT_SECONDS = 5.0
+"""How often gauges are set again; Ray collects them every 10 s."""
 
 
 class Recorder:
@@ -44,7 +46,7 @@ class Recorder:
         _cut(self._path, None)
 
     def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of an iteration. Raises DataError for a value that is no number, and for the key `iteration`."""
+        """Append the metrics of an iteration. Raises DataError for a value that is no number."""
         numbers = {key: _number(key, value) for key, value in metrics.items()}
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
@@ -72,6 +74,8 @@ class Recorder:
             self._file = None
         if self._board is not None:
             self._board.close()
+        if self._gauges is not None:
+            self._gauges.close()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -171,17 +175,46 @@ class _Gauges:
     def __init__(self, run_name: str) -> None:
         self._tags = {"run": run_name}
         self._gauges: dict[str, Any] = {}
+        self._values: dict[str, float] = {}
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def record(self, numbers: Mapping[str, float]) -> None:
-        import ray
         from ray.util.metrics import Gauge
 
-        if not ray.is_initialized():
+        if not ray_runs():
             return
-        for key, value in numbers.items():
-            if key not in self._gauges:
-                self._gauges[key] = Gauge(gauge_name(key), description=f"mtrl-ray metric {key}", tag_keys=("run",))
-            self._gauges[key].set(float(value), tags=self._tags)
+        for key in numbers.keys() - self._gauges.keys():
+            self._gauges[key] = Gauge(gauge_name(key), description=f"mtrl-ray metric {key}", tag_keys=("run",))
+        latest = {**self._values, **numbers}
+        self._values = {key: float(value) for key, value in latest.items() if math.isfinite(value)}
+        self._set()
+        if self._thread is None:
+            self._closed.clear()
+            self._thread = threading.Thread(target=self._repeat, name="mtrl-gauges", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_SECONDS):
+            if ray_runs():
+                self._set()
+
+    def _set(self) -> None:
+        for key, value in self._values.items():
+            self._gauges[key].set(value, tags=self._tags)
+
+
+def ray_runs() -> bool:
+    """Whether this process is connected to a Ray cluster."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def gauge_name(key: str) -> str:

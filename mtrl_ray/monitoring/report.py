@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that explains it to somebody who was not there.
 
-1. It is made from what lies in the run's folder (`contents`), at any time: what is missing or damaged is said on the page.
+1. It is made from what lies in the run's folder (`contents`), at any time: the page says what is missing or damaged.
 2. One file: styles and charts are inside, nothing is fetched, and no script runs; a content security policy holds the
    browser to that whatever a conversation contains.
 3. Every text is escaped by the template (autoescape) or by the charts' element tree; nothing else writes markup.

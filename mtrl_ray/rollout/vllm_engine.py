@@ -110,7 +110,7 @@ class VllmEngine:
     def load_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """See `Engine.load_weights`."""
         try:
-            self._engine.collective_rpc(lambda worker: worker.reload_weights(weights_iterator=weights))
+            self._engine.collective_rpc(lambda worker: _reload(worker, weights))
         except Exception as error:
             raise EngineError(f"vLLM could not take the weights of version {version}: {error}") from error
         self._engine.reset_prefix_cache(reset_running_requests=True)
@@ -124,3 +124,16 @@ class VllmEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.engine_core.shutdown()
+
+
+def _reload(worker: Any, weights: Iterator[tuple[str, Any]]) -> None:
+    """vLLM's reload, and what it forgets: on a CPU an output head that shares the embedding's weights multiplies with a
+    packed copy of them, which is made once and would stay the old one."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.platforms import current_platform
+
+    worker.reload_weights(weights_iterator=weights)
+    if current_platform.is_cpu():
+        for module in worker.get_model().modules():
+            if isinstance(module, VocabParallelEmbedding):
+                module.quant_method.process_weights_after_loading(module)

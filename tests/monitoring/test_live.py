@@ -1,0 +1,135 @@
+"""The live view: what it prints, in a terminal and in a pipe, and how it estimates the time left."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mtrl_ray.monitoring.live import LiveView, duration
+
+METRICS = {
+    "iteration/seconds": 8.0,
+    "collect/score_mean": 0.41,
+    "collect/score_low": 0.36,
+    "collect/score_high": 0.46,
+    "collect/tokens_per_second": 6123.4,
+    "collect/failures": 0,
+    "improve/kl": 0.0123,
+    "q/r": 0.62,
+}
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def viewed(terminal, iterations=20, **options):
+    clock, output = Clock(), io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=110, color_system=None)
+    return LiveView("bright-lamp", iterations, console=console, clock=clock, **options), clock, output
+
+
+def test_in_a_pipe_each_iteration_is_one_line():
+    view, clock, output = viewed(terminal=False)
+    with view:
+        view.part("rollout", "holding 256 conversations")
+        for number in (1, 2):
+            clock.now += 8
+            view.iteration(number, METRICS)
+    first, second = output.getvalue().splitlines()
+    numbers = "score 0.410 [0.360, 0.460] · KL 0.0123 · Q r 0.62 · 6,123 tokens/s · 8.0 s"
+    assert first == f"iteration 1/20 · {numbers} · 2:32 left"
+    assert second == f"iteration 2/20 · {numbers} · 2:24 left"
+
+
+def test_a_line_without_metrics_or_with_nan_leaves_them_out():
+    view, clock, output = viewed(terminal=False)
+    with view:
+        clock.now += 1
+        view.iteration(1, {"q/r": float("nan"), "collect/failures": 3, "evaluation/mean": 0.5})
+    assert output.getvalue() == "iteration 1/20 · held out 0.500 · 3 failed · 0:19 left\n"
+
+
+def test_a_long_line_is_never_broken():
+    view, _, output = viewed(terminal=False)
+    with view:
+        view.note("x" * 500)
+    assert output.getvalue() == "x" * 500 + "\n"
+
+
+def test_notes_are_text_not_markup():
+    view, _, output = viewed(terminal=False)
+    with view:
+        view.note("[bold]loud[/bold] :smiley: \x1b[2Jcleared\x07")
+    assert output.getvalue() == "[bold]loud[/bold] :smiley: [2Jcleared\n"
+
+
+def test_the_table_in_a_terminal():
+    view, clock, output = viewed(terminal=True)
+    with view:
+        view.part("rollout", "holding 256 [red]conversations")
+        view.part("judge", "reading")
+        clock.now += 65
+        view.iteration(5, {**METRICS, "evaluation/mean": 0.5, "evaluation/low": 0.4, "evaluation/high": 0.6})
+        view.iteration(6, METRICS)
+        view.note("a worker joined")
+    shown = output.getvalue()
+    last = shown[shown.rindex("bright-lamp") :]
+    assert "a worker joined" in shown
+    assert "iteration 6 of 20" in last
+    assert "1:05 elapsed" in last
+    rows = {line.split()[0]: line.split() for line in last.splitlines() if line.strip()}
+    assert rows["rollout"] == ["rollout", "holding", "256", "[red]conversations", "1:05"]
+    assert rows["judge"] == ["judge", "reading", "1:05"]
+    assert rows["weights"] == ["weights", "–"]
+    assert "score 0.410 [0.360, 0.460] · held out 0.500 [0.400, 0.600]" in last
+
+
+def test_a_terminal_may_have_plain_lines_too():
+    view, _, output = viewed(terminal=True, table=False)
+    with view:
+        view.iteration(1, METRICS)
+    assert output.getvalue().count("\n") == 1
+    assert "elapsed" not in output.getvalue()
+
+
+def test_an_error_inside_leaves_the_terminal_usable():
+    view, _, output = viewed(terminal=True)
+    with pytest.raises(KeyError), view:
+        raise KeyError("q")
+    hidden, shown = output.getvalue().rfind("\x1b[?25l"), output.getvalue().rfind("\x1b[?25h")
+    assert 0 <= hidden < shown
+
+
+def test_time_left_counts_this_sessions_iterations_and_the_pause_since():
+    view, clock, _ = viewed(terminal=False, done=10)
+    with view:
+        assert view.seconds_left() is None
+        for number in (11, 12):
+            clock.now += 6
+            view.iteration(number, {})
+        assert view.seconds_left() == pytest.approx(8 * 6)
+        clock.now += 4
+        assert view.seconds_left() == pytest.approx(8 * 6 - 4)
+        clock.now += 1000
+        assert view.seconds_left() == 0
+
+
+def test_time_left_is_bounded_by_the_budget():
+    view, clock, _ = viewed(terminal=False, iterations=1000, minutes=2)
+    with view:
+        clock.now += 30
+        view.iteration(1, {})
+        assert view.seconds_left() == pytest.approx(90)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0:00"), (7, "0:07"), (59.6, "1:00"), (750, "12:30"), (3723, "1:02:03")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
