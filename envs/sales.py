@@ -18,7 +18,7 @@ from envs.intents import clean, template_markers
 from envs.options import share, user_kind
 from envs.sales_agents import SalesAgent
 from envs.sales_llm import customer as llm_customer
-from envs.sales_moves import CATALOGUE, SYSTEM, SYSTEM_WITHOUT_CATALOGUE, seller_move
+from envs.sales_moves import CATALOGUE, SYSTEM, SYSTEM_WITH_CATALOGUE, seller_move
 from envs.sales_user import Business, Customer
 from envs.splits import Profile, draw
 from mtrl_ray.errors import ConfigurationError
@@ -31,13 +31,14 @@ class Sales(Environment):
     """Suggested responses for a shop.
 
     Options: `as_is`, `edited`, `ignored` (shares of what the business does, sum 1); `vague` (probability of an unclear
-    answer); `catalogue` (whether the system prompt lists the products); `user` ("scripted" or "llm") and `llm`
+    answer); `catalogue` (whether the system prompt lists the products: for a policy that has not learned them from the
+    warm start); `user` ("scripted" or "llm") and `llm`
     (settings of `envs.llm.LLMSettings`). Raises ConfigurationError for values that cannot work.
     """
 
     name: ClassVar[str] = "sales"
     max_turns: ClassVar[int] = 8
-    warm_start: ClassVar[dict[str, float]] = {"expert": 0.25, "greedy": 0.5, "random": 0.25}
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.3, "greedy": 0.5, "random": 0.2}
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Sales(Environment):
         edited: float = 0.12,
         ignored: float = 0.08,
         vague: float = 0.15,
-        catalogue: bool = True,
+        catalogue: bool = False,
         user: str = "scripted",
         llm: Mapping[str, Any] | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class Sales(Environment):
             raise ConfigurationError(f"sales: as_is + edited + ignored is {sum(shares.values()):g}, it has to be 1")
         self._business = Business(as_is, edited, ignored)
         self._vague = share("sales", "vague", vague)
-        self._system = SYSTEM if catalogue else SYSTEM_WITHOUT_CATALOGUE
+        self._system = SYSTEM_WITH_CATALOGUE if catalogue else SYSTEM
         self._llm = user_kind("sales", user, llm)
 
     def context(self, split: str, index: int) -> Context:

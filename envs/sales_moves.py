@@ -43,14 +43,15 @@ CATALOGUE: dict[str, Product] = {
 KIND_OF: dict[str, str] = {product.use: product.kind for product in CATALOGUE.values()}
 """The kind each use belongs to."""
 
-SYSTEM = (
+SYSTEM_WITH_CATALOGUE = (
     "Suggest replies that sell. Laptops: study Walnut $300, Cobalt $900; gaming Marble $400, Falcon $1000. "
     "Cameras: sports Pelican $250, Meteor $800; portraits Lantern $350, Saffron $900. "
     "Bikes: city Willow $200, Juniper $700; mountain Badger $400, Copper $1100."
 )
-"""What the agent is told: the catalogue, in 38 words."""
+"""What an agent is told that does not know the catalogue."""
 
-SYSTEM_WITHOUT_CATALOGUE = "Suggest replies that sell laptops, cameras or bikes."
+SYSTEM = "Suggest replies that sell laptops, cameras or bikes."
+"""What an agent is told that learned the catalogue from conversations: every token of a prompt costs time."""
 
 KINDS = {
     "laptop": phrases(r"laptops?\b", r"notebooks?\b", r"computers?\b"),

@@ -36,7 +36,9 @@ def write(folder: Path, iteration: int, state: dict[str, Any], save: Callable[[P
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise CheckpointError(f"checkpoint {final} could not be written: {error}; free some space and resume") from error
+        raise CheckpointError(
+            f"checkpoint {final} could not be written: {error}; free some space and resume"
+        ) from error
     if final.exists():
         shutil.rmtree(final)
     scratch.rename(final)

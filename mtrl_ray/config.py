@@ -76,7 +76,7 @@ class ModelSettings(Section):
     """Of the tiny model's tokenizer."""
     context_length: int = Field(1024, ge=64)
     """Longest history plus response, in tokens."""
-    warm_start: WarmStartSettings = WarmStartSettings()  # type: ignore[call-arg]
+    warm_start: WarmStartSettings = WarmStartSettings()
 
 
 class RolloutSettings(Section):
@@ -149,13 +149,13 @@ class MonitoringSettings(Section):
 class Settings(Section):
     """The whole tree."""
 
-    run: RunSettings = RunSettings()  # type: ignore[call-arg]
+    run: RunSettings = RunSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
-    model: ModelSettings = ModelSettings()  # type: ignore[call-arg]
-    rollout: RolloutSettings = RolloutSettings()  # type: ignore[call-arg]
-    replay: ReplaySettings = ReplaySettings()  # type: ignore[call-arg]
-    learner: LearnerSettings = LearnerSettings()  # type: ignore[call-arg]
-    evaluation: EvaluationSettings = EvaluationSettings()  # type: ignore[call-arg]
+    model: ModelSettings = ModelSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    replay: ReplaySettings = ReplaySettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "iterative_ppo"})
 
@@ -227,7 +227,9 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     elif path.is_file():
         text = path.read_text()
     else:
-        raise ConfigurationError(f"there is no recipe {recipe!r}; give a YAML file or one of {', '.join(recipe_names())}")
+        raise ConfigurationError(
+            f"there is no recipe {recipe!r}; give a YAML file or one of {', '.join(recipe_names())}"
+        )
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -215,4 +215,6 @@ def validate(conversation: Conversation) -> None:
                 f"{lengths[0]} log-probabilities and {lengths[1]} versions"
             )
         if not np.isfinite([turn.reward, *turn.logprobs]).all():
-            raise DataError(f"conversation {conversation.id!r}, turn {index}: a reward or log-probability is not finite")
+            raise DataError(
+                f"conversation {conversation.id!r}, turn {index}: a reward or log-probability is not finite"
+            )

@@ -105,9 +105,7 @@ class System:
         """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer."""
         started = time.perf_counter()
         first = self.iteration * contexts
-        leases = make_leases(
-            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples
-        )
+        leases = make_leases(self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples)
         self.buffer.recall.remote(self.iteration)
         known = set(ray.get(self.buffer.ids.remote(self.iteration)))
         missing = [lease for lease in leases if lease.id not in known]
@@ -122,7 +120,9 @@ class System:
         self._metrics["collect/reused"] = float(len(leases) - len(missing))
         self._collected(reports, time.perf_counter() - started)
         outcomes = ray.get(self.buffer.outcomes.remote(self.iteration))
-        self._metrics |= {f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()}
+        self._metrics |= {
+            f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()
+        }
         return Logged(self, self.iteration, outcomes["agent_turns"])
 
     def fit_q(self, conversations: Any, specification: QFit) -> None:
@@ -141,7 +141,11 @@ class System:
         results = list(self.fleet.respond(states.table, states.count, samples, states.seed, self.version))
         tokens = sum(result.report.agent_tokens for result in results)
         seconds = time.perf_counter() - started
-        self._metrics |= {"respond/seconds": seconds, "respond/tokens": tokens, "respond/tokens_per_second": tokens / seconds}
+        self._metrics |= {
+            "respond/seconds": seconds,
+            "respond/tokens": tokens,
+            "respond/tokens_per_second": tokens / seconds,
+        }
         self.view.part("rollout", "idle")
         return _joined.remote(*[result.table[0] for result in results])
 
@@ -204,7 +208,9 @@ class System:
     def _check_appended(self, appended: list[Any]) -> None:
         refused = [sentence for one in appended for sentence in one.refused]
         if refused:
-            raise DataError(f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}")
+            raise DataError(
+                f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}"
+            )
 
 
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:

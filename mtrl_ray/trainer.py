@@ -31,7 +31,7 @@ BUDGET_SLACK = 1.0
 """An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
 
 
-class Trainer(tune.Trainable):  # type: ignore[misc]
+class Trainer(tune.Trainable):
     """One run. `config`: `settings` (a plain tree) and optionally `resume` (bool)."""
 
     def __init__(self, config: dict[str, Any] | None = None, storage: Any = None, view: View | None = None) -> None:

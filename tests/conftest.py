@@ -61,6 +61,8 @@ def vllm_engine(blank_sales: Path, sales_settings):
     from mtrl_ray.models.chat import chat_format
     from mtrl_ray.rollout.vllm_engine import VllmEngine
 
-    engine = VllmEngine(str(blank_sales), chat_format(str(blank_sales)).stop_ids, sales_settings.rollout, sales_settings.model)
+    engine = VllmEngine(
+        str(blank_sales), chat_format(str(blank_sales)).stop_ids, sales_settings.rollout, sales_settings.model
+    )
     yield engine
     engine.close()

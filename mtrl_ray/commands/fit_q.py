@@ -26,7 +26,9 @@ def fit_q(
     from mtrl_ray.learner.specification import QFit, Supervision
     from mtrl_ray.replay.journal import Journal
 
-    settings = validated(ModelSettings, {"path": model, "context_length": context_length, "vocabulary": vocabulary}, "model")
+    settings = validated(
+        ModelSettings, {"path": model, "context_length": context_length, "vocabulary": vocabulary}, "model"
+    )
     wanted = {"target": target, "discount": discount, "epochs": epochs, "learning_rate": learning_rate}
     table = Journal(log).read()
     result = fit_logged_q(table, settings, validated(QFit, wanted, "q"), held_out, Supervision(epochs=2), seed)

@@ -1,6 +1,5 @@
 """`mtrl import`: logs of other systems, into a journal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer

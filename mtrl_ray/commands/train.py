@@ -9,7 +9,9 @@ import typer
 from mtrl_ray.errors import ConfigurationError
 
 RecipeArgument = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings to change.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings to change.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Write the result to this file too.")]
 
 
@@ -30,7 +32,9 @@ def train(
     from mtrl_ray.trainer import prepare, resumed_settings
 
     if (recipe is None) == (resume is None):
-        raise ConfigurationError("give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)")
+        raise ConfigurationError(
+            "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
+        )
     if resume is not None:
         settings = resumed_settings(resume)
     else:

@@ -42,4 +42,4 @@ def summarise(folder: Path, **estimates: Estimate) -> dict[str, dict[str, float]
     summary = json.loads(path.read_text()) if path.is_file() else {}
     summary |= {name: estimate.as_dict() for name, estimate in estimates.items()}
     path.write_text(json.dumps(summary, indent=1))
-    return summary  # type: ignore[no-any-return]
+    return summary

@@ -26,7 +26,9 @@ def policy_folder(run: Path, which: str = "newest") -> Path:
         return path / "policy"
     found = checkpoint.newest(run / "checkpoints")
     if found is None:
-        raise CheckpointError(f"{str(run)!r} has no checkpoint yet; evaluate its start (--checkpoint start) or train on")
+        raise CheckpointError(
+            f"{str(run)!r} has no checkpoint yet; evaluate its start (--checkpoint start) or train on"
+        )
     return found[0] / "policy"
 
 

@@ -39,7 +39,7 @@ class Estimate:
     high: float
     n: int
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> dict[str, Any]:
         """`{mean, low, high, n}` as JSON can hold it: NaN and infinities become None."""
         numbers = {"mean": self.mean, "low": self.low, "high": self.high}
         return {**{key: value if math.isfinite(value) else None for key, value in numbers.items()}, "n": self.n}

@@ -18,6 +18,8 @@ def chat_format(path: str) -> ChatFormat:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"no tokenizer could be loaded from {path!r}: {' '.join(str(error).split())[:300]}") from None
+        raise CheckpointError(
+            f"no tokenizer could be loaded from {path!r}: {' '.join(str(error).split())[:300]}"
+        ) from None
     listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return ChatFormat.from_tokenizer(tokenizer, listed)

@@ -25,6 +25,7 @@ PARTS = ("rollout", "replay", "learner", "weights")
 REFRESHES_PER_SECOND = 4
 SECONDS = "iteration/seconds"
 FAILURES = "collect/failures"
+Metrics = Mapping[str, float | None]
 
 
 class LiveView:
@@ -55,7 +56,7 @@ class LiveView:
         self._number = done
         self._seen = 0
         self._parts: dict[str, tuple[str, float]] = dict.fromkeys(PARTS, ("", self._started))
-        self._metrics: dict[str, float] = {}
+        self._metrics: Metrics = {}
         self._live: Live | None = None
         if table and self._console.is_terminal:
             self._live = Live(
@@ -79,7 +80,7 @@ class LiveView:
         """What a part does from now on; an empty text means nothing."""
         self._parts = {**self._parts, name: (doing, self._clock())}
 
-    def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
+    def iteration(self, number: int, metrics: Metrics) -> None:
         """An iteration (counted from 1) has ended. Metrics of earlier ones stay in view until they are replaced."""
         self._number = number
         self._seen += 1
@@ -142,12 +143,12 @@ class LiveView:
         return Text(" · ".join(filter(None, shown)), style="bold")
 
 
-def outcome(metrics: Mapping[str, float]) -> str:
+def outcome(metrics: Metrics) -> str:
     """The mean score of the collected conversations with its interval; empty where there is none."""
     return _interval("score", metrics, "collect/score_mean", "collect/score_low", "collect/score_high")
 
 
-def held_out(metrics: Mapping[str, float]) -> str:
+def held_out(metrics: Metrics) -> str:
     """The mean score of the last evaluation with its interval; empty where there is none."""
     return _interval("held out", metrics, "evaluation/mean", "evaluation/low", "evaluation/high")
 
@@ -159,7 +160,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def _interval(label: str, metrics: Mapping[str, float], mean: str, low: str, high: str) -> str:
+def _interval(label: str, metrics: Metrics, mean: str, low: str, high: str) -> str:
     if not _finite(metrics, mean):
         return ""
     known = _finite(metrics, low) and _finite(metrics, high)
@@ -167,7 +168,7 @@ def _interval(label: str, metrics: Mapping[str, float], mean: str, low: str, hig
     return f"{label} {metrics[mean]:.3f}{around}"
 
 
-def _details(metrics: Mapping[str, float]) -> list[str]:
+def _details(metrics: Metrics) -> list[str]:
     forms = {
         "improve/kl": "KL {:.4f}",
         "q/r": "Q r {:.2f}",
@@ -179,5 +180,6 @@ def _details(metrics: Mapping[str, float]) -> list[str]:
     return [forms[key].format(metrics[key]) for key in known]
 
 
-def _finite(metrics: Mapping[str, float], key: str) -> bool:
-    return key in metrics and math.isfinite(metrics[key])
+def _finite(metrics: Metrics, key: str) -> bool:
+    value = metrics.get(key)
+    return value is not None and math.isfinite(value)

@@ -12,6 +12,8 @@ MEANINGS = {
     "collect/score_mean": "mean score of the conversations held in this iteration",
     "collect/score_low": "lower end of its 95 % interval",
     "collect/score_high": "upper end of its 95 % interval",
+    "collect/score_n": "conversations it is the mean of",
+    "collect/reused": "conversations found in the journal instead of being held again",
     "collect/conversations": "finished conversations",
     "collect/agent_turns": "agent turns in them",
     "collect/tokens": "tokens the agent sampled",
@@ -36,6 +38,7 @@ MEANINGS = {
     "evaluation/mean": "mean score on the held-out contexts",
     "evaluation/low": "lower end of its 95 % interval",
     "evaluation/high": "upper end of its 95 % interval",
+    "evaluation/n": "held-out contexts",
 }
 
 

@@ -1,7 +1,7 @@
 """Where the numbers of a run go: JSON lines, TensorBoard, and Ray's metrics endpoint.
 
 1. `record` appends one JSON object per call to `metrics.jsonl`: `iteration` and the metrics under their own keys. A
-   number that is not finite becomes null, its key kept. This file is the truth; the other two are for watching.
+   number that is unknown or not finite becomes null, its key kept. This file is the truth; the others are for watching.
 2. The line is handed to the operating system before `record` returns: a killed process loses no recorded iteration. A
    line that was torn by a crash has no newline; it is not read, and is removed before anything is appended.
 3. `rewind` cuts the file back to an iteration, in one atomic replacement, when a run resumes from there. TensorBoard is
@@ -45,8 +45,8 @@ class Recorder:
         self._gauges = _Gauges(run_name) if settings.ray_metrics else None
         _cut(self._path, None)
 
-    def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of an iteration. Raises DataError for a value that is no number."""
+    def record(self, iteration: int, metrics: Mapping[str, float | None]) -> None:
+        """Append the metrics of an iteration; None is a number that is unknown. Raises DataError for anything else."""
         numbers = {key: _number(key, value) for key, value in metrics.items()}
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
@@ -127,9 +127,11 @@ def _cut(path: Path, iteration: int | None) -> None:
     temporary.replace(path)
 
 
-def _number(key: str, value: float) -> float:
+def _number(key: str, value: float | None) -> float:
     if key == "iteration":
         raise DataError("a metric is called 'iteration'; that key holds the iteration itself, choose another")
+    if value is None:
+        return math.nan
     try:
         return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
     except (TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import EngineError
@@ -92,16 +92,23 @@ class Fleet:
 
     def wait_ready(self) -> list[dict[str, Any]]:
         """Wait until every worker's engine runs; what each says of itself. Raises EngineError past `START_SECONDS`."""
-        try:
-            return ray.get([worker.ready.remote() for worker in self._workers], timeout=START_SECONDS)  # type: ignore[no-any-return]
-        except ray.exceptions.GetTimeoutError:
-            wanted = f"{len(self._workers)} x {self._settings.rollout.cpus} CPUs, {self._settings.rollout.gpus} GPUs"
-            raise EngineError(
-                f"the rollout workers ({wanted}) were not ready after {START_SECONDS:.0f} s; the cluster has "
-                f"{ray.cluster_resources()}, of which free {ray.available_resources()}"
-            ) from None
-        except RayError as error:
-            raise EngineError(f"a rollout worker could not start: {_root(error)}") from error
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                answers = [worker.ready.remote() for worker in self._workers]
+                return ray.get(answers, timeout=max(0.0, deadline - time.monotonic()))
+            except ActorUnavailableError:  # being started again
+                time.sleep(PROBE_SECONDS)
+            except GetTimeoutError:
+                wanted = (
+                    f"{len(self._workers)} x {self._settings.rollout.cpus} CPUs, {self._settings.rollout.gpus} GPUs"
+                )
+                raise EngineError(
+                    f"the rollout workers ({wanted}) were not ready after {START_SECONDS:.0f} s; the cluster has "
+                    f"{ray.cluster_resources()}, of which free {ray.available_resources()}"
+                ) from None
+            except RayError as error:
+                raise EngineError(f"a rollout worker could not start: {_root(error)}") from error
 
     def converse(self, leases: list[Lease], version: int) -> Iterator[Result]:
         """Hold these conversations under weights of at least `version`; results as they come, in any order."""
@@ -125,7 +132,7 @@ class Fleet:
 
     def worker_statistics(self) -> list[dict[str, float]]:
         """The dialogue loops' counters, one entry per worker."""
-        return ray.get([worker.statistics.remote() for worker in self._workers])  # type: ignore[no-any-return]
+        return ray.get([worker.statistics.remote() for worker in self._workers])
 
     def stop(self) -> None:
         """End the workers."""
@@ -155,7 +162,9 @@ class Fleet:
         if chunks and not finished:
             raise EngineError(f"none of the {len(chunks)} chunks of work succeeded; causes: {self._causes()}")
 
-    def _send(self, waiting: deque[Chunk], flights: dict[Any, _Flight], call: Callable[[Any, Chunk], list[Any]]) -> None:
+    def _send(
+        self, waiting: deque[Chunk], flights: dict[Any, _Flight], call: Callable[[Any, Chunk], list[Any]]
+    ) -> None:
         load = Counter(flight.worker for flight in flights.values())
         alive = [number for number in range(len(self._workers)) if number not in self._recovering]
         while waiting and alive:
@@ -210,6 +219,8 @@ class Fleet:
             try:
                 ray.get(probe)
                 del self._recovering[number]
+            except ActorDiedError as error:
+                raise EngineError(f"rollout worker {number} cannot be started again: {_root(error)}") from error
             except RayError:
                 time.sleep(PROBE_SECONDS)
                 self._recovering[number] = self._workers[number].ready.remote()

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class HuggingFaceEngine:
     """Batched decoding with a key-value cache. See `Engine`."""
 
-    def __init__(self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings") -> None:
+    def __init__(
+        self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings"
+    ) -> None:
         from mtrl_ray.models.policy import load_policy
 
         self._device = torch.device("cuda" if rollout.gpus and torch.cuda.is_available() else "cpu")
@@ -137,7 +139,10 @@ class _Wave:
         sampled = torch.where(temperature > 0, drawn.clamp(max=logits.shape[1] - 1), logits.argmax(-1))
         chosen = logprobs.gather(1, sampled[:, None])[:, 0]
         stopped = torch.isin(sampled, self._stop_ids)
-        alive = [self._record(*row) for row in zip(*(x.tolist() for x in (self._rows, sampled, chosen, stopped)), strict=True)]
+        alive = [
+            self._record(*row)
+            for row in zip(*(x.tolist() for x in (self._rows, sampled, chosen, stopped)), strict=True)
+        ]
         return sampled, torch.tensor(alive, device=self._device)
 
     def _record(self, index: int, token: int, logprob: float, stopped: bool) -> bool:

@@ -59,7 +59,7 @@ def install(sampler: Any) -> None:
         p: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if k is not None or p is not None or inner.logprobs_mode != "processed_logprobs":
-            return original(logits, generators, k, p)  # type: ignore[no-any-return]
+            return original(logits, generators, k, p)
         logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
         return kernel(logits.float(), streams.seeds(generators, len(logits))), logprobs
 

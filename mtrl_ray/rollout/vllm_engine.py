@@ -31,7 +31,9 @@ CPU_BLOCK_TOKENS = 32
 class VllmEngine:
     """vLLM's engine with seeded requests, log-probabilities and versioned weights; `llm` is its owner. See `Engine`."""
 
-    def __init__(self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings") -> None:
+    def __init__(
+        self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings"
+    ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

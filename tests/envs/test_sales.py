@@ -262,6 +262,8 @@ def test_what_is_not_well_formed(text: str) -> None:
     assert not make("sales").well_formed(text)
 
 
-def test_catalogue_may_stay_unsaid() -> None:
-    assert "Falcon" in make("sales").context("train", 0).system
-    assert "Falcon" not in make("sales", catalogue=False).context("train", 0).system
+def test_the_catalogue_is_told_where_asked_for() -> None:
+    assert "Falcon" not in make("sales").context("train", 0).system
+    listed = make("sales", catalogue=True).context("train", 0).system
+    assert all(f"{product.name} ${product.price}" in listed for product in CATALOGUE.values())
+    assert len(listed.split()) < 40

@@ -56,7 +56,9 @@ def talk(seed: int, count: int, prefix: str = "c") -> pa.Table:
     for number in range(count):
         turns = [Turn(Role.SYSTEM, "s", tokens=generator.integers(5, VOCABULARY, generator.integers(2, 9)).tolist())]
         for _ in range(generator.integers(1, 5)):
-            turns.append(Turn(Role.USER, "u", tokens=generator.integers(5, VOCABULARY, generator.integers(1, 8)).tolist()))
+            turns.append(
+                Turn(Role.USER, "u", tokens=generator.integers(5, VOCABULARY, generator.integers(1, 8)).tolist())
+            )
             good = bool(generator.random() < 0.5)
             said = [*generator.integers(5, VOCABULARY, generator.integers(1, 6)).tolist(), 1 if good else 2]
             turns.append(agent_turn(said, reward=float(good)))
@@ -67,7 +69,9 @@ def talk(seed: int, count: int, prefix: str = "c") -> pa.Table:
 
 def agent_turn(tokens: list[int], reward: float = 0.0) -> Turn:
     """An agent's turn with log-probabilities of no meaning."""
-    return Turn(Role.AGENT, "a", tokens=tokens, logprobs=[-1.0] * len(tokens), versions=[0] * len(tokens), reward=reward)
+    return Turn(
+        Role.AGENT, "a", tokens=tokens, logprobs=[-1.0] * len(tokens), versions=[0] * len(tokens), reward=reward
+    )
 
 
 def answer(conversations: pa.Table, seed: int, samples: int, version: int = 5, every: int = 1) -> pa.Table:

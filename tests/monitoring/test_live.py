@@ -51,7 +51,7 @@ def test_a_line_without_metrics_or_with_nan_leaves_them_out():
     view, clock, output = viewed(terminal=False)
     with view:
         clock.now += 1
-        view.iteration(1, {"q/r": float("nan"), "collect/failures": 3, "evaluation/mean": 0.5})
+        view.iteration(1, {"q/r": float("nan"), "improve/kl": None, "collect/failures": 3, "evaluation/mean": 0.5})
     assert output.getvalue() == "iteration 1/20 · held out 0.500 · 3 failed · 0:19 left\n"
 
 

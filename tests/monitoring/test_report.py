@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -202,8 +203,8 @@ def test_an_empty_folder_has_a_page_that_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "summary.json", "config.yaml", "evaluation/end.parquet"])
-def test_a_page_without_one_of_its_pieces(tmp_path, missing):
-    run = write_run(tmp_path / "run")
+def test_a_page_without_one_of_its_pieces(tmp_path, run, missing):
+    run = shutil.copytree(run, tmp_path / "run")
     (run / missing).unlink()
     page = Page(write_report(run))
     assert_self_contained(page)
@@ -213,8 +214,8 @@ def test_a_page_without_one_of_its_pieces(tmp_path, missing):
 
 @pytest.mark.parametrize("damaged", ["metrics.jsonl", "summary.json", "config.yaml", "evaluation/end.parquet"])
 @pytest.mark.parametrize("content", [b"[1, 2\n", b"\xff\xfe\x00\n", b"[]\n", b'{"start": {"mean": "x"}}\n'])
-def test_a_damaged_piece_is_named_and_the_rest_shown(tmp_path, damaged, content):
-    run = write_run(tmp_path / "run")
+def test_a_damaged_piece_is_named_and_the_rest_shown(tmp_path, run, damaged, content):
+    run = shutil.copytree(run, tmp_path / "run")
     (run / damaged).write_bytes(content)
     page = Page(write_report(run))
     assert_self_contained(page)

@@ -20,7 +20,8 @@ def drain(engine) -> dict[str, Generation]:
 def requests(chat, count: int, name: str = "r", max_tokens: int = 12, temperature: float = 1.0) -> list[Request]:
     """Requests with prompts of different lengths."""
     words = ["I need a bike.", "Do you have a camera for sports?", "Hello! My budget is $900, what can you offer me?"]
-    prompts = [sum(chat.open("Suggest replies that sell.", words[number % 3] * (1 + number % 4)), []) for number in range(count)]
+    opened = [chat.open("Suggest replies that sell.", words[n % 3] * (1 + n % 4)) for n in range(count)]
+    prompts = [system + user for system, user in opened]
     return [Request(f"{name}{n}", prompt, 1000 + n, max_tokens, temperature) for n, prompt in enumerate(prompts)]
 
 

@@ -1,0 +1,119 @@
+"""The fleet on a real cluster: real vLLM workers, shared work, kills, failures by cause."""
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from mtrl_ray.config import Settings
+from mtrl_ray.conversation import from_table
+from mtrl_ray.errors import EngineError
+from mtrl_ray.responses import RESPONSES
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.weights.packed import pack
+from mtrl_ray.weights.store import WeightStore, materialise, read_files
+from tests.rollout.conftest import logprobs, shaken
+
+
+@pytest.fixture(scope="module")
+def settings(sales_settings: Settings) -> Settings:
+    """Two workers with small chunks."""
+    rollout = sales_settings.rollout.model_copy(
+        update={"workers": 2, "concurrency": 16, "lease_size": 8, "response_tokens": 12, "cpus": 0.5}
+    )
+    return sales_settings.model_copy(update={"rollout": rollout})
+
+
+@pytest.fixture(scope="module")
+def store(ray_cluster: None, blank_sales: Path):
+    """A weight store that knows the model's files."""
+    store = ray.remote(WeightStore).options(num_cpus=0).remote()
+    ray.get(store.keep_files.remote(read_files(str(blank_sales))))
+    yield store
+    ray.kill(store)
+
+
+@pytest.fixture(scope="module")
+def fleet(settings: Settings, store, blank_sales: Path):
+    """Two workers that are ready."""
+    fleet = Fleet(settings, str(blank_sales), store)
+    assert [answer["engine"] for answer in fleet.wait_ready()] == ["vllm", "vllm"]
+    yield fleet
+    fleet.stop()
+
+
+def collect(results) -> dict[str, object]:
+    """All conversations of an iterator of results, by id."""
+    tables = [ray.get(result.table[0]) for result in results]
+    return {done.id: done for table in tables for done in from_table(table)}
+
+
+def test_two_workers_share_the_leases_and_give_what_one_would(fleet, settings, store, blank_sales):
+    leases = make_leases(0, "train", 0, range(48))
+    results = list(fleet.converse(leases, version=0))
+    assert {result.report.worker for result in results} == {0, 1}
+    held = collect(results)
+    assert set(held) == {lease.id for lease in leases}
+    again = collect(fleet.converse(leases, version=0))
+    said = {name: [(turn.role, turn.text, turn.tokens) for turn in done.turns] for name, done in held.items()}
+    assert said == {name: [(turn.role, turn.text, turn.tokens) for turn in done.turns] for name, done in again.items()}
+
+
+def test_a_killed_workers_leases_are_held_by_the_others_and_it_comes_back(fleet):
+    victim = fleet.wait_ready()[0]["pid"]
+    leases = make_leases(0, "train", 1, range(200))
+    held: dict[str, object] = {}
+    for number, result in enumerate(fleet.converse(leases, version=0)):
+        if number == 1:
+            os.kill(victim, signal.SIGKILL)
+        held |= collect([result])
+    assert set(held) == {lease.id for lease in leases}
+    assert fleet.statistics.deaths == 1 and fleet.statistics.dropped == 0
+    assert victim not in {answer["pid"] for answer in fleet.wait_ready()}
+
+
+def test_workers_pull_the_version_they_are_asked_for(fleet, store, reference):
+    weights = ray.put(
+        pack({name: t for name, t in shaken(reference, 3).state_dict().items() if name != "lm_head.weight"}, 4)
+    )
+    ray.get(store.publish.remote(4, [weights]))
+    held = collect(fleet.converse(make_leases(0, "train", 2, range(24)), version=4))
+    for done in list(held.values())[:6]:
+        for turn in done.agent_turns:
+            said = done.turns[turn]
+            assert set(said.versions) == {4}
+            expected = logprobs(reference, done.history(turn), said.tokens)
+            assert max(abs(a - b) for a, b in zip(expected.tolist(), said.logprobs, strict=True)) < 1e-5
+
+
+def test_weights_that_nobody_published_are_an_error_with_its_cause(fleet):
+    with pytest.raises(EngineError, match=r"version 99 were asked for; the newest published are 4"):
+        list(fleet.converse(make_leases(0, "train", 3, range(4)), version=99))
+
+
+def test_responses_on_logged_states(fleet, reference):
+    shaken(reference, 3)  # what was published as version 4
+    held = collect(fleet.converse(make_leases(0, "train", 4, range(6)), version=4))
+    rows = [(done.id, turn, done.history(turn)) for done in held.values() for turn in done.agent_turns]
+    names = ("conversation_id", "turn", "tokens")
+    states = pa.table({name: [row[place] for row in rows] for place, name in enumerate(names)})
+    results = list(fleet.respond(ray.put(states), len(rows), samples=3, seed=1, version=4))
+    table = pa.concat_tables(ray.get([result.table[0] for result in results]))
+    assert table.schema.names == RESPONSES.names and table.num_rows == 3 * len(rows)
+    histories = {row[:2]: row[2] for row in rows}
+    asked = {(row["conversation_id"], row["turn"], row["sample"]) for row in table.to_pylist()}
+    assert asked == {(*key, sample) for key in histories for sample in range(3)}
+    for row in table.slice(0, 5).to_pylist():
+        expected = logprobs(reference, histories[row["conversation_id"], row["turn"]], row["tokens"])
+        assert max(abs(a - b) for a, b in zip(expected.tolist(), row["logprobs"], strict=True)) < 1e-5
+
+
+def test_a_model_travels_to_a_node_that_does_not_see_the_drivers_disk(blank_sales: Path):
+    files = read_files(str(blank_sales))
+    assert materialise(str(blank_sales), files) == str(blank_sales)
+    elsewhere = Path(materialise("/not/on/this/node", files))
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == files
