@@ -1,19 +1,17 @@
-"""A Llama of 20,000 parameters with rotary positions, and conversations and responses out of a random number generator."""
+"""A Llama of 20,000 parameters with rotary positions, a learner of it, conversations and responses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.conversation import from_table
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.responses import RESPONSES
-
-VOCABULARY = 64
+from tests.learner.examples import VOCABULARY, answer, talk
 
 
 @pytest.fixture(scope="session")
@@ -49,53 +47,6 @@ def learner(policy_folder: Path, settings: LearnerSettings) -> Learner:
     return Learner(settings, policy_folder, seed=3)
 
 
-def talk(seed: int, count: int, prefix: str = "c") -> pa.Table:
-    """`count` conversations of 1 to 4 agent turns with rewards; the last token of a turn says what the reward will be."""
-    generator = np.random.default_rng(seed)
-    talks = []
-    for number in range(count):
-        turns = [Turn(Role.SYSTEM, "s", tokens=generator.integers(5, VOCABULARY, generator.integers(2, 9)).tolist())]
-        for _ in range(generator.integers(1, 5)):
-            turns.append(
-                Turn(Role.USER, "u", tokens=generator.integers(5, VOCABULARY, generator.integers(1, 8)).tolist())
-            )
-            good = bool(generator.random() < 0.5)
-            said = [*generator.integers(5, VOCABULARY, generator.integers(1, 6)).tolist(), 1 if good else 2]
-            turns.append(agent_turn(said, reward=float(good)))
-        turns.append(Turn(Role.USER, "bye", tokens=[3, 4]))
-        talks.append(Conversation(f"{prefix}{number}", "test", "train", f"x{number}", turns, 0.5, StopReason.OUTCOME))
-    return to_table(talks)
-
-
-def agent_turn(tokens: list[int], reward: float = 0.0) -> Turn:
-    """An agent's turn with log-probabilities of no meaning."""
-    return Turn(
-        Role.AGENT, "a", tokens=tokens, logprobs=[-1.0] * len(tokens), versions=[0] * len(tokens), reward=reward
-    )
-
-
-def answer(conversations: pa.Table, seed: int, samples: int, version: int = 5, every: int = 1) -> pa.Table:
-    """`samples` responses of 1 to 6 tokens on every `every`-th state, in an order that is not the conversations'."""
-    generator = np.random.default_rng(seed)
-    states = [(talked.id, turn) for talked in from_table(conversations) for turn in talked.agent_turns][::every]
-    rows = [
-        {
-            "conversation_id": identity,
-            "turn": turn,
-            "sample": sample,
-            "tokens": (tokens := generator.integers(5, VOCABULARY, generator.integers(1, 7)).tolist()),
-            "logprobs": (-3.0 - generator.random(len(tokens))).tolist(),
-            "versions": [version] * len(tokens),
-            "finish": "stop",
-            "text": "",
-        }
-        for identity, turn in states
-        for sample in range(samples)
-    ]
-    shuffled = [rows[index] for index in generator.permutation(len(rows))]
-    return pa.Table.from_pylist(shuffled, schema=RESPONSES)
-
-
 @pytest.fixture
 def conversations() -> pa.Table:
     """Twelve conversations."""
@@ -106,3 +57,29 @@ def conversations() -> pa.Table:
 def responses(conversations: pa.Table) -> pa.Table:
     """Four responses on each of their states."""
     return answer(conversations, seed=2, samples=4)
+
+
+@pytest.fixture
+def sampled() -> Callable[..., pa.Table]:
+    """A function that samples responses of four tokens from a learner's own policy in every state."""
+
+    def sample(learner: Learner, conversations: pa.Table, samples: int, seed: int) -> pa.Table:
+        table = answer(conversations, seed, samples, version=-1)
+        talks = {one.id: one for one in from_table(conversations)}
+        rows = table.to_pylist()
+        histories = [talks[row["conversation_id"]].history(row["turn"]) for row in rows]
+        lengths = torch.tensor([len(history) for history in histories])
+        ids = torch.zeros(len(rows), int(lengths.max()) + 4, dtype=torch.int64)
+        for line, history in zip(ids, histories, strict=True):
+            line[: len(history)] = torch.tensor(history)
+        generator = torch.Generator().manual_seed(seed)
+        everyone = torch.arange(len(rows))
+        for step in range(4):
+            with torch.no_grad():
+                logits = learner.core.models.network(ids).logits[everyone, lengths + step - 1]
+            ids[everyone, lengths + step] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        for row, line, length in zip(rows, ids.tolist(), lengths.tolist(), strict=True):
+            row |= {"tokens": line[length : length + 4], "logprobs": [-1.0] * 4, "versions": [-1] * 4}
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    return sample

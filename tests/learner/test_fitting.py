@@ -1,0 +1,148 @@
+"""Q's targets against loops over turns, and what Q learns."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.learner import fitting
+from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.packing import turn_ends
+from mtrl_ray.learner.specification import QFit
+from mtrl_ray.learner.tables import Dialogues, Responses
+from tests.learner.examples import answer, talk
+
+
+def naive_returns(one: Conversation, discount: float) -> list[float]:
+    return [
+        sum(discount**step * reward for step, reward in enumerate(one.rewards[place:])) for place in range(len(one.rewards))
+    ]
+
+
+def targets_of(
+    learner: Learner, conversations: pa.Table, spec: QFit, responses: pa.Table | None = None
+) -> np.ndarray:
+    dialogues = Dialogues.read(conversations)
+    found = None if responses is None else Responses.read(responses, dialogues)
+    return fitting._targets(learner.core, dialogues, turn_ends(dialogues), fitting.Turns(dialogues), found, spec)
+
+
+@pytest.fixture
+def fitted(learner: Learner) -> Learner:
+    """A learner whose Q says something."""
+    learner.fit_q(talk(seed=9, count=16, prefix="old"), QFit(epochs=3, minibatch_conversations=4))
+    return learner
+
+
+def test_returns_are_predicted_beside_q(fitted: Learner, conversations: pa.Table) -> None:
+    table = fitted.predict_q(conversations, discount=0.9)
+    loaded = from_table(conversations)
+    assert table["conversation_id"].to_pylist() == [one.id for one in loaded for _ in one.agent_turns]
+    assert table["turn"].to_pylist() == [turn for one in loaded for turn in one.agent_turns]
+    expected = [value for one in loaded for value in naive_returns(one, 0.9)]
+    np.testing.assert_allclose(table["return"].to_numpy(), expected, rtol=1e-5)
+    monte_carlo = targets_of(fitted, conversations, QFit(target="monte_carlo", discount=0.9))
+    np.testing.assert_allclose(monte_carlo, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("target", "weight"), [("sarsa", 0.0), ("td_lambda", 0.8)])
+def test_backups_along_logged_pairs(fitted: Learner, conversations: pa.Table, target: str, weight: float) -> None:
+    q = iter(fitted.predict_q(conversations)["q"].to_pylist())
+    expected: list[float] = []
+    for one in from_table(conversations):
+        values = [next(q) for _ in one.agent_turns]
+        following, targets = 0.0, []
+        for place in reversed(range(len(values))):
+            mixed = 0.0 if place == len(values) - 1 else (1 - weight) * values[place + 1] + weight * following
+            following = one.rewards[place] + 0.9 * mixed
+            targets.append(following)
+        expected += reversed(targets)
+    found = targets_of(fitted, conversations, QFit(target=target, td_lambda=0.8, discount=0.9))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_expected_backups_average_over_responses_in_the_next_state(fitted: Learner, conversations: pa.Table) -> None:
+    responses = answer(conversations, seed=4, samples=3)
+    scores = fitted.score(conversations, responses)
+    values: dict[tuple[str, int], list[float]] = {}
+    for row, score in zip(responses.to_pylist(), scores, strict=True):
+        values.setdefault((row["conversation_id"], row["turn"]), []).append(float(score))
+    expected = []
+    for one in from_table(conversations):
+        for reward, following in zip(one.rewards, [*one.agent_turns[1:], None], strict=True):
+            after = 0.0 if following is None else np.mean(values[one.id, following])
+            expected.append(reward + 0.9 * after)
+    found = targets_of(fitted, conversations, QFit(target="expected", discount=0.9), responses)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_expected_backups_need_responses(fitted: Learner, conversations: pa.Table) -> None:
+    with pytest.raises(ConfigurationError, match="needs responses in the next states"):
+        fitted.fit_q(conversations, QFit(target="expected"))
+    with pytest.raises(DataError, match="needs a response on conversation"):
+        fitted.fit_q(conversations, QFit(target="expected"), answer(conversations, seed=4, samples=1, every=3))
+
+
+def test_a_slow_copy_gives_other_targets(fitted: Learner, conversations: pa.Table) -> None:
+    slow = QFit(target="sarsa", target_rate=0.1, epochs=4, minibatch_conversations=4)
+    before = targets_of(fitted, conversations, slow)
+    fitted.fit_q(conversations, slow)
+    after = targets_of(fitted, conversations, slow)
+    fast = targets_of(fitted, conversations, QFit(target="sarsa"))
+    assert not np.allclose(after, before)
+    assert np.abs(after - before).mean() < np.abs(fast - before).mean()
+
+
+def test_q_scores_responses_as_it_scores_turns(fitted: Learner, conversations: pa.Table) -> None:
+    loaded = from_table(conversations)
+    rows = [
+        {"conversation_id": one.id, "turn": turn, "sample": 0, "finish": "stop", "text": ""}
+        | {name: getattr(one.turns[turn], name) for name in ("tokens", "logprobs", "versions")}
+        for one in loaded
+        for turn in one.agent_turns
+    ]
+    responses = pa.Table.from_pylist(rows, schema=answer(conversations, 0, 1).schema)
+    np.testing.assert_allclose(
+        fitted.score(conversations, responses), fitted.predict_q(conversations)["q"].to_numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_unseen_conversations_are_judged_before_they_are_fitted(learner: Learner) -> None:
+    """The last token of a turn tells its reward, so with γ = 0 the return can be known."""
+    spec = QFit(discount=0.0, epochs=12, minibatch_conversations=8, learning_rate=3e-3)
+    first = learner.fit_q(talk(seed=1, count=96), spec)
+    assert "r" not in first
+    unseen = talk(seed=2, count=32, prefix="new")
+    predicted = learner.predict_q(unseen, discount=0.0)
+    second = learner.fit_q(unseen, spec)
+    q, returns = predicted["q"].to_numpy(), predicted["return"].to_numpy()
+    assert second["r"] == pytest.approx(np.corrcoef(q, returns)[0, 1], abs=1e-4)
+    assert second["r"] > 0.8
+    assert second["calibration"] == pytest.approx(fitting.calibration_error(q, returns), abs=1e-4)
+    assert second["evaluated_turns"] == len(q)
+    assert "r" not in learner.fit_q(unseen, spec), "nothing in there is unseen any more"
+    assert second["loss"] < first["loss"] < 1.0
+
+
+def test_the_loss_is_in_units_of_the_first_targets_variance(learner: Learner, conversations: pa.Table) -> None:
+    returns = [value for one in from_table(conversations) for value in naive_returns(one, 0.95)]
+    spec = QFit(epochs=1, minibatch_conversations=1000, learning_rate=1e-9)
+    assert learner.fit_q(conversations, spec)["loss"] == pytest.approx(1.0, rel=1e-4)
+    q = learner.predict_q(conversations)["q"].to_numpy()
+    np.testing.assert_allclose(q, np.mean(returns), rtol=1e-4)
+
+
+def test_calibration_error() -> None:
+    predictions = np.repeat(np.arange(10) / 10, 5)
+    assert fitting.calibration_error(predictions, predictions) == pytest.approx(0.0)
+    assert fitting.calibration_error(predictions, predictions + 0.25) == pytest.approx(0.25)
+    noisy = predictions + np.tile([-0.2, -0.1, 0.0, 0.1, 0.2], 10)
+    assert fitting.calibration_error(predictions, noisy) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_nothing_to_fit(learner: Learner, conversations: pa.Table) -> None:
+    with pytest.raises(DataError, match="nothing to fit Q on"):
+        learner.fit_q(conversations.slice(0, 0))
+    with pytest.raises(ConfigurationError, match="Q has not been fitted"):
+        learner.predict_q(conversations)

@@ -1,0 +1,61 @@
+"""Settings: recipes, overrides, and mistakes told in one sentence before anything starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtrl_ray.config import dump, load, recipe_names, validate
+from mtrl_ray.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_being_written(name):
+    settings = load(name)
+    assert validate(yaml.safe_load(dump(settings)), "copy") == settings
+
+
+def test_overrides_reach_every_depth():
+    settings = load(
+        "sales", ["run.seed=7", "algorithm.q.discount=0.5", "environment.options={vague: 0.0}", "run.minutes=2.5"]
+    )
+    assert settings.run.seed == 7
+    assert settings.algorithm["q"]["discount"] == 0.5
+    assert settings.environment.options == {"vague": 0.0}
+    assert settings.run.minutes == 2.5
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("rollout.wrokers=2", r"rollout.wrokers is not a setting; did you mean 'workers'\?"),
+        ("rolout.workers=2", r"rolout is not a setting; did you mean 'rollout'\?"),
+        ("rollout.workers=many", r"rollout.workers is 'many': .*integer"),
+        ("rollout.workers=0", r"rollout.workers is 0: .*greater than or equal to 1"),
+        ("rollout.workers", r"'rollout.workers' is not an override; write key.path=value"),
+        ("=3", r"'=3' is not an override"),
+        ("run.name=../up", r"run.name is '../up'"),
+        ("run.name.first=x", r"'name' is a value, not a section"),
+        ("run=[1", r"is not YAML"),
+        ("model.width=100", r"model.width is 100; it has to be a multiple of 32"),
+        ("rollout.response_tokens=2000", r"a response has to be shorter than the context"),
+        ("learner.device=cuda", r"learner.gpus is 0"),
+        ("environment.name=sails", r"sails"),
+        ("environment.options={nonsense: 1}", r"nonsense"),
+        ("algorithm.name=ppo", r"algorithm.name is 'ppo'; known algorithms"),
+        ("algorithm.q.discount=1.5", r"algorithm.q.discount is 1.5"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(override, sentence):
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
+        load("sales", [override])
+    assert "\n" not in str(raised.value)
+
+
+def test_recipes_that_are_none(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"no recipe 'sails'; give a YAML file or one of .*sales"):
+        load("sails")
+    for text, sentence in (("- a\n- b", "holds list"), ("a: [", "is not YAML")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigurationError, match=sentence):
+            load(str(tmp_path / "bad.yaml"))
