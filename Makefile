@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint typecheck bench clean
+.PHONY: help setup demo reference test lint typecheck bench clean
 
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -13,9 +13,8 @@ help: ## list the targets
 setup: ## make .venv with the pinned set (minutes; a second call finds it there)
 	@bash requirements/setup.sh
 
-demo: setup ## train the tiny model on `sales`, and say where the report is
+demo: setup ## train the tiny model on `sales`; the report is runs/demo/report.html
 	$(BIN)/mtrl train sales --fresh run.name=demo
-	@printf 'report: %s\n' $(CURDIR)/runs/demo/report.html
 
 lint: setup ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -24,7 +23,12 @@ lint: setup ## ruff: rules and formatting
 typecheck: setup ## mypy
 	$(BIN)/mypy
 
-test: setup lint typecheck ## lint, types, tests (ARGS="-k tokens" picks tests)
+reference: setup
+	@cmp -s requirements/reference.txt .venv/reference/installed.txt || { \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target .venv/reference \
+	    -r requirements/reference.txt && cp requirements/reference.txt .venv/reference/installed.txt; }
+
+test: setup reference lint typecheck ## lint, types, tests (ARGS="-k tokens" picks tests)
 	$(BIN)/pytest $(ARGS)
 
 bench: setup ## rollout and learner throughput against the bare libraries

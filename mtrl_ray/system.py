@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,26 +44,33 @@ class States:
 
 @dataclass(frozen=True)
 class Logged:
-    """The conversations of one iteration, in the replay buffer."""
+    """The conversations of one iteration, in the replay buffer: their ids, and the number of agent turns of each."""
 
     system: "System"
     iteration: int
-    agent_turns: int
+    ids: list[str]
+    agent_turns: list[int]
 
     def window(self, iterations: int) -> Any:
         """The ref of a table: the conversations of the newest `iterations` iterations."""
         return self.system.buffer.window.remote(iterations)
 
     def states(self, count: int, round_number: int = 0) -> States:
-        """Up to `count` of this iteration's states, drawn uniformly without replacement."""
-        drawn = min(count, self.agent_turns)
+        """About `count` of this iteration's states: all those of conversations drawn uniformly without replacement.
+
+        Every state is as likely to be drawn as any other, and the learner reads each conversation once for all of its
+        states, so whole conversations cost least.
+        """
         seed = derive_seed(self.system.settings.run.seed, "states", self.iteration, round_number)
-        table = self.system.buffer.states.remote(drawn, seed, iterations=1)
-        return States(table, drawn, seed)
+        order = np.random.default_rng(seed).permutation(len(self.ids))
+        totals = np.cumsum(np.array(self.agent_turns)[order])
+        drawn = order[: int(np.searchsorted(totals, count)) + 1]
+        table = self.system.buffer.states.remote(None, seed, ids=[self.ids[place] for place in drawn])
+        return States(table, sum(self.agent_turns[place] for place in drawn), seed)
 
 
 class System:
-    """Owns the actors of one run. `iteration` counts from 0 and is moved by `take_metrics`."""
+    """Owns the actors of one run. `iteration` counts from 0 and is moved on by the trainer."""
 
     def __init__(self, settings: Settings, folder: Path, model_path: str, view: View) -> None:
         self.settings, self.folder, self.view = settings, folder, view
@@ -83,7 +91,6 @@ class System:
         self.learner = LearnerGroup(settings.learner, settings.model, model_path, seed=settings.run.seed)
         self._metrics: dict[str, float] = {}
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
-        self._started = time.perf_counter()
 
     def start(self, version: int = 0) -> list[dict[str, Any]]:
         """Publish the learner's weights as `version` and wait for the workers; what each of them says of itself."""
@@ -123,7 +130,7 @@ class System:
         self._metrics |= {
             f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()
         }
-        return Logged(self, self.iteration, outcomes["agent_turns"])
+        return Logged(self, self.iteration, outcomes["id"], outcomes["agent_turns"])
 
     def fit_q(self, conversations: Any, specification: QFit) -> None:
         """Fit the response-level Q on a ref of conversations."""
@@ -164,14 +171,13 @@ class System:
         self.view.part("weights", f"version {self.version}")
 
     def take_metrics(self) -> dict[str, float]:
-        """Wait for what the actors still do; the iteration's numbers. Moves on to the next iteration."""
+        """Wait for what the actors still do; the numbers since it was asked last."""
         metrics = dict(self._metrics)
         for prefix, reference in self._promised:
             metrics |= _numbers(prefix, ray.get(reference))
         metrics |= _numbers("replay", ray.get(self.buffer.statistics.remote()))
         metrics["weights/version"] = float(self.version)
-        metrics["iteration/seconds"] = time.perf_counter() - self._started
-        self._metrics, self._promised, self._started = {}, [], time.perf_counter()
+        self._metrics, self._promised = {}, []
         self.view.part("learner", "idle")
         return metrics
 

@@ -58,8 +58,10 @@ class Trainer(tune.Trainable):
 
     def step(self) -> dict[str, float]:
         """One iteration; its metrics."""
+        begun = time.perf_counter()
         self.algorithm.iterate(self.system)
         metrics = self.system.take_metrics()
+        metrics["iteration/seconds"] = time.perf_counter() - begun
         self.system.iteration += 1
         return metrics
 

@@ -188,11 +188,12 @@ class ReplayBuffer:
         """Ids counted in one iteration, those no longer in memory included: what need not be held again."""
         return sorted(name for name in self._journal.ids(iteration) if name in self._counted)
 
-    def outcomes(self, iteration: int) -> dict[str, Any]:
-        """Of one iteration's conversations in memory, by id: `score` [conversations], and `agent_turns`, their sum."""
+    def outcomes(self, iteration: int) -> dict[str, list[Any]]:
+        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns` [conversations]."""
         index = self._memory.index
         index = index.filter(pc.equal(index["iteration"], iteration))
-        return {"score": index["score"].to_pylist(), "agent_turns": int(index["turns"].to_numpy().sum())}
+        columns = {"id": "id", "score": "score", "agent_turns": "turns"}
+        return {name: index[column].to_pylist() for name, column in columns.items()}
 
     def recall(self, iteration: int) -> int:
         """Count conversations of one iteration that the journal got after the checkpoint `rebuild` went back to.

@@ -67,12 +67,13 @@ def unpack(packed: PackedWeights) -> Iterator[tuple[str, Tensor]]:
         memory = torch.from_numpy(packed.buffer)
     for name, shape, dtype, offset in zip(packed.names, packed.shapes, packed.dtypes, packed.offsets, strict=True):
         kind = getattr(torch, dtype)
-        end = offset + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        end = offset + size
         if end > packed.nbytes:
             raise CheckpointError(
                 f"packed weights of version {packed.version} end at byte {packed.nbytes}; {name!r} needs {end}"
             )
-        yield name, memory[offset:end].view(kind).view(shape)
+        yield name, memory[offset:end].view(kind).view(shape) if size else torch.empty(shape, dtype=kind)
 
 
 def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,13 +16,12 @@ from tests.learner.examples import answer, talk
 
 def naive_returns(one: Conversation, discount: float) -> list[float]:
     return [
-        sum(discount**step * reward for step, reward in enumerate(one.rewards[place:])) for place in range(len(one.rewards))
+        sum(discount**step * reward for step, reward in enumerate(one.rewards[place:]))
+        for place in range(len(one.rewards))
     ]
 
 
-def targets_of(
-    learner: Learner, conversations: pa.Table, spec: QFit, responses: pa.Table | None = None
-) -> np.ndarray:
+def targets_of(learner: Learner, conversations: pa.Table, spec: QFit, responses: pa.Table | None = None) -> np.ndarray:
     dialogues = Dialogues.read(conversations)
     found = None if responses is None else Responses.read(responses, dialogues)
     return fitting._targets(learner.core, dialogues, turn_ends(dialogues), fitting.Turns(dialogues), found, spec)
@@ -122,7 +121,7 @@ def test_unseen_conversations_are_judged_before_they_are_fitted(learner: Learner
     assert second["calibration"] == pytest.approx(fitting.calibration_error(q, returns), abs=1e-4)
     assert second["evaluated_turns"] == len(q)
     assert "r" not in learner.fit_q(unseen, spec), "nothing in there is unseen any more"
-    assert second["loss"] < first["loss"] < 1.0
+    assert max(first["loss"], second["loss"]) < 0.1
 
 
 def test_the_loss_is_in_units_of_the_first_targets_variance(learner: Learner, conversations: pa.Table) -> None:

@@ -28,7 +28,9 @@ def tied() -> nn.Module:
 def test_steps_are_adams(max_norm: float | None) -> None:
     module = tied()
     plain = copy.deepcopy(module)
-    adam = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
+    adam = torch.optim.AdamW(
+        [p for p in plain.parameters() if p.requires_grad], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1
+    )
     ours = Optimiser(module, weight_decay=0.1)
     for number in range(4):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))

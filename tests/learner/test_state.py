@@ -56,7 +56,8 @@ def test_folders_open_without_this_project(learner: Learner, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "damage", ["learner.json", "fitted.npy", "random.pt", "optimisers.pt", "q/value_head.safetensors", "policy/config.json"]
+    "damage",
+    ["learner.json", "fitted.npy", "random.pt", "optimisers.pt", "q/value_head.safetensors", "policy/config.json"],
 )
 def test_torn_checkpoints_are_refused_in_a_sentence(learner: Learner, tmp_path: Path, damage: str) -> None:
     iterate(learner, 1)

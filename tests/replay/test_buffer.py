@@ -436,11 +436,13 @@ def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
     resumed = ReplayBuffer(tmp_path)
     resumed.rebuild(state)
     assert resumed.ids(1) == []
-    assert resumed.outcomes(1) == {"score": [], "agent_turns": 0}
+    assert resumed.outcomes(1) == {"id": [], "score": [], "agent_turns": []}
     assert resumed.recall(1) == 3
     assert resumed.recall(1) == 0
     assert resumed.ids(1) == [one.id for one in batch(1)[:3]]
-    assert resumed.outcomes(1) == {"score": [0.5] * 3, "agent_turns": 6}
+    found = resumed.outcomes(1)
+    assert found["score"] == [0.5] * 3
+    assert (len(set(found["id"])), sum(found["agent_turns"])) == (3, 6)
     assert resumed.append([ref(batch(1))]) == Appended(added=1, duplicates=3)
     assert from_table(resumed.window(2)) == batch(0) + batch(1)
     assert Journal(tmp_path).position.rows == 8
@@ -451,7 +453,7 @@ def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None
     buffer.append([ref(batch(0))])
     buffer.append([ref(batch(1))])
     assert buffer.ids(0) == [one.id for one in batch(0)]
-    assert buffer.outcomes(0) == {"score": [], "agent_turns": 0}
+    assert buffer.outcomes(0) == {"id": [], "score": [], "agent_turns": []}
     assert buffer.ids(2) == []
 
 

@@ -1,0 +1,103 @@
+"""Real Ray actors, real gloo: two processes against one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from mtrl_ray.config import LearnerSettings, ModelSettings
+from mtrl_ray.errors import CheckpointError, DataError, EngineError
+from mtrl_ray.learner.group import LearnerGroup
+from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.specification import KL, Improvement, QFit, Supervision
+from mtrl_ray.weights.packed import PackedWeights, unpack
+from tests.learner.examples import answer, talk
+
+FIT = QFit(epochs=2, minibatch_conversations=8, target="td_lambda")
+SPEC = Improvement(epochs=2, minibatches=2, kl=KL(reference="current"))
+
+
+def settings_for(processes: int) -> LearnerSettings:
+    return LearnerSettings(processes=processes, threads=1, device="cpu", cpus=0.5, tokens_per_microbatch=512)
+
+
+@contextmanager
+def group(processes: int, folder: Path, seconds: float = 60.0) -> Iterator[LearnerGroup]:
+    started = LearnerGroup(settings_for(processes), ModelSettings(), folder, seed=3, collective_seconds=seconds)
+    yield started
+    started.stop()
+
+
+def flat(packed: PackedWeights) -> np.ndarray:
+    return np.concatenate([tensor.numpy().ravel() for _, tensor in unpack(packed)])
+
+
+def test_two_processes_give_the_result_of_one(ray_cluster: None, policy_folder: Path, tmp_path: Path) -> None:
+    talks = talk(seed=1, count=24)
+    responses = answer(talks, seed=2, samples=3)
+    tables = [ray.put(talks), ray.put(responses)]
+    with group(2, policy_folder) as two:
+        two.anchor()
+        promised = [
+            two.supervise(tables[0], Supervision(steps=3, minibatch_conversations=8)),
+            two.fit_q(tables[0], FIT),
+            two.score(*tables),
+            two.improve(*tables, SPEC),
+            two.predict_q(tables[0], 0.95),
+            two.weights(1),
+        ]
+        taught, fitted, scores, improved, predicted, weights = ray.get(promised, timeout=120)
+        ray.get(two.save(tmp_path / "saved"), timeout=60)
+
+    alone = Learner(settings_for(1), policy_folder, seed=3)
+    alone.anchor()
+    expected = alone.supervise(talks, Supervision(steps=3, minibatch_conversations=8))
+    assert taught["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    expected = alone.fit_q(talks, FIT)
+    assert fitted["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    np.testing.assert_allclose(scores, alone.score(talks, responses), atol=1e-4)
+    expected = alone.improve(talks, responses, SPEC)
+    for name in ("policy_loss", "critic_loss", "kl_reference", "kl_step", "entropy", "clip_fraction", "gradient_norm"):
+        assert improved[name] == pytest.approx(expected[name], abs=1e-4), name
+    np.testing.assert_allclose(predicted["q"].to_numpy(), alone.predict_q(talks)["q"].to_numpy(), atol=1e-4)
+    np.testing.assert_allclose(flat(weights), flat(alone.weights(1)), atol=1e-5)
+
+    resumed = Learner(settings_for(1), policy_folder, seed=3)
+    resumed.load(tmp_path / "saved")
+    assert np.array_equal(flat(resumed.weights(1)), flat(weights))
+
+
+def test_more_processes_than_rows(ray_cluster: None, policy_folder: Path) -> None:
+    talks = talk(seed=1, count=1)
+    spec = QFit(epochs=1, minibatch_conversations=1)
+    with group(2, policy_folder) as two:
+        fitted = ray.get(two.fit_q(talks, spec), timeout=60)
+    assert fitted["loss"] == pytest.approx(Learner(settings_for(1), policy_folder, seed=3).fit_q(talks, spec)["loss"])
+
+
+def test_one_process_needs_no_group(ray_cluster: None, policy_folder: Path, tmp_path: Path) -> None:
+    talks = talk(seed=1, count=6)
+    with group(1, policy_folder) as one:
+        first = ray.get(one.fit_q(ray.put(talks), FIT), timeout=60)
+        assert first["turns"] > 0
+        with pytest.raises(DataError, match="nothing to fit Q on"):
+            ray.get(one.fit_q(talks.slice(0, 0), FIT), timeout=60)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            ray.get(one.load(tmp_path), timeout=60)
+
+
+def test_a_policy_that_is_not_there(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model can be opened"):
+        LearnerGroup(settings_for(1), ModelSettings(), tmp_path / "nothing")
+
+
+def test_a_lost_partner_is_an_error_and_not_a_hang(ray_cluster: None, policy_folder: Path) -> None:
+    talks = ray.put(talk(seed=1, count=12))
+    with group(2, policy_folder, seconds=20.0) as two:
+        ray.get(two.fit_q(talks, FIT), timeout=60)
+        ray.kill(two._actors[1])
+        with pytest.raises(EngineError, match="lost its partners"):
+            ray.get(two.fit_q(talks, FIT), timeout=60)
