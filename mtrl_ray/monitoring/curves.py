@@ -40,11 +40,11 @@ PLANS = (
     Plan(
         "Q on held-out conversations",
         "against the returns of the conversations",
-        [("q/r", "correlation r", "s1"), ("q/calibration_error", "calibration error", "s2")],
+        [("q/r", "correlation r", "s1"), ("q/calibration", "calibration error", "s2")],
         (-1.0, 1.0),
     ),
     Plan("Loss of Q", "", [("q/loss", "loss", "s1")]),
-    Plan("KL from the reference", "nats per token", [("improve/kl", "KL", "s1")]),
+    Plan("KL from the reference", "nats per token", [("improve/kl_reference", "KL", "s1")]),
     Plan("Entropy of the policy", "nats per token", [("improve/entropy", "entropy", "s1")]),
     Plan(
         "Critic's explained variance",

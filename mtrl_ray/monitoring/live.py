@@ -170,7 +170,7 @@ def _interval(label: str, metrics: Metrics, mean: str, low: str, high: str) -> s
 
 def _details(metrics: Metrics) -> list[str]:
     forms = {
-        "improve/kl": "KL {:.4f}",
+        "improve/kl_reference": "KL {:.4f}",
         "q/r": "Q r {:.2f}",
         "collect/tokens_per_second": "{:,.0f} tokens/s",
         FAILURES: "{:.0f} failed",

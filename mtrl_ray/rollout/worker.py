@@ -3,9 +3,11 @@
 1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
    chunks of leases, and single responses, share the engine's steps.
 2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
-3. A worker may die at any moment: what it had leased is leased again, and its successor pulls the newest weights.
+3. An engine that fails ends the worker's process. A worker may die at any moment: what it had leased is leased again, and its successor pulls the newest weights.
 """
 
+import logging
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -26,6 +28,11 @@ from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.rollout.loop import DialogueLoop, Failure, Job
 from mtrl_ray.weights.packed import unpack
 from mtrl_ray.weights.store import materialise
+
+logger = logging.getLogger(__name__)
+
+FAREWELL_SECONDS = 1.0
+"""For open calls to return the engine's error before the process ends."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,11 @@ class RolloutWorker:
         )
         self._pulling = threading.Lock()
         self._version = 0  # the model folder's own weights
-        threading.Thread(target=self._loop.run, name="engine", daemon=True).start()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
         self._pull(ray.get(store.newest.remote()))
 
     def ready(self) -> dict[str, Any]:
         """Answers once the engine runs: worker number, engine, weight version, node, process id."""
-        import os
-
         node = ray.get_runtime_context().get_node_id()
         return {
             "worker": self._number,
@@ -133,6 +138,15 @@ class RolloutWorker:
     def statistics(self) -> dict[str, float]:
         """The loop's counters since the worker began."""
         return dict(vars(self._loop.statistics))
+
+    def _run(self) -> None:
+        """The loop; where its engine fails this process ends, and Ray starts the worker again with a sound one."""
+        try:
+            self._loop.run()
+        except Exception:
+            logger.exception("rollout worker %d: its engine failed", self._number)
+            time.sleep(FAREWELL_SECONDS)
+            os._exit(1)
 
     def _request(self, identity: str, prompt: list[int], seed: int) -> Request:
         room = self._limits.context_length - len(prompt)

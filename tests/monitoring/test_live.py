@@ -14,7 +14,7 @@ METRICS = {
     "collect/score_high": 0.46,
     "collect/tokens_per_second": 6123.4,
     "collect/failures": 0,
-    "improve/kl": 0.0123,
+    "improve/kl_reference": 0.0123,
     "q/r": 0.62,
 }
 
@@ -51,7 +51,9 @@ def test_a_line_without_metrics_or_with_nan_leaves_them_out():
     view, clock, output = viewed(terminal=False)
     with view:
         clock.now += 1
-        view.iteration(1, {"q/r": float("nan"), "improve/kl": None, "collect/failures": 3, "evaluation/mean": 0.5})
+        view.iteration(
+            1, {"q/r": float("nan"), "improve/kl_reference": None, "collect/failures": 3, "evaluation/mean": 0.5}
+        )
     assert output.getvalue() == "iteration 1/20 · held out 0.500 · 3 failed · 0:19 left\n"
 
 

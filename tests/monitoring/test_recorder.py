@@ -36,9 +36,9 @@ def iterations_in(folder):
 
 def test_every_iteration_is_one_line_that_is_there_at_once(tmp_path):
     recorder = Recorder(tmp_path / "deep" / "run", "run", FILE_ONLY)
-    recorder.record(1, {"collect/conversations": 256, "q/r": np.float32(0.5), "improve/kl": 0.01})
+    recorder.record(1, {"collect/conversations": 256, "q/r": np.float32(0.5), "improve/kl_reference": 0.01})
     rows = read_metrics(tmp_path / "deep" / "run")
-    assert rows == [{"iteration": 1, "collect/conversations": 256, "q/r": 0.5, "improve/kl": 0.01}]
+    assert rows == [{"iteration": 1, "collect/conversations": 256, "q/r": 0.5, "improve/kl_reference": 0.01}]
     recorder.close()
     recorder.record(2, {"q/r": 0.6})
     recorder.close()

@@ -224,7 +224,10 @@ def test_a_damaged_piece_is_named_and_the_rest_shown(tmp_path, run, damaged, con
 
 
 def test_numbers_no_chart_expects(tmp_path):
-    rows = [{"iteration": 1, "q/r": 1e300, "improve/kl": None}, {"iteration": 2, "q/r": -1e-300, "improve/kl": "x"}]
+    rows = [
+        {"iteration": 1, "q/r": 1e300, "improve/kl_reference": None},
+        {"iteration": 2, "q/r": -1e-300, "improve/kl": "x"},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text('{"start": {"mean": null, "low": null, "high": null, "n": 0}}')
     page = Page(write_report(tmp_path))
