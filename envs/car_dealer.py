@@ -34,7 +34,7 @@ class CarDealer(Environment):
 
     name: ClassVar[str] = "car_dealer"
     max_turns: ClassVar[int] = 10
-    warm_start: ClassVar[dict[str, float]] = {"expert": 0.3, "greedy": 0.5, "random": 0.2}
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.45, "random": 0.15}
 
     def __init__(self, *, user: str = "scripted", llm: Mapping[str, Any] | None = None) -> None:
         self._llm = user_kind("car_dealer", user, llm)

@@ -38,7 +38,7 @@ class Sales(Environment):
 
     name: ClassVar[str] = "sales"
     max_turns: ClassVar[int] = 8
-    warm_start: ClassVar[dict[str, float]] = {"expert": 0.3, "greedy": 0.5, "random": 0.2}
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.45, "random": 0.15}
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
    chunks of leases, and single responses, share the engine's steps.
 2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
-3. An engine that fails ends the worker's process. A worker may die at any moment: what it had leased is leased again, and its successor pulls the newest weights.
+3. An engine that fails ends the worker's process. A worker may die at any moment: what it had leased is leased again,
+   and its successor pulls the newest weights.
 """
 
 import logging
