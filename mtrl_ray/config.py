@@ -55,7 +55,7 @@ class WarmStartSettings(Section):
 
     conversations: int = Field(4000, ge=1)
     """Scripted conversations it is trained on."""
-    seconds: float = Field(60.0, gt=0)
+    seconds: float = Field(300.0, gt=0)
     """Upper bound on the training time; the number of steps decides first."""
     steps: int = Field(600, ge=1)
     batch_conversations: int = Field(32, ge=1)

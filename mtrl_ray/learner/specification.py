@@ -77,10 +77,10 @@ class QFit(Section):
     """λ of the target `td_lambda`: 0 is sarsa, 1 is monte_carlo."""
     target_rate: float = Field(1.0, gt=0, le=1)
     """Share of the new weights that backups move to before each pass; 1: backups use the weights at its start."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(4, ge=1)
     """Passes over the conversations."""
     minibatch_conversations: int = Field(64, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float | None = Field(1.0, gt=0)
     evaluated_conversations: int = Field(512, ge=0)

@@ -71,7 +71,7 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     blank_model(folder, model, spoken)
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
-    learner = Learner(LearnerSettings(threads=1), folder)
+    learner = Learner(LearnerSettings(), folder)
     view.part("warm start", f"{warm.steps} supervised steps on {len(spoken)} conversations")
     supervision = Supervision(
         steps=warm.steps,
