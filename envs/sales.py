@@ -23,6 +23,9 @@ from envs.sales_user import Business, Customer
 from envs.splits import Profile, draw
 from mtrl_ray.errors import ConfigurationError
 
+TIGHT, AMPLE = (400, 500, 600), (1100, 1200, 1300)
+"""Budgets in dollars: for every simple product and no better one; for every product."""
+
 LONGEST_RESPONSE = 60
 """Words above which a suggestion is no reply to a customer any more."""
 
@@ -90,7 +93,7 @@ def sample_profile(rng: random.Random) -> Profile:
     """A customer's hidden side: needs, budget in dollars, worry, patience, manner."""
     product = rng.choice(list(CATALOGUE.values()))
     better = product.price >= 700
-    budget = rng.randrange(product.price, (1300 if better else 600) + 1, 50)
+    budget = rng.choice(AMPLE if better else TIGHT)
     return {
         "kind": product.kind,
         "use": product.use,
