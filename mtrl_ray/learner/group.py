@@ -8,7 +8,6 @@
    the result.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ class LearnerActor:
     def __init__(
         self, settings: LearnerSettings, model: ModelSettings, policy: str, seed: int, rank: int, seconds: float
     ) -> None:
-        # Threads that spin while they wait take the core that a rollout worker beside them needs.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._arguments = (settings, policy, model.dtype, seed)
         self._rank, self._world, self._seconds = rank, settings.processes, seconds
         self._store: Any = None

@@ -40,10 +40,9 @@ def test_masked_mean_is_its_definition(masks, data, seed, how, dtype):
     mask = data.draw(masks)
     (x,) = normal(mask.shape, seed, 1, dtype)
     rows = [[x[i, t].item() for t in range(mask.shape[1]) if mask[i, t]] for i in range(mask.shape[0])]
-    if how == "token":
-        numbers = [value for row in rows for value in row]
-    else:
-        numbers = [sum(row) / len(row) for row in rows if row]
+    numbers = (
+        [value for row in rows for value in row] if how == "token" else [sum(row) / len(row) for row in rows if row]
+    )
     expected = sum(numbers) / len(numbers) if numbers else 0.0
     ours = masked_mean(x.masked_fill(~mask, torch.nan), mask, how)
     assert ours.dtype == dtype
