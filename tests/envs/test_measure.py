@@ -25,7 +25,7 @@ def test_planning_pays(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_warm_start_leaves_room_for_learning(name: str) -> None:
     expert, mixture = (measure.mean_outcome(make(name), a, TEST_CONTEXTS, "train") for a in ("expert", "warm_start"))
-    assert 0.35 * expert.mean < mixture.mean < 0.6 * expert.mean
+    assert 0.35 * expert.mean < mixture.mean < 0.75 * expert.mean
 
 
 @pytest.mark.parametrize("agent", [*measure.AGENTS, measure.MIXTURE])
