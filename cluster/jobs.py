@@ -1,9 +1,10 @@
 """Submitting a run as a Ray job and following its log.
 
 1. The recipe is resolved and checked here, before anything is sent; the job gets the resolved settings as one file.
-2. The project's own packages travel with the job; what they need (Ray, vLLM, torch) has to be installed on the cluster.
-3. `run.folder` is made absolute here, so that on a cluster that shares this machine's disk the run is found where a local
-   one would be; on another cluster, give a folder that all its nodes see.
+2. The project's own packages travel with the job; what they need (Ray, vLLM, torch) has to be installed on the cluster,
+   for the `python` that is first on the path of its head node.
+3. `run.folder`, and a model's folder, are made absolute here, so that on a cluster that shares this machine's disk they are
+   found where a local run would find them; on another cluster, give folders that all its nodes see.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import ray.job_submission
 import yaml
+from ray.exceptions import RayError
 
 import cluster
 import envs
@@ -24,14 +26,17 @@ from mtrl_ray.errors import EngineError
 RECIPE = "recipe.yaml"
 
 
-def submit(settings: Settings, address: str, fresh: bool, say: Callable[[str], None]) -> str:
+def submit(settings: Settings, address: str, fresh: bool, command: str, say: Callable[[str], None]) -> str:
     """Submit the run to a job server (`http://host:8265`) and pass its log on until it ends; the job's final status.
 
-    Raises EngineError where the server does not answer, refuses, or the job fails.
+    `command` is what the run keeps as the command that made it. Raises EngineError where the server does not answer,
+    refuses, or the job fails.
     """
     resolved = settings.model_dump(mode="json")
     resolved["run"]["folder"] = str(settings.run_folder.parent)
-    entrypoint = ["python", "-m", "mtrl_ray", "train", RECIPE, *(["--fresh"] if fresh else [])]
+    if Path(settings.model.path).is_dir():
+        resolved["model"]["path"] = str(Path(settings.model.path).absolute())
+    entrypoint = ["python", "-m", "mtrl_ray", "train", RECIPE, *(["--fresh"] if fresh else []), "--command", command]
     with tempfile.TemporaryDirectory(prefix="mtrl-job-") as folder:
         (Path(folder) / RECIPE).write_text(yaml.safe_dump(resolved, sort_keys=False))
         client, job = _send(address, shlex.join(entrypoint), folder)
@@ -53,7 +58,7 @@ def _send(address: str, entrypoint: str, folder: str) -> tuple[ray.job_submissio
             runtime_env={"working_dir": folder, "py_modules": packages},
             metadata={"name": "mtrl train"},
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         advice = (
             "; Ray asks for a token: run `ray get-auth-token --generate` once and set RAY_AUTH_MODE=token for both sides"
             if "401" in str(error) or "auth" in str(error).lower()

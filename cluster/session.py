@@ -7,6 +7,7 @@ cores; what a cluster lacks is said before any actor waits for it.
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,14 @@ from typing import Any
 import ray
 
 from mtrl_ray.config import Settings
-from mtrl_ray.errors import EngineError
+from mtrl_ray.errors import ConfigurationError, EngineError
+from mtrl_ray.models.tiny import TINY
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of a Ray of one's own; the cluster's own setting holds elsewhere."""
+"""Of a Ray of one's own that only moves the tiny model; others get Ray's own share of the memory."""
+
+REACH_SECONDS = 10.0
+"""For a head node to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,18 @@ class Connection:
 
 @contextmanager
 def connected(settings: Settings, address: str | None = None) -> Iterator[Connection]:
-    """Ray for one run, shut down at the end. Raises EngineError where no cluster answers."""
+    """Ray for one run, shut down at the end.
+
+    Raises EngineError where no cluster answers, ConfigurationError for an address that is not a cluster's.
+    """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(target)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if target == "local":
         cpus, _ = demand(settings)
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": True}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+        if settings.model.path == TINY:
+            options |= {"object_store_memory": OBJECT_STORE_BYTES}
     try:
         context = ray.init(address=target, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -47,6 +57,22 @@ def connected(settings: Settings, address: str | None = None) -> Iterator[Connec
         yield Connection(target, context.dashboard_url, shortage(settings))
     finally:
         ray.shutdown()
+
+
+def _check_reachable(target: str) -> None:
+    """Ray itself tries for minutes to reach a head node that is not there."""
+    if "://" in target:
+        raise ConfigurationError(
+            f"the address {target!r} is not that of a cluster; give its head node's (host:6379), "
+            "or submit a job to its job server: mtrl submit RECIPE --address http://host:8265"
+        )
+    host, colon, port = target.rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(f"no Ray cluster answers at {target!r}: {error}") from None
 
 
 def demand(settings: Settings) -> tuple[float, float]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mtrl_ray.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -30,21 +32,33 @@ def write(folder: Path, iteration: int, state: dict[str, Any], save: Callable[[P
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        save(scratch)
-        (scratch / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-        manifest = {str(path.relative_to(scratch)): _fingerprint(path) for path in _files(scratch)}
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    except OSError as error:
+        write_into(scratch, state, save)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint {final} could not be written: {error}; free some space and resume"
-        ) from error
+        if isinstance(
+            error, OSError | RuntimeError | SafetensorError
+        ):  # what Python, torch, safetensors say of a full disk
+            reason = " ".join(str(getattr(error, "cause", error)).split())[:300]
+            raise CheckpointError(
+                f"checkpoint {final} could not be written: {reason}; the one before stays: free some space and resume"
+            ) from error
+        raise
+    replaced = folder / f".{iteration:06d}.replaced"
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     scratch.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in listed(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def write_into(folder: Path, state: dict[str, Any], save: Callable[[Path], None]) -> None:
+    """The files of a checkpoint, the manifest last, into an existing folder."""
+    save(folder)
+    (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+    manifest = {str(path.relative_to(folder)): _fingerprint(path) for path in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -53,8 +67,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     problems = []
     for path in reversed(found):
         try:
-            verify(path)
-            return path, json.loads((path / STATE).read_text())
+            return read(path)
         except CheckpointError as error:
             logger.warning("%s; trying the one before", error)
             problems.append(str(error))
@@ -63,12 +76,20 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def read(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's folder, verified, and its state. Raises CheckpointError."""
+    verify(path)
+    return path, json.loads((path / STATE).read_text())
+
+
 def verify(path: Path) -> None:
     """Raises CheckpointError naming the first file that is missing, torn or altered."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from None
+    if not isinstance(manifest, dict) or STATE not in manifest:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} does not list {STATE}, as every checkpoint's does")
     for name, expected in manifest.items():
         file = path / name
         if not file.is_file():
@@ -79,7 +100,8 @@ def verify(path: Path) -> None:
 
 def listed(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir()) if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,7 +4,8 @@
 2. `load(recipe, ["rollout.workers=2", …])` reads a recipe (a name of `mtrl_ray/recipes` or a path), applies the
    overrides, and validates: a misspelt key, a wrong type or an impossible combination is one sentence.
 3. An algorithm brings its own section: `algorithm.name` picks it from the registry, which validates the rest.
-4. The resolved tree is written into the run's folder; a resumed run reads that and nothing else.
+4. The resolved tree is written into the run's folder; a resumed run reads that, and what its overrides change is written
+   there again.
 """
 
 import difflib
@@ -188,7 +189,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a recipe with overrides `key.path=value` (values in YAML). Raises ConfigurationError."""
     tree = _read_recipe(recipe)
     for override in overrides:
-        _apply(tree, override)
+        apply(tree, override)
     return validate(tree, recipe)
 
 
@@ -239,7 +240,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply(tree: dict[str, Any], override: str) -> None:
+    """Put an override `key.path=value` into a plain tree. Raises ConfigurationError."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):

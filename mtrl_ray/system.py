@@ -21,16 +21,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mtrl_ray.config import Settings
 from mtrl_ray.conversation import SCHEMA
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.specification import Improvement, QFit
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet, Result
-from mtrl_ray.rollout.lease import derive_seed, make_leases
+from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.worker import Report
-from mtrl_ray.weights.store import WeightStore, read_files
+from mtrl_ray.weights.store import read_files, start_store
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class System:
         self.iteration = 0
         self.version = -1
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._store = ray.remote(WeightStore).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._store = start_store(scheduling_strategy=here)
         ray.get(self._store.keep_files.remote(read_files(model_path)))
         replay = settings.replay
         buffer = ray.remote(ReplayBuffer).options(num_cpus=0, scheduling_strategy=here)
@@ -115,16 +115,8 @@ class System:
         leases = make_leases(self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples)
         self.buffer.recall.remote(self.iteration)
         known = set(ray.get(self.buffer.ids.remote(self.iteration)))
-        missing = [lease for lease in leases if lease.id not in known]
-        self.view.part("rollout", f"holding {len(missing)} conversations under version {self.version}")
-        reports: list[Report] = []
-        appended = []
-        for result in self.fleet.converse(missing, self.version):
-            reports.append(result.report)
-            appended.append(self.buffer.append.remote(result.table))
-            self._say_progress(reports, len(missing))
-        self._check_appended(ray.get(appended))
-        self._metrics["collect/reused"] = float(len(leases) - len(missing))
+        reports = self._hold_missing(leases, known)
+        self._metrics["collect/reused"] = float(len(known))
         self._collected(reports, time.perf_counter() - started)
         outcomes = ray.get(self.buffer.outcomes.remote(self.iteration))
         self._metrics |= {
@@ -172,12 +164,12 @@ class System:
 
     def take_metrics(self) -> dict[str, float]:
         """Wait for what the actors still do; the numbers since it was asked last."""
-        metrics = dict(self._metrics)
-        for prefix, reference in self._promised:
+        metrics, promised = self._metrics, self._promised
+        self._metrics, self._promised = {}, []
+        for prefix, reference in promised:
             metrics |= _numbers(prefix, ray.get(reference))
         metrics |= _numbers("replay", ray.get(self.buffer.statistics.remote()))
         metrics["weights/version"] = float(self.version)
-        self._metrics, self._promised = {}, []
         self.view.part("learner", "idle")
         return metrics
 
@@ -192,6 +184,28 @@ class System:
         self.view.part("rollout", "idle")
         tables = ray.get([result.table[0] for result in results])
         return pa.concat_tables(tables).sort_by("id") if tables else SCHEMA.empty_table()
+
+    def _hold_missing(self, leases: list[Lease], known: set[str]) -> list[Report]:
+        """Hold the conversations that are not `known`; those whose tables were lost on the way are held again."""
+        reports: list[Report] = []
+        for _ in range(self.settings.rollout.retries + 1):
+            missing = [lease for lease in leases if lease.id not in known]
+            self.view.part("rollout", f"holding {len(missing)} conversations under version {self.version}")
+            appended = []
+            for result in self.fleet.converse(missing, self.version):
+                reports.append(result.report)
+                appended.append(self.buffer.append.remote(result.table))
+                self._say_progress(reports, len(missing))
+            answers = ray.get(appended)
+            self._check_refused(answers)
+            lost = [cause for answer in answers for cause in answer.lost.values()]
+            if not lost:
+                return reports
+            known = set(ray.get(self.buffer.ids.remote(self.iteration)))
+        raise EngineError(
+            f"conversations were lost between worker and replay buffer {self.settings.rollout.retries + 1} times in a "
+            f"row; the last cause: {lost[0]}"
+        )
 
     def _say_progress(self, reports: list[Report], expected: int) -> None:
         done = sum(report.finished for report in reports)
@@ -211,7 +225,7 @@ class System:
         }
         self.view.part("rollout", "idle")
 
-    def _check_appended(self, appended: list[Any]) -> None:
+    def _check_refused(self, appended: list[Any]) -> None:
         refused = [sentence for one in appended for sentence in one.refused]
         if refused:
             raise DataError(

@@ -7,19 +7,21 @@ before and after, the summary and the report. It knows nothing of any algorithm.
 import random
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import yaml
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 
 from envs.registry import make
 from mtrl_ray import checkpoint
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import Settings, dump, validate
-from mtrl_ray.errors import CheckpointError, ConfigurationError
+from mtrl_ray.config import Settings, validate
+from mtrl_ray.errors import EngineError, MtrlError
 from mtrl_ray.evaluation import holdout
 from mtrl_ray.models.tiny import TINY, tiny_model
 from mtrl_ray.monitoring.recorder import Recorder
@@ -46,6 +48,7 @@ class Trainer(tune.Trainable):
         random.seed(self.settings.run.seed)
         np.random.seed(self.settings.run.seed)
         self.algorithm = make_algorithm(self.settings.algorithm)
+        self.kept: int | None = None  # iteration of the newest checkpoint
         found = checkpoint.newest(self.folder / "checkpoints") if config.get("resume") else None
         self.model_path = self._model_path()
         self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
@@ -53,7 +56,7 @@ class Trainer(tune.Trainable):
         if found is not None:
             self._restore(*found)
         else:
-            self.recorder.rewind(0)
+            self._begin()
         self.workers = self.system.start(self.system.version + 1)
 
     def step(self) -> dict[str, float]:
@@ -70,41 +73,48 @@ class Trainer(tune.Trainable):
         self.recorder.record(self.system.iteration, metrics)
         self.view.iteration(self.system.iteration, metrics)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Everything the next iteration needs, into a folder; its JSON state is returned."""
-        state = {
-            "iteration": self.system.iteration,
-            "version": self.system.version,
-            "buffer": ray.get(self.system.buffer.state.remote()),
-        }
-        ray.get(self.system.learner.save(checkpoint_dir))
-        return state
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Everything the next iteration needs, into a folder of Tune's."""
+        checkpoint.write_into(Path(checkpoint_dir), self._state(), self._save)
 
-    def load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from `{"folder": …, "state": …}`."""
-        self._restore(Path(checkpoint["folder"]), checkpoint["state"])
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Continue from what `save_checkpoint` wrote, its weights published under a version of their own."""
+        newest = self.system.version
+        self._restore(*checkpoint.read(Path(str(checkpoint_dir))))
+        self.system.version = max(newest, self.system.version)
+        self.system.publish()
 
     def keep_checkpoint(self) -> Path:
         """Write a checkpoint into the run's folder."""
-        state: dict[str, Any] = {}
-
-        def save(folder: Path) -> None:
-            state.update(self.save_checkpoint(str(folder)))
-
         self.view.part("learner", "saving")
-        return checkpoint.write(
-            self.folder / "checkpoints", self.system.iteration, state, save, self.settings.run.keep_checkpoints
-        )
+        self.kept = self.system.iteration
+        keep = self.settings.run.keep_checkpoints
+        return checkpoint.write(self.folder / "checkpoints", self.kept, self._state(), self._save, keep)
 
     def cleanup(self) -> None:
         """End the actors and close the files."""
         self.system.stop()
         self.recorder.close()
 
+    def _state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.system.iteration,
+            "version": self.system.version,
+            "buffer": ray.get(self.system.buffer.state.remote()),
+        }
+
+    def _save(self, folder: Path) -> None:
+        ray.get(self.system.learner.save(folder))
+
+    def _begin(self) -> None:
+        """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
+        ray.get(self.system.buffer.rebuild.remote({"ids": [], "position": 0}))
+        self.recorder.rewind(0)
+
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         ray.get(self.system.learner.load(str(folder)))
         ray.get(self.system.buffer.rebuild.remote(state["buffer"]))
-        self.system.iteration = int(state["iteration"])
+        self.system.iteration = self.kept = int(state["iteration"])
         self.system.version = int(state["version"]) - 1
         self.recorder.rewind(self.system.iteration)
         self.view.note(f"continuing after iteration {self.system.iteration}")
@@ -114,50 +124,52 @@ class Trainer(tune.Trainable):
         if self.settings.model.path != TINY:
             return self.settings.model.path
         own = self.folder / "model"
-        if not (own / "config.json").is_file():
+        if not own.is_dir():
             made = tiny_model(self.settings.model, self.settings.environment, self.environment, self.view)
-            shutil.copytree(made, own, dirs_exist_ok=True)
+            scratch = own.with_name(".model.scratch")
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(made, scratch)
+            scratch.rename(own)
         return str(own)
 
 
-def prepare(settings: Settings, fresh: bool) -> None:
-    """Make the run's folder and write the resolved settings into it. Raises ConfigurationError where it is taken."""
-    folder = settings.run_folder
-    if (folder / "config.yaml").exists():
-        if not fresh:
-            raise ConfigurationError(
-                f"the run {str(folder)!r} exists; resume it (mtrl train --resume {folder}), choose another run.name, "
-                "or replace it (--fresh)"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(settings))
-
-
-def resumed_settings(folder: Path) -> Settings:
-    """The settings of an existing run. Raises CheckpointError where the folder is not one."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{str(folder)!r} is not a run: it has no config.yaml")
-    tree = yaml.safe_load(path.read_text())
-    tree["run"] |= {"folder": str(folder.absolute().parent), "name": folder.absolute().name}
-    return validate(tree, str(path))
-
-
 def run(settings: Settings, view: View, resume: bool = False) -> dict[str, Any]:
-    """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary."""
-    trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
-    try:
-        started = time.monotonic()
-        if trainer.system.iteration == 0:
-            _evaluate(trainer, "start")
-            _scripted(trainer)
-        _train(trainer, started)
-        _evaluate(trainer, "end")
-    finally:
-        trainer.stop()
+    """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary.
+
+    Raises the project's errors, those of actors too; EngineError where an actor died that cannot be started again.
+    """
+    with explained(settings.run_folder):
+        trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
+        try:
+            started = time.monotonic()
+            if trainer.system.iteration == 0:
+                _evaluate(trainer, "start")
+                _scripted(trainer)
+            _train(trainer, started)
+            _evaluate(trainer, "end")
+        finally:
+            trainer.stop()
     write_report(trainer.folder)
     return holdout.summarise(trainer.folder)
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """An error of an actor becomes its cause where this project explains it; a defect keeps its remote traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, MtrlError):
+            raise cause from None
+        raise
+    except RayError as error:
+        said = " ".join(str(error).split())[:400]
+        raise EngineError(
+            f"the run lost an actor; mtrl train --resume {folder} continues it. Ray says: {said}"
+        ) from error
 
 
 def _train(trainer: Trainer, started: float) -> None:
@@ -173,7 +185,7 @@ def _train(trainer: Trainer, started: float) -> None:
         if trainer.system.iteration % run_settings.checkpoint_every == 0:
             trainer.keep_checkpoint()
         last = time.monotonic() - begun
-    if trainer.system.iteration % run_settings.checkpoint_every or not run_settings.iterations:
+    if trainer.kept != trainer.system.iteration:
         trainer.keep_checkpoint()
 
 

@@ -66,3 +66,44 @@ def vllm_engine(blank_sales: Path, sales_settings):
     )
     yield engine
     engine.close()
+
+
+QUICK = [
+    "environment.name=tests.support.letters:Letters",
+    "rollout.engine=huggingface",
+    "rollout.response_tokens=6",
+    "rollout.lease_size=64",
+    "rollout.cpus=0.1",
+    "learner.cpus=0.1",
+    "learner.threads=1",
+    "evaluation.contexts=8",
+    "algorithm.contexts=12",
+    "algorithm.states=12",
+    "algorithm.responses=2",
+    "algorithm.improvement.minibatches=2",
+    "run.checkpoint_every=1",
+    "run.iterations=2",
+    "monitoring.ray_metrics=false",
+]
+"""Overrides of the recipe `sales` for a run of seconds with random weights."""
+
+
+@pytest.fixture(scope="session")
+def quick(blank_sales: Path) -> list[str]:
+    """Overrides of the recipe `sales` for a run of seconds: `quick + ["run.name=…", "run.folder=…"]`."""
+    return [*QUICK, f"model.path={blank_sales}"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two iterations; tests read it, and copy it where they write."""
+    from mtrl_ray import trainer
+    from mtrl_ray.config import load
+    from mtrl_ray.monitoring.view import Silent
+    from mtrl_ray.run_folder import prepare
+
+    folder = tmp_path_factory.mktemp("runs")
+    settings = load("sales", [*quick, "run.name=finished", f"run.folder={folder}"])
+    prepare(settings, fresh=False, command="mtrl train sales run.name=finished")
+    trainer.run(settings, Silent())
+    return settings.run_folder

@@ -1,28 +1,32 @@
 """`mtrl chat`: talk to a run's policy, or watch it talk to a simulated user."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Engine = Literal["huggingface", "vllm", "auto"]
 
 
 def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     watch: Annotated[
-        int | None, typer.Option(metavar="N", help="Watch N conversations with simulated users instead.")
+        int | None, typer.Option(min=1, metavar="N", help="Watch N conversations with simulated users instead.")
     ] = None,
-    context: Annotated[int, typer.Option(help="Index of the (first) test context.")] = 0,
+    context: Annotated[int, typer.Option(min=0, help="Index of the (first) test context.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="newest, start, or a checkpoint's number.")] = "newest",
-    engine: Annotated[str, typer.Option(help="huggingface (starts fastest), vllm, or auto.")] = "huggingface",
+    engine: Annotated[Engine, typer.Option(help="huggingface starts fastest.")] = "huggingface",
 ) -> None:
     """Talk to a run's policy; an empty line ends the conversation."""
     from mtrl_ray.evaluation.standalone import policy_folder
     from mtrl_ray.evaluation.talk import Table
-    from mtrl_ray.trainer import resumed_settings
+    from mtrl_ray.run_folder import resumed_settings
 
-    table = Table(resumed_settings(run), policy_folder(run, checkpoint), engine)
+    settings = resumed_settings(run)
+    table = Table(settings, policy_folder(run, settings, checkpoint), engine)
     if watch is None:
-        table.talk(context, _ask, _say)
+        done = table.talk(context, _ask, _say)
+        typer.echo(f"the conversation is over ({done.stop})")
         return
     for index in range(context, context + watch):
         typer.secho(f"context {index}", bold=True)

@@ -5,26 +5,25 @@ from typing import Annotated, Any
 
 import typer
 
-from mtrl_ray.commands.train import JsonOption, write_json
+from mtrl_ray.commands.train import JsonOption, show_estimates, write_json
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    contexts: Annotated[int | None, typer.Option(help="How many contexts; by default the run's own setting.")] = None,
+    contexts: Annotated[
+        int | None, typer.Option(min=1, help="How many contexts; by default the run's own setting.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="newest, start, or a checkpoint's number.")] = "newest",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a new one here.")] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Evaluate a run's policy on held-out contexts."""
-    from mtrl_ray.trainer import resumed_settings
+    from mtrl_ray.run_folder import resumed_settings
 
     settings = resumed_settings(run)
     result = _evaluate(run, settings, contexts or settings.evaluation.contexts, split, checkpoint, address)
-    for name, estimate in result.items():
-        typer.echo(
-            f"{name:>8}  {estimate['mean']:.3f}  [{estimate['low']:.3f}, {estimate['high']:.3f}]  n={estimate['n']}"
-        )
+    show_estimates(result)
     write_json(json_path, result)
 
 
@@ -37,8 +36,9 @@ def _evaluate(
     from mtrl_ray.evaluation.standalone import hold, policy_folder
     from mtrl_ray.evaluation.statistics import mean_interval
 
-    model = policy_folder(run, checkpoint)
+    model = policy_folder(run, settings, checkpoint)
     environment = make(settings.environment.name, **settings.environment.options)
+    environment.context(split, 0)  # says which splits there are, before anything starts
     with connected(settings, address):
         table = hold(settings, model, split, contexts)
     keep(run, f"{split}-{checkpoint}", table)

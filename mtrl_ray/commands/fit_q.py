@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from mtrl_ray.commands.train import JsonOption, write_json
+from mtrl_ray.commands.train import JsonOption, number, write_json
+from mtrl_ray.errors import DataError
 
 
 def fit_q(
@@ -31,17 +32,23 @@ def fit_q(
     )
     wanted = {"target": target, "discount": discount, "epochs": epochs, "learning_rate": learning_rate}
     table = Journal(log).read()
+    if table.num_rows == 0:
+        raise DataError(
+            f"{log!r} holds no conversations; give the folder that mtrl import or a run wrote its journal to"
+        )
     result = fit_logged_q(table, settings, validated(QFit, wanted, "q"), held_out, Supervision(epochs=2), seed)
     for part in ("train", "held_out"):
         figures = result[part]
         r = figures["r"]
         typer.echo(
-            f"{part:>8}: r {r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], calibration error "
-            f"{figures['calibration_error']:.3f}, explained variance {figures['explained_variance']:.3f}, "
+            f"{part:>8}: r {number(r['mean'])} [{number(r['low'])}, {number(r['high'])}], calibration error "
+            f"{number(figures['calibration_error'])}, explained variance {number(figures['explained_variance'])}, "
             f"{figures['turns']} turns"
         )
     by_turn = result["held_out"]["by_turn"]
-    typer.echo(f"held_out: r {by_turn['r']:.3f} among turns at the same position ({by_turn['pairs']} turns)")
+    typer.echo(f"held_out: r {number(by_turn['r'])} among turns at the same position ({by_turn['pairs']} turns)")
+    if left_out := result["conversations"]["left_out"]:
+        typer.echo(f"{left_out} conversations are longer than --context-length {context_length} and were left out")
     write_json(json_path, result)
 
 

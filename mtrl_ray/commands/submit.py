@@ -1,5 +1,6 @@
 """`mtrl submit`: the same as `mtrl train`, as a job of a Ray cluster, with its log here."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -17,7 +18,9 @@ def submit(
     from cluster.jobs import submit as submit_job
     from mtrl_ray.config import load
 
-    typer.echo(submit_job(load(recipe, overrides or []), address, fresh, typer.echo))
+    settings = load(recipe, overrides or [])
+    command = ["mtrl", "submit", recipe, *(overrides or []), "--address", address, *(["--fresh"] if fresh else [])]
+    typer.echo(submit_job(settings, address, fresh, shlex.join(command), typer.echo))
 
 
 def register(app: typer.Typer) -> None:

@@ -1,6 +1,9 @@
 """`mtrl train`: run a recipe to its end, here or on a running cluster, or continue a run."""
 
 import json
+import math
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,11 +11,28 @@ import typer
 
 from mtrl_ray.errors import ConfigurationError
 
+
+def writable(path: Path | None) -> Path | None:
+    """Find out before the work starts that a result could not be written. Raises ConfigurationError."""
+    if path is None:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(0, "it is a folder, or may not be written")
+    except OSError as error:
+        raise ConfigurationError(f"--json {path}: {error.strerror}; give a file that can be written") from None
+    return path
+
+
 RecipeArgument = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings to change.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Write the result to this file too.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="PATH", help="Write the result to this file too.", callback=writable),
+]
 
 
 def train(
@@ -26,58 +46,87 @@ def train(
         str | None, typer.Option(help="A running Ray cluster; by default the job's own, or a new one here.")
     ] = None,
     json_path: JsonOption = None,
+    command: Annotated[str | None, typer.Option(hidden=True, help="The command that a job stands for.")] = None,
 ) -> None:
     """Train a policy: evaluate, iterate, evaluate again, write the report."""
     from mtrl_ray.config import load
-    from mtrl_ray.trainer import prepare, resumed_settings
+    from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
 
-    if (recipe is None) == (resume is None):
+    given = [text for text in (recipe, *(overrides or [])) if text is not None]
+    if resume is not None:
+        if fresh:
+            raise ConfigurationError("--resume continues a run and --fresh replaces one; give one of them")
+        settings = resumed_settings(resume, given)
+        write_settings(settings)
+    elif recipe is not None:
+        settings = load(recipe, overrides or [])
+        prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
+    else:
         raise ConfigurationError(
             "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
         )
-    if resume is not None:
-        settings = resumed_settings(resume)
-    else:
-        settings = load(str(recipe), overrides or [])
-        prepare(settings, fresh)
     summary = _run(settings, resume is not None, address)
     _show(settings.run_folder, summary)
     write_json(json_path, summary)
 
 
 def write_json(path: Path | None, result: Any) -> None:
-    """Write a command's result where `--json` asks for it. Raises ConfigurationError where that cannot be written."""
+    """Write a command's result where `--json` asks for it; numbers that are not finite become null.
+
+    Raises ConfigurationError where that cannot be written.
+    """
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise ConfigurationError(f"--json {path}: {error.strerror}; give a path that can be written") from None
+        raise ConfigurationError(f"--json {path}: {error.strerror}; give a file that can be written") from None
+
+
+def show_estimates(estimates: dict[str, Any]) -> None:
+    """One line per estimate `{mean, low, high, n}`; what is undefined is a dash."""
+    for name, estimate in estimates.items():
+        mean, low, high = (number(estimate[key]) for key in ("mean", "low", "high"))
+        typer.echo(f"{name:>8}  {mean}  [{low}, {high}]  n={estimate['n']}")
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point; a dash for what is not known or not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _run(settings: Any, resume: bool, address: str | None) -> dict[str, Any]:
     from cluster.session import connected
+    from mtrl_ray import checkpoint
     from mtrl_ray.monitoring.live import LiveView
     from mtrl_ray.trainer import run
 
-    run_settings = settings.run
-    shown = LiveView(
-        run_settings.name, run_settings.iterations, minutes=run_settings.minutes, table=settings.monitoring.live
-    )
-    with connected(settings, address) as connection, shown as view:
-        if connection.dashboard:
-            view.note(f"Ray dashboard: http://{connection.dashboard}")
-        if connection.shortage:
-            view.note(connection.shortage)
-        return run(settings, view, resume)
+    about, folder = settings.run, settings.run_folder
+    found = checkpoint.newest(folder / "checkpoints") if resume else None
+    done = 0 if found is None else int(found[1]["iteration"])
+    shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes, table=settings.monitoring.live)
+    try:
+        with connected(settings, address) as connection, shown as view:
+            if connection.dashboard:
+                view.note(f"Ray dashboard: http://{connection.dashboard}")
+            if connection.shortage:
+                view.note(connection.shortage)
+            return run(settings, view, resume)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; continue with: mtrl train --resume {shlex.quote(str(folder))}", err=True)
+        raise
 
 
 def _show(folder: Path, summary: dict[str, Any]) -> None:
-    for name, estimate in summary.items():
-        typer.echo(
-            f"{name:>8}  {estimate['mean']:.3f}  [{estimate['low']:.3f}, {estimate['high']:.3f}]  n={estimate['n']}"
-        )
+    show_estimates(summary)
     typer.echo(f"report: {folder / 'report.html'}")
 
 

@@ -41,5 +41,7 @@ def summarise(folder: Path, **estimates: Estimate) -> dict[str, dict[str, float]
     path = folder / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {}
     summary |= {name: estimate.as_dict() for name, estimate in estimates.items()}
-    path.write_text(json.dumps(summary, indent=1))
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(summary, indent=1))
+    temporary.replace(path)
     return summary

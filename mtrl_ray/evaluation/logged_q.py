@@ -42,13 +42,18 @@ def fit_logged_q(
         if path == TINY:
             path = scratch
             blank_model(Path(path), model, from_table(train))
-        train, test = (_encoded(part, path, model.context_length) for part in (train, test))
+        (train, out), (test, out_too) = (_encoded(part, path, model.context_length) for part in (train, test))
+        if not (train.num_rows and test.num_rows):
+            raise DataError(
+                f"{out + out_too} of the log's {table.num_rows} conversations are longer than {model.context_length} tokens, "
+                "and too few are left to fit and to judge; give a greater --context-length"
+            )
         learner = Learner(LearnerSettings(), path, seed=seed)
         taught = learner.supervise(train, supervision) if model.path == TINY else {}
         fitted = learner.fit_q(train, spec)
         seen, unseen = (learner.predict_q(part, spec.discount) for part in (train, test))
     return {
-        "conversations": {"train": train.num_rows, "held_out": test.num_rows},
+        "conversations": {"train": train.num_rows, "held_out": test.num_rows, "left_out": out + out_too},
         "language_model_loss": taught.get("loss"),
         "fit_loss": fitted["loss"],
         "train": _quality(seen, seen),
@@ -56,29 +61,28 @@ def fit_logged_q(
     }
 
 
-def _encoded(table: pa.Table, path: str, context_length: int) -> pa.Table:
-    """Token ids filled in; conversations longer than the context lose their last turns."""
+def _encoded(table: pa.Table, path: str, context_length: int) -> tuple[pa.Table, int]:
+    """Token ids filled in, and how many conversations are left out because they are longer than the context.
+
+    Cut off, they would lack the outcome at their end, and so would every return before it.
+    """
     chat = chat_format(path)
-    encoded = []
-    for conversation in from_table(table):
-        done = conversation if conversation.tokens else chat.encode(conversation)
-        while len(done.tokens) > context_length:
-            done.turns.pop()
-        encoded.append(done)
-    return to_table(encoded)
+    encoded = [done if done.tokens else chat.encode(done) for done in from_table(table)]
+    kept = [done for done in encoded if len(done.tokens) <= context_length]
+    return to_table(kept), len(encoded) - len(kept)
 
 
 def _quality(predictions: pa.Table, fitted: pa.Table) -> dict[str, Any]:
     """How predictions compare with returns; the constant they are measured against is the mean of the fitted ones."""
     q, returns = predictions["q"].to_numpy(), predictions["return"].to_numpy()
     constant = float(fitted["return"].to_numpy().mean())
-    error = float(np.square(q - returns).mean())
+    error, spread = (float(np.square(deviation).mean()) for deviation in (q - returns, returns - constant))
     return {
         "turns": len(q),
         "r": correlation(q, returns).as_dict(),
         "calibration_error": calibration(q, returns).error,
         "mean_squared_error": error,
-        "explained_variance": 1.0 - error / float(np.square(returns - constant).mean()),
+        "explained_variance": 1.0 - error / spread if spread else float("nan"),
         "mean_return": float(returns.mean()),
         "return_deviation": float(returns.std()),
     }

@@ -1,27 +1,36 @@
 """Evaluating a finished or interrupted run: its policy, from a checkpoint, against contexts of either split."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
 
 from mtrl_ray import checkpoint
 from mtrl_ray.config import Settings
-from mtrl_ray.errors import CheckpointError
+from mtrl_ray.errors import CheckpointError, ConfigurationError
+from mtrl_ray.models.tiny import TINY
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
-from mtrl_ray.weights.store import WeightStore, read_files
+from mtrl_ray.weights.store import read_files, start_store
 
 
-def policy_folder(run: Path, which: str = "newest") -> Path:
-    """The model folder of a run: of its newest sound checkpoint, of checkpoint `which` (a number), or of the `start`."""
+def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
+    """The model of a run (a folder; its `start` may be a name of the hub): of its newest sound checkpoint, of checkpoint
+    `which` (a number), or of the `start`. Raises CheckpointError where there is none.
+    """
     if which == "start":
+        if settings.model.path != TINY:
+            return Path(settings.model.path)
         if not (run / "model" / "config.json").is_file():
-            raise CheckpointError(f"{str(run)!r} keeps no copy of the model it started from")
+            raise CheckpointError(f"{str(run)!r} has not come so far as to make the model it starts from")
         return run / "model"
     if which != "newest":
-        path = run / "checkpoints" / f"{int(which):06d}" if which.isdigit() else run / "checkpoints" / which
+        if not which.isdecimal():
+            raise ConfigurationError(f"--checkpoint {which}: give newest, start, or a number")
+        path = run / "checkpoints" / f"{int(which):06d}"
+        if not path.is_dir():
+            known = ", ".join(str(int(one.name)) for one in checkpoint.listed(run / "checkpoints")) or "none"
+            raise CheckpointError(f"{str(run)!r} has no checkpoint {which}; it has: {known}")
         checkpoint.verify(path)
         return path / "policy"
     found = checkpoint.newest(run / "checkpoints")
@@ -34,7 +43,7 @@ def policy_folder(run: Path, which: str = "newest") -> Path:
 
 def hold(settings: Settings, model: Path, split: str, contexts: int, tag: int = 0) -> pa.Table:
     """Conversations of the model with the first `contexts` contexts of a split; Ray has to be connected."""
-    store: Any = ray.remote(WeightStore).options(num_cpus=0).remote()
+    store = start_store()
     ray.get(store.keep_files.remote(read_files(str(model))))
     fleet = Fleet(settings, str(model), store)
     try:

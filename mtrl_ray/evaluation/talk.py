@@ -92,7 +92,10 @@ class Table:
         return Dialogue(lease, self._environment, self._chat, self._limits)
 
     def _hold(self, dialogue: Dialogue) -> Conversation:
-        request = dialogue.begin(dialogue.user.opening())
+        opening = dialogue.user.opening()
+        if not opening:
+            return dialogue.finished(StopReason.USER_LEFT)
+        request = dialogue.begin(opening)
         while request is not None:
             self._engine.submit(request)
             finished = self._engine.step()

@@ -71,8 +71,8 @@ class Dialogue:
             self._stop = StopReason.TOKEN_LIMIT
         return None if self._stop else self._request()
 
-    def finished(self) -> Conversation:
-        """The conversation, its outcome asked of the user."""
+    def finished(self, stop: StopReason = StopReason.TURN_LIMIT) -> Conversation:
+        """The conversation, its outcome asked of the user; `stop` where nobody has said why it ended."""
         outcome = self.user.outcome()
         if not 0.0 <= outcome.score <= 1.0:
             raise DataError(
@@ -86,7 +86,7 @@ class Dialogue:
             context_id=self.context.id,
             turns=self._turns,
             score=float(outcome.score),
-            stop=self._stop or StopReason.TURN_LIMIT,
+            stop=self._stop or stop,
             metrics=outcome.metrics,
             context=self.context.hidden,
             iteration=self.lease.iteration,

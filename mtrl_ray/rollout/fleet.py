@@ -4,9 +4,9 @@
    its engine, one more waiting; the least loaded worker gets the next one.
 2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so
    they outlive the worker.
-3. A worker that dies is started again by Ray; its chunks go back to the front of the queue, and it gets no work until
-   it answers. A chunk past its deadline is given to somebody else, and the worker that held it is killed. Both cost
-   every lease of the chunk one try.
+3. A worker that dies, or whose engine fails, is started again by Ray; its chunks go back to the front of the queue, and
+   it gets no work until it answers. A chunk past its deadline is given to somebody else, and the worker that held it is
+   killed. Each costs every lease of the chunk one try.
 4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause.
    Where nothing at all succeeds the fleet raises instead of going on.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import EngineError
@@ -86,7 +86,9 @@ class Fleet:
             max_restarts=-1,
             max_concurrency=self._in_flight_per_worker + 3,
         )
-        self._workers = [actor.remote(number, settings, model_path, store) for number in range(rollout.workers)]
+        self._store = store  # kept: it ends with its last handle
+        name = ray.get(store.name.remote())
+        self._workers = [actor.remote(number, settings, model_path, name) for number in range(rollout.workers)]
         self._recovering: dict[int, Any] = {}  # worker: its answer to `ready`, awaited
         self.statistics = FleetStatistics()
 
@@ -181,10 +183,11 @@ class Fleet:
         try:
             report: Report = ray.get(reference)
         except RayError as error:
+            origin = _cause(error)
             if flight.worker not in self._recovering:
-                self.statistics.deaths += 1
+                self.statistics.deaths += isinstance(origin, RayError | EngineError)
                 self._recovering[flight.worker] = self._workers[flight.worker].ready.remote()
-            self._again(flight.chunk, f"{type(error).__name__}: {_root(error)}", waiting)
+            self._again(flight.chunk, f"{type(origin).__name__}: {_root(origin)}", waiting)
             return None
         leases = {lease.id: lease for lease in flight.chunk.leases}
         for failure in report.failures:
@@ -236,7 +239,14 @@ def _first_ready(awaited: list[Any], flights: dict[Any, _Flight]) -> list[Any]:
     return [reference for reference in ready if reference in flights]
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, or Ray's own error where the worker died."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
+
+
 def _root(error: BaseException) -> str:
-    """The last line of a Ray error: the sentence of what went wrong."""
+    """The last line of an error: the sentence of what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

@@ -118,6 +118,11 @@ class DialogueLoop:
         self._inbox.put(command)
         loaded.result(timeout=600)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `run` has ended or is about to: nothing that is submitted now will be done."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Make `run` return after its current step."""
         self._stopped.set()
@@ -138,7 +143,7 @@ class DialogueLoop:
 
     def step(self) -> None:
         """Take in new work, hear users that have answered, advance the engine once."""
-        idle = not (self._speaking or self._waiting)
+        idle = not self._speaking and (not self._waiting or len(self._listening) >= self._concurrency)
         self._receive(IDLE_SECONDS if idle and not self._listening else 0.0)
         self._hear_slow_users(IDLE_SECONDS if idle and self._listening else 0.0)
         self._admit()

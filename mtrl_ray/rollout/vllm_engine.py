@@ -62,6 +62,7 @@ class VllmEngine:
         if current_platform.is_cpu():
             self._engine.collective_rpc(lambda worker: seeded_sampling.install(worker.model_runner.sampler))
         self._stop_ids = list(stop_ids)
+        self._shapes = _checkpoint_shapes(path)
         self._internal: dict[str, str] = {}
         self.version = 0
         self._engine.set_weight_version("0")
@@ -110,9 +111,16 @@ class VllmEngine:
         return int(self._engine.get_num_unfinished_requests())
 
     def load_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
-        """See `Engine.load_weights`."""
+        """See `Engine.load_weights`. Names and shapes are compared first: a reload that fails halfway ruins the engine."""
+        given = dict(weights)
+        wrong = [name for name, tensor in given.items() if self._shapes.get(name, tensor.shape) != tensor.shape]
+        missing = [] if given.keys() - self._shapes.keys() else sorted(self._shapes.keys() - given.keys())
+        if wrong or missing:
+            raise EngineError(
+                f"the weights of version {version} are not this model's: other shapes {wrong[:3]}, missing {missing[:3]}"
+            )
         try:
-            self._engine.collective_rpc(lambda worker: _reload(worker, weights))
+            self._engine.collective_rpc(lambda worker: _reload(worker, iter(given.items())))
         except Exception as error:
             raise EngineError(f"vLLM could not take the weights of version {version}: {error}") from error
         self._engine.reset_prefix_cache(reset_running_requests=True)
@@ -126,6 +134,17 @@ class VllmEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.engine_core.shutdown()
+
+
+def _checkpoint_shapes(path: str) -> dict[str, Any]:
+    """Name and shape of every tensor of a model's checkpoint, tied ones once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def _reload(worker: Any, weights: Iterator[tuple[str, Any]]) -> None:

@@ -56,12 +56,13 @@ class Report:
 class RolloutWorker:
     """Wrapped as a threaded Ray actor by the fleet."""
 
-    def __init__(self, number: int, settings: Settings, model_path: str, store: Any, threads: int = 1) -> None:
+    def __init__(self, number: int, settings: Settings, model_path: str, store: str, threads: int = 1) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._number, self._store = number, store
-        path = materialise(model_path, ray.get(store.files.remote()))
+        self._threads = threads
+        self._number, self._store = number, ray.get_actor(store)
+        path = materialise(model_path, ray.get(self._store.files.remote()))
         rollout = settings.rollout
         self._chat = chat_format(path)
         self._limits = Limits(rollout.response_tokens, settings.model.context_length, rollout.temperature)
@@ -74,10 +75,15 @@ class RolloutWorker:
         self._pulling = threading.Lock()
         self._version = 0  # the model folder's own weights
         threading.Thread(target=self._run, name="engine", daemon=True).start()
-        self._pull(ray.get(store.newest.remote()))
+        self._pull(ray.get(self._store.newest.remote()))
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the engine runs: worker number, engine, weight version, node, process id."""
+        """Answers once the engine runs: worker number, engine, weight version, node, process id.
+
+        Raises EngineError where the engine has failed and this process is about to end.
+        """
+        if self._loop.stopped:
+            raise EngineError(f"the engine of rollout worker {self._number} has failed; the worker is about to end")
         node = ray.get_runtime_context().get_node_id()
         return {
             "worker": self._number,
@@ -142,6 +148,9 @@ class RolloutWorker:
 
     def _run(self) -> None:
         """The loop; where its engine fails this process ends, and Ray starts the worker again with a sound one."""
+        import torch
+
+        torch.set_num_threads(self._threads)  # a setting of each thread; vLLM's kernels ask that all of theirs agree
         try:
             self._loop.run()
         except Exception:

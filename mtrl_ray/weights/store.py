@@ -8,16 +8,20 @@
 
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from mtrl_ray.errors import ConfigurationError, EngineError
 
 
 class WeightStore:
-    """Wrapped as a Ray actor by the system. References are passed inside lists, so that Ray does not resolve them."""
+    """Wrapped as a Ray actor by `start_store`. References are passed inside lists, so that Ray does not resolve them."""
 
-    def __init__(self, keep: int = 2) -> None:
+    def __init__(self, name: str, keep: int = 2) -> None:
+        self._name = name
         self._keep = keep
         self._versions: dict[int, list[Any]] = {}
         self._files: dict[str, bytes] | None = None
@@ -37,6 +41,10 @@ class WeightStore:
             raise EngineError(f"weights of version {at_least} were asked for; the newest published are {newest}")
         return newest, self._versions[newest]
 
+    def name(self) -> str:
+        """The actor's name, by which workers find it."""
+        return self._name
+
     def newest(self) -> int:
         """The newest version, -1 where nothing has been published."""
         return max(self._versions, default=-1)
@@ -48,6 +56,15 @@ class WeightStore:
     def files(self) -> dict[str, bytes] | None:
         """What `keep_files` was given."""
         return self._files
+
+
+def start_store(**options: Any) -> Any:
+    """The handle of a new store, an actor with a name of its own; it ends when the last handle goes.
+
+    Workers get its name instead of the handle, which Ray does not keep for an actor that it starts again.
+    """
+    name = f"mtrl-weights-{uuid.uuid4().hex}"
+    return ray.remote(WeightStore).options(num_cpus=0, name=name, **options).remote(name)
 
 
 def read_files(path: str) -> dict[str, bytes] | None:

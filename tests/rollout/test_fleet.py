@@ -15,7 +15,7 @@ from mtrl_ray.responses import RESPONSES
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.weights.packed import pack
-from mtrl_ray.weights.store import WeightStore, materialise, read_files
+from mtrl_ray.weights.store import materialise, read_files, start_store
 from tests.rollout.conftest import logprobs, shaken
 
 
@@ -31,7 +31,7 @@ def settings(sales_settings: Settings) -> Settings:
 @pytest.fixture(scope="module")
 def store(ray_cluster: None, blank_sales: Path):
     """A weight store that knows the model's files."""
-    store = ray.remote(WeightStore).options(num_cpus=0).remote()
+    store = start_store()
     ray.get(store.keep_files.remote(read_files(str(blank_sales))))
     yield store
     ray.kill(store)

@@ -126,6 +126,17 @@ def test_a_slow_user_holds_up_nobody(vllm_engine, chat):
     assert hold(loop, slow).conversations[0].stop == StopReason.USER_LEFT
 
 
+def test_a_loop_that_can_only_wait_for_slow_users_sleeps(vllm_engine, chat):
+    user = Scripted(lambda context, seed: Words(["hi", "bye"], slow=0.5))
+    loop = loop_of(vllm_engine, chat, user, concurrency=2)
+    job = loop.converse(make_leases(0, "train", 0, range(4)))
+    rounds = 0
+    while not job.done.is_set():
+        loop.step()
+        rounds += 1
+    assert len(job.conversations) == 4 and rounds < 200, "two pairs wait half a second each, 50 ms at a time"
+
+
 def test_more_conversations_than_places_are_held_in_turn(vllm_engine, chat):
     loop = loop_of(vllm_engine, chat, make("sales"), concurrency=8)
     job = hold(loop, loop.converse(make_leases(0, "train", 5, range(30))))

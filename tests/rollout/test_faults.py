@@ -1,0 +1,71 @@
+"""What the fleet does when an engine, a user or an environment fails: real workers, real restarts."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from mtrl_ray.config import load
+from mtrl_ray.conversation import from_table
+from mtrl_ray.errors import EngineError
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.weights.store import read_files, start_store
+
+
+@pytest.fixture
+def fleet_of(ray_cluster: None, blank_sales: Path, quick: list[str]):
+    """Makes a fleet of one worker, and ends it."""
+    made: list[Fleet] = []
+    store = start_store()
+    ray.get(store.keep_files.remote(read_files(str(blank_sales))))
+
+    def make(*overrides: str) -> Fleet:
+        settings = load("sales", [*quick, "rollout.lease_size=6", "rollout.concurrency=6", *overrides])
+        made.append(Fleet(settings, str(blank_sales), store))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.stop()
+    ray.kill(store)
+
+
+def held(fleet: Fleet, contexts: int = 18) -> set[str]:
+    """Ids of the conversations that the fleet holds."""
+    results = fleet.converse(make_leases(0, "train", 0, range(contexts)), version=0)
+    return {done.id for result in results for done in from_table(ray.get(result.table[0]))}
+
+
+def ids(contexts: int) -> set[str]:
+    return {lease.id for lease in make_leases(0, "train", 0, range(contexts))}
+
+
+def test_an_engine_that_fails_is_replaced_and_its_leases_are_held_by_the_next(fleet_of, tmp_path):
+    fleet = fleet_of(f"environment.options={{trouble: engine, marker: {tmp_path / 'failed'}}}", "rollout.retries=1")
+    first = fleet.wait_ready()[0]["pid"]
+    assert held(fleet) == ids(18)
+    assert (tmp_path / "failed").exists() and fleet.wait_ready()[0]["pid"] != first
+    assert fleet.statistics.deaths == 1 and fleet.statistics.dropped == 0
+    assert any("no memory left" in cause for cause in fleet.statistics.causes)
+
+
+def test_a_worker_that_hangs_loses_its_leases_at_their_deadline(fleet_of, tmp_path):
+    fleet = fleet_of(f"environment.options={{trouble: hang, marker: {tmp_path / 'hung'}}}", "rollout.lease_seconds=3")
+    first = fleet.wait_ready()[0]["pid"]
+    assert held(fleet) == ids(18)
+    assert fleet.statistics.overdue >= 1 and fleet.statistics.dropped == 0
+    assert fleet.wait_ready()[0]["pid"] != first
+
+
+def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted_by_cause(fleet_of):
+    fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=2")
+    fleet.wait_ready()
+    failing = {lease.id for lease in make_leases(0, "train", 0, range(0, 18, 3))}
+    assert held(fleet) == ids(18) - failing
+    assert fleet.statistics.deaths == 0 and fleet.statistics.dropped == len(failing)
+    assert fleet.statistics.causes == {"DataError: the reader's file is torn": 3 * len(failing)}
+    with pytest.raises(
+        EngineError, match=r"none of the 1 chunks of work succeeded; causes: .*the reader's file is torn"
+    ):
+        held(fleet, 1)

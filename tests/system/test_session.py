@@ -1,0 +1,67 @@
+"""Connecting to Ray: a cluster of one's own, one that is running, one that is not there, and what it lacks."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cluster.session import connected, demand, shortage
+from mtrl_ray.config import load
+from mtrl_ray.errors import ConfigurationError, EngineError
+from tests.support.processes import ROOT, environment
+
+OWN = """
+import json, ray
+from cluster.session import connected
+from mtrl_ray.config import load
+settings = load("sales", ["rollout.workers=3", "rollout.cpus=2", "learner.cpus=1.5"])
+with connected(settings) as connection:
+    found = ray.cluster_resources()
+    print(json.dumps([connection.address, connection.dashboard, connection.shortage, found["CPU"]]))
+print(json.dumps(ray.is_initialized()))
+"""
+
+
+def test_what_a_run_holds():
+    overrides = ["rollout.workers=3", "rollout.cpus=2", "rollout.gpus=0.5", "learner.processes=2", "learner.cpus=1.5"]
+    assert demand(load("sales", overrides)) == (9.0, 1.5)
+
+
+def test_a_ray_of_ones_own_has_as_many_cpus_as_the_run_asks_for():
+    done = subprocess.run(
+        [sys.executable, "-c", OWN],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (address, dashboard, lacking, cpus), still = (json.loads(line) for line in done.stdout.splitlines())
+    assert (address, lacking, cpus, still) == ("local", None, max(os.cpu_count(), 8), False)
+    assert dashboard.startswith("127.0.0.1:")
+
+
+def test_what_a_cluster_lacks_is_one_sentence(ray_cluster):
+    assert shortage(load("sales", ["rollout.workers=2", "rollout.cpus=1", "learner.cpus=1"])) is None
+    lacking = shortage(load("sales", ["rollout.workers=8", "rollout.cpus=1", "learner.cpus=1"]))
+    assert "asks for 9 CPUs" in lacking and "the cluster has 4" in lacking and "\n" not in lacking
+    lacking = shortage(load("sales", ["rollout.cpus=0", "rollout.gpus=1"]))
+    assert "asks for 1 GPUs" in lacking and "the cluster has 0" in lacking
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "nonsense", "no-such-host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=r"no Ray cluster answers at") as raised, connected(load("sales"), address):
+        pass
+    assert "\n" not in str(raised.value) and address in str(raised.value) and time.monotonic() - began < 15
+
+
+def test_other_kinds_of_address_are_refused_with_advice(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(ConfigurationError, match=r"'ray://127.0.0.1:10001' .*mtrl submit"), connected(load("sales")):
+        pass
