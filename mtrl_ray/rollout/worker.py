@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,24 +58,36 @@ class RolloutWorker:
     """Wrapped as a threaded Ray actor by the fleet."""
 
     def __init__(self, number: int, settings: Settings, model_path: str, store: str, threads: int = 1) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self._threads = threads
         self._number, self._store = number, ray.get_actor(store)
         path = materialise(model_path, ray.get(self._store.files.remote()))
         rollout = settings.rollout
         self._chat = chat_format(path)
         self._limits = Limits(rollout.response_tokens, settings.model.context_length, rollout.temperature)
         environment = make(settings.environment.name, **settings.environment.options)
-        self._engine = make_engine(path, self._chat.stop_ids, rollout, settings.model)
         self._engine_kind = engine_name(rollout.engine)
-        self._loop = DialogueLoop(
-            self._engine, self._chat, environment, self._limits, rollout.concurrency, rollout.user_threads
-        )
         self._pulling = threading.Lock()
         self._version = 0  # the model folder's own weights
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        started: Future[DialogueLoop] = Future()
+
+        def serve() -> None:
+            try:
+                import torch
+
+                torch.set_num_threads(threads)
+                engine = make_engine(path, self._chat.stop_ids, rollout, settings.model)
+                started.set_result(
+                    DialogueLoop(
+                        engine, self._chat, environment, self._limits, rollout.concurrency, rollout.user_threads
+                    )
+                )
+            except BaseException as error:
+                started.set_exception(error)
+                return
+            self._run(started.result())
+
+        # The engine is made on the thread that steps it: OpenMP counts threads per thread, and vLLM's kernels compare.
+        threading.Thread(target=serve, name="engine", daemon=True).start()
+        self._loop = started.result()
         self._pull(ray.get(self._store.newest.remote()))
 
     def ready(self) -> dict[str, Any]:
@@ -146,13 +159,10 @@ class RolloutWorker:
         """The loop's counters since the worker began."""
         return dict(vars(self._loop.statistics))
 
-    def _run(self) -> None:
+    def _run(self, loop: DialogueLoop) -> None:
         """The loop; where its engine fails this process ends, and Ray starts the worker again with a sound one."""
-        import torch
-
-        torch.set_num_threads(self._threads)  # a setting of each thread; vLLM's kernels ask that all of theirs agree
         try:
-            self._loop.run()
+            loop.run()
         except Exception:
             logger.exception("rollout worker %d: its engine failed", self._number)
             time.sleep(FAREWELL_SECONDS)
