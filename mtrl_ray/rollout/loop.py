@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.05
 """Longest sleep of the loop while it waits for a job or a slow user."""
 
+LOAD_SECONDS = 600.0
+"""Longest wait for new weights to be taken."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -91,32 +94,37 @@ class DialogueLoop:
         self._listening: dict[Future[Any], tuple[Job, Dialogue]] = {}  # slow users' turns under way
         self._pool = ThreadPoolExecutor(user_threads, thread_name_prefix="user")
         self._stopped = threading.Event()
-        self._jobs: list[Job] = []
+        self._jobs: list[Job] = []  # whose waiters have to hear when the loop ends
+        self._jobs_lock = threading.Lock()
         self.statistics = LoopStatistics()
 
     def converse(self, leases: list[Lease]) -> Job:
         """Hold these conversations; returns at once."""
         job = Job(len(leases))
-        return self._submit(job, [(job, lease) for lease in leases])
+        return self._submit(job, lambda: self._take(job, [(job, lease) for lease in leases]))
 
     def respond(self, requests: list[Request]) -> Job:
         """Sample these responses; returns at once. Request ids have to be unique among everything in flight."""
         job = Job(len(requests))
-        return self._submit(job, [(job, request) for request in requests])
+        return self._submit(job, lambda: self._take(job, [(job, request) for request in requests]))
 
     def load(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """Load weights between two steps; returns when it is done. Raises what the engine raises."""
-        loaded: Future[None] = Future()
+        job = Job(1)
 
         def command() -> None:
             try:
                 self._engine.load_weights(weights, version)
-                loaded.set_result(None)
             except Exception as error:
-                loaded.set_exception(error)
+                job.error = error
+            job.done.set()
 
-        self._inbox.put(command)
-        loaded.result(timeout=600)
+        if not self._submit(job, command).done.wait(LOAD_SECONDS):
+            raise EngineError(
+                f"weights of version {version} waited {LOAD_SECONDS:.0f} s for the engine to finish a step"
+            )
+        if job.error:
+            raise job.error
 
     @property
     def stopped(self) -> bool:
@@ -128,17 +136,21 @@ class DialogueLoop:
         self._stopped.set()
 
     def run(self) -> None:
-        """Step until `stop`; an engine failure fails every open job and is raised."""
+        """Step until `stop`. When the loop ends every open job fails with the reason; an engine failure is raised."""
+        reason: Exception = EngineError("this worker's dialogue loop was stopped")
         try:
             while not self._stopped.is_set():
                 self.step()
         except Exception as error:
-            self._stopped.set()
-            for job in self._jobs:
-                job.error = error
-                job.done.set()
+            reason = error
             raise
         finally:
+            with self._jobs_lock:
+                self._stopped.set()
+            for job in self._jobs:
+                if not job.done.is_set():
+                    job.error = reason
+                    job.done.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def step(self) -> None:
@@ -157,17 +169,17 @@ class DialogueLoop:
         for generation in generations:
             self._spoke(generation)
 
-    def _submit(self, job: Job, work: list[Work]) -> Job:
-        if self._stopped.is_set():
-            raise EngineError("this worker's dialogue loop has stopped; its engine failed earlier")
-
-        def command() -> None:
+    def _submit(self, job: Job, command: Callable[[], None]) -> Job:
+        with self._jobs_lock:
+            if self._stopped.is_set():
+                raise EngineError("this worker's dialogue loop has stopped; its engine failed earlier")
             self._jobs = [open_job for open_job in self._jobs if not open_job.done.is_set()] + [job]
-            self._waiting.extend(work)
-            job._check()
-
         self._inbox.put(command)
         return job
+
+    def _take(self, job: Job, work: list[Work]) -> None:
+        self._waiting.extend(work)
+        job._check()
 
     def _receive(self, wait: float) -> None:
         try:

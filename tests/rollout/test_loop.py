@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,12 @@ from hypothesis import strategies as st
 from envs.base import Outcome, Reply, User
 from envs.registry import make
 from mtrl_ray.conversation import Finish, Role, StopReason, from_table, to_table, validate
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop, Job
-from tests.rollout.conftest import logprobs
+from tests.rollout.conftest import logprobs, weights_of
 
 LIMITS = Limits(response_tokens=12, context_length=1024, temperature=1.0)
 
@@ -185,37 +186,63 @@ def test_an_opening_that_does_not_fit_is_a_failure_that_names_the_numbers(vllm_e
 
 
 def test_weights_are_loaded_between_steps_of_a_running_loop(vllm_engine, chat, reference):
-    from tests.rollout.conftest import weights_of
-
     loop = loop_of(vllm_engine, chat, make("sales"))
-    thread = threading.Thread(target=loop.run, daemon=True)
-    thread.start()
+    version = vllm_engine.version + 5
     job = loop.converse(make_leases(0, "train", 0, range(40)))
-    loop.load(weights_of(reference), vllm_engine.version + 5)
-    assert job.done.wait(120)
-    after = loop.converse(make_leases(0, "train", 1, range(4)))
-    assert after.done.wait(120)
-    loop.stop()
-    thread.join(10)
+    for _ in range(20):  # an engine is stepped by the thread that made it
+        loop.step()
+    loading = threading.Thread(target=loop.load, args=(weights_of(reference), version))
+    loading.start()
+    hold(loop, job)
+    while loading.is_alive():
+        loop.step()
+    after = hold(loop, loop.converse(make_leases(0, "train", 1, range(4))))
     versions = {version for done in after.conversations for turn in done.turns for version in turn.versions}
-    assert versions == {vllm_engine.version}
+    assert versions == {version}
+    spoken = [turn.versions for done in job.conversations for turn in done.turns if turn.versions]
+    assert {version - 5, version} == {version for turn in spoken for version in turn}
+    assert all(turn == sorted(turn) for turn in spoken)
+
+
+class Dying:
+    """An engine without memory."""
+
+    version, in_flight = 0, 0
+
+    def submit(self, request) -> None:
+        self.in_flight += 1
+
+    def step(self) -> list[Generation]:
+        raise RuntimeError("no memory left")
 
 
 def test_an_engine_that_fails_fails_every_open_job(chat):
-    class Dying:
-        version, in_flight = 0, 0
-
-        def submit(self, request) -> None:
-            self.in_flight += 1
-
-        def step(self) -> list[Generation]:
-            raise RuntimeError("no memory left")
-
     loop = loop_of(Dying(), chat, make("sales"))
     job = loop.converse(make_leases(0, "train", 0, range(3)))
+    loading = Future()
+
+    def load() -> None:
+        try:
+            loop.load(iter(()), 1)
+        except Exception as error:
+            loading.set_result(error)
+
+    taken = loop._take
+    loop._take = lambda *work: (taken(*work), threading.Thread(target=load).start(), time.sleep(0.2))
     with pytest.raises(RuntimeError):
         loop.run()
     assert job.done.is_set() and "no memory left" in str(job.error)
+    loading.result(timeout=10)
+    with pytest.raises(EngineError, match="stopped"):
+        loop.converse(make_leases(0, "train", 0, range(3)))
+
+
+def test_jobs_that_are_open_when_the_loop_stops_are_told(vllm_engine, chat):
+    loop = loop_of(vllm_engine, chat, Scripted(lambda context, seed: Words(["hi", "bye"], slow=3.0)))
+    job = loop.converse(make_leases(0, "train", 0, range(3)))
+    threading.Timer(0.5, loop.stop).start()
+    loop.run()
+    assert job.done.is_set() and "stopped" in str(job.error)
 
 
 def _float32(values: list[float]) -> list[float]:
