@@ -196,8 +196,12 @@ def _spent(minutes: float | None, started: float, last: float) -> bool:
 def _evaluate(trainer: Trainer, name: str) -> None:
     estimate, table = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
     holdout.keep(trainer.folder, name, table)
-    holdout.summarise(trainer.folder, **{name: estimate})
-    trainer.view.note(f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} contexts")
+    spoken = holdout.well_formed(trainer.environment, table)
+    holdout.summarise(trainer.folder, **{name: estimate, f"{name}_well_formed": spoken})
+    trainer.view.note(
+        f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} contexts, "
+        f"{spoken.mean:.1%} of its turns well-formed"
+    )
 
 
 def _scripted(trainer: Trainer) -> None:

@@ -1,7 +1,7 @@
 """What the whole test session shares: one Ray cluster, one vLLM engine, the models.
 
 The Ray cluster is made for two cores, its dashboard off. `blank_sales` has random weights and a real tokenizer, which is
-all that exactness needs; `tiny_sales` is the warm-started model that `make demo` uses, from the same cache.
+all that exactness needs.
 """
 
 import os
@@ -44,16 +44,6 @@ def blank_sales(tmp_path_factory: pytest.TempPathFactory, sales_settings) -> Pat
     folder = tmp_path_factory.mktemp("blank-sales")
     blank_model(folder, sales_settings.model, list(conversations(make("sales"), "warm_start", 200, "train")))
     return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_sales(sales_settings) -> Path:
-    """The warm-started tiny model of the recipe `sales`, made where the cache does not have it."""
-    from envs.registry import make
-    from mtrl_ray.models.tiny import tiny_model
-    from mtrl_ray.monitoring.view import Silent
-
-    return tiny_model(sales_settings.model, sales_settings.environment, make("sales"), Silent())
 
 
 @pytest.fixture(scope="session")

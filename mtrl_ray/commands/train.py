@@ -87,7 +87,7 @@ def show_estimates(estimates: dict[str, Any]) -> None:
     """One line per estimate `{mean, low, high, n}`; what is undefined is a dash."""
     for name, estimate in estimates.items():
         mean, low, high = (number(estimate[key]) for key in ("mean", "low", "high"))
-        typer.echo(f"{name:>8}  {mean}  [{low}, {high}]  n={estimate['n']}")
+        typer.echo(f"{name:>17}  {mean}  [{low}, {high}]  n={estimate['n']}")
 
 
 def number(value: float | None) -> str:

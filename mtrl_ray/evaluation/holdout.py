@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from envs.base import Environment
 from envs.measure import conversations
+from mtrl_ray.conversation import from_table
 from mtrl_ray.evaluation.statistics import Estimate, mean_interval
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
 def scripted(environment: Environment, agent: str, contexts: int, split: str = "test") -> Estimate:
     """Mean score of a scripted agent over the same contexts."""
     return mean_interval([done.score for done in conversations(environment, agent, contexts, split)])
+
+
+def well_formed(environment: Environment, table: pa.Table) -> Estimate:
+    """Share of the agent's turns that are well-formed messages of the environment; `n` counts turns."""
+    agents = [conversation.turns[place] for conversation in from_table(table) for place in conversation.agent_turns]
+    return mean_interval([float(environment.well_formed(turn.text)) for turn in agents])
 
 
 def keep(folder: Path, name: str, table: pa.Table) -> None:

@@ -22,6 +22,7 @@ from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.fleet import Result
 from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
+from tests.support.letters import Letters
 
 CLOCK = ("seconds", "tokens_per_second")
 """Metrics that no two runs share end in these."""
@@ -58,6 +59,7 @@ def test_a_run_leaves_everything_that_explains_it(finished_run: Path):
     assert yaml.safe_load((finished_run / "config.yaml").read_text())["run"]["name"] == "finished"
     assert (finished_run / "command.txt").read_text() == "mtrl train sales run.name=finished\n"
     summary = json.loads((finished_run / "summary.json").read_text())
+    spoken = {name: summary.pop(f"{name}_well_formed") for name in ("start", "end")}
     assert summary.keys() == {"start", "expert", "greedy", "random", "end"}
     for estimate in summary.values():
         assert estimate["low"] <= estimate["mean"] <= estimate["high"] and estimate["n"] == 8
@@ -66,6 +68,9 @@ def test_a_run_leaves_everything_that_explains_it(finished_run: Path):
         held = from_table(pq.read_table(finished_run / "evaluation" / f"{name}.parquet"))
         assert [done.context_id for done in held] == [f"test-{index}" for index in range(8)]
         assert sum(done.score for done in held) / 8 == pytest.approx(summary[name]["mean"])
+        said = [done.turns[place].text for done in held for place in done.agent_turns]
+        assert spoken[name]["n"] == len(said)
+        assert spoken[name]["mean"] == pytest.approx(sum(map(Letters().well_formed, said)) / len(said))
     report = (finished_run / "report.html").read_text()
     assert "mtrl train sales run.name=finished" in report and "test-0" in report
     assert list((finished_run / "tensorboard").iterdir())

@@ -1,0 +1,27 @@
+"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start."""
+
+from envs.registry import make
+from mtrl_ray.config import ModelSettings, WarmStartSettings
+from mtrl_ray.models.chat import chat_format
+from mtrl_ray.models.tiny import make_tiny
+from mtrl_ray.monitoring.view import Silent
+from mtrl_ray.rollout.dialogue import Limits
+from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
+from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.rollout.loop import DialogueLoop
+
+
+def test_its_turns_are_well_formed(tmp_path, sales_settings):
+    environment = make("sales")
+    warm = WarmStartSettings(conversations=1000, steps=200, batch_conversations=16)
+    make_tiny(tmp_path, ModelSettings(warm_start=warm), environment, Silent())
+    chat = chat_format(str(tmp_path))
+    engine = HuggingFaceEngine(str(tmp_path), chat.stop_ids, sales_settings.rollout, sales_settings.model)
+    limits = Limits(sales_settings.rollout.response_tokens, sales_settings.model.context_length, temperature=1.0)
+    loop = DialogueLoop(engine, chat, environment, limits, concurrency=64, user_threads=1)
+    job = loop.converse(make_leases(0, "test", 0, range(64)))
+    while not job.done.is_set():
+        loop.step()
+    said = [done.turns[place].text for done in job.conversations for place in done.agent_turns]
+    assert not job.failures and len(said) > 150
+    assert sum(map(environment.well_formed, said)) > 0.95 * len(said)
