@@ -141,11 +141,10 @@ def run(settings: Settings, view: View, resume: bool = False) -> dict[str, Any]:
     with explained(settings.run_folder):
         trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
         try:
-            started = time.monotonic()
             if trainer.system.iteration == 0:
                 _evaluate(trainer, "start")
                 _scripted(trainer)
-            _train(trainer, started)
+            _train(trainer)
             _evaluate(trainer, "end")
         finally:
             trainer.stop()
@@ -172,9 +171,10 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _train(trainer: Trainer, started: float) -> None:
+def _train(trainer: Trainer) -> None:
     run_settings, every = trainer.settings.run, trainer.settings.evaluation.every
-    last = 0.0
+    started, last = time.monotonic(), 0.0
+    trainer.view.begin()
     while trainer.system.iteration < run_settings.iterations and not _spent(run_settings.minutes, started, last):
         begun = time.monotonic()
         metrics = trainer.step()

@@ -42,7 +42,7 @@ class LiveView:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`iterations`: of the whole run, `done` of them before a resume. `minutes`: the budget from now on.
+        """`iterations`: of the whole run, `done` of them before a resume. `minutes`: the budget from `begin` on.
 
         `table` False: plain lines even in a terminal.
         """
@@ -52,7 +52,7 @@ class LiveView:
         self._console = console or Console()
         self._clock = clock
         self._started = clock()
-        self._last_end = self._started
+        self._begun = self._last_end = self._started
         self._number = done
         self._seen = 0
         self._parts: dict[str, tuple[str, float]] = dict.fromkeys(PARTS, ("", self._started))
@@ -64,7 +64,7 @@ class LiveView:
             )
 
     def __enter__(self) -> "LiveView":
-        self._started = self._last_end = self._clock()
+        self._started = self._begun = self._last_end = self._clock()
         self._parts = {name: (doing, self._started) for name, (doing, _) in self._parts.items()}
         if self._live is not None:
             self._live.start(refresh=True)
@@ -79,6 +79,10 @@ class LiveView:
     def part(self, name: str, doing: str) -> None:
         """What a part does from now on; an empty text means nothing."""
         self._parts = {**self._parts, name: (doing, self._clock())}
+
+    def begin(self) -> None:
+        """The first iteration that this view sees begins; what came before is none of its time."""
+        self._begun = self._last_end = self._clock()
 
     def iteration(self, number: int, metrics: Metrics) -> None:
         """An iteration (counted from 1) has ended. Metrics of earlier ones stay in view until they are replaced."""
@@ -105,10 +109,10 @@ class LiveView:
     def seconds_left(self) -> float | None:
         """Estimated seconds until the run ends; None before the first iteration."""
         now = self._clock()
-        budget = max(self._budget - (now - self._started), 0.0)
+        budget = max(self._budget - (now - self._begun), 0.0)
         if not self._seen:
             return None
-        each = (self._last_end - self._started) / self._seen
+        each = (self._last_end - self._begun) / self._seen
         rest = each * (self._iterations - self._number) - (now - self._last_end)
         return min(max(rest, 0.0), budget)
 

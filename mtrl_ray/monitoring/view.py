@@ -10,6 +10,9 @@ class View(Protocol):
     def part(self, name: str, doing: str) -> None:
         """What a part of the system (rollout, replay, learner, weights) does now."""
 
+    def begin(self) -> None:
+        """The first iteration begins: the run's budget of minutes counts from here."""
+
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         """An iteration (counted from 1) has ended with these metrics."""
 
@@ -22,6 +25,9 @@ class Silent:
 
     def part(self, name: str, doing: str) -> None:
         """See `View.part`."""
+
+    def begin(self) -> None:
+        """See `View.begin`."""
 
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         """See `View.iteration`."""

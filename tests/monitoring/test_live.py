@@ -125,6 +125,8 @@ def test_time_left_counts_this_sessions_iterations_and_the_pause_since():
 def test_time_left_is_bounded_by_the_budget():
     view, clock, _ = viewed(terminal=False, iterations=1000, minutes=2)
     with view:
+        clock.now += 500  # a warm start, engines, an evaluation: before the budget
+        view.begin()
         clock.now += 30
         view.iteration(1, {})
         assert view.seconds_left() == pytest.approx(90)
