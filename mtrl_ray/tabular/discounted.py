@@ -1,0 +1,136 @@
+"""The setting of Iterative PPO (2511.21638 §2): discounted decision processes, exact policy iteration.
+
+1. Rewards come on arrival: Q(s, a) = E[R(s') + γ V(s')]. A state whose outcome has fired leads to one that never ends
+   and pays nothing. Arrays start with [games]; policies are log-probabilities [games, states, actions].
+2. One iteration maximises E_π' Q − β KL in every state. With KL(π'‖π), the penalty of RLHF, the answer is
+   `π' ∝ π exp(Q/β)`; with KL(π‖π'), that of the paper's theorem 2, it is `π' = βπ / (λ − Q)`, λ such that it sums to one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtrl_ray.tabular.mdp import Array, divergence, log_softmax
+
+
+@dataclass(frozen=True)
+class DiscountedMDP:
+    """A batch of discounted processes."""
+
+    transitions: Array
+    """[games, states, actions, next states]"""
+    reward: Array
+    """[games, states], paid on arrival, in [0, 1]."""
+    discount: Array
+    """[games], γ < 1."""
+
+    @property
+    def games(self) -> int:
+        """Number of processes in the batch."""
+        return len(self.discount)
+
+    def backup(self, v: Array) -> Array:
+        """Q(s, a) = E[R(s') + γ V(s')], from [games, states]."""
+        return np.einsum("gsat,gt->gsa", self.transitions, self.reward + self.discount[:, None] * v)
+
+    def resolvent(self, policy: Array) -> Array:
+        """(I − γ P_π)^{-1}, [games, states, states]."""
+        moves = np.einsum("gsa,gsat->gst", np.exp(policy), self.transitions)
+        return np.linalg.inv(np.eye(moves.shape[-1]) - self.discount[:, None, None] * moves)
+
+
+def evaluate(mdp: DiscountedMDP, policy: Array) -> tuple[Array, Array]:
+    """V, [games, states], and Q, [games, states, actions], of a policy."""
+    immediate = np.einsum("gsa,gsat,gt->gs", np.exp(policy), mdp.transitions, mdp.reward)
+    v = np.einsum("gst,gt->gs", mdp.resolvent(policy), immediate)
+    return v, mdp.backup(v)
+
+
+def occupancy(mdp: DiscountedMDP, policy: Array) -> Array:
+    """Discounted occupancy d(x | start s), [games, s, x], rows sum to one."""
+    return (1.0 - mdp.discount)[:, None, None] * mdp.resolvent(policy)
+
+
+def optimal_values(mdp: DiscountedMDP) -> Array:
+    """V*, [games, states], by policy iteration with greedy policies."""
+    v = np.zeros(mdp.reward.shape)
+    for _ in range(mdp.reward.shape[1] * mdp.transitions.shape[2] + 2):
+        greedy = mdp.backup(v).argmax(axis=-1)
+        chosen = np.take_along_axis(mdp.transitions, greedy[:, :, None, None], axis=2)[:, :, 0]
+        system = np.eye(chosen.shape[-1]) - mdp.discount[:, None, None] * chosen
+        better = np.linalg.solve(system, np.einsum("gst,gt->gs", chosen, mdp.reward)[..., None])[..., 0]
+        if np.abs(better - v).max() < 1e-14:
+            break
+        v = better
+    return v
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A direction of the KL penalty: the best policy for it, and the divergence itself, both per state."""
+
+    name: str
+    best: Callable[[Array, Array, Array], Array]
+    """(π, Q, β [games]) to π'."""
+    between: Callable[[Array, Array], Array]
+    """(π', π) to [games, states]."""
+
+    def objective(self, new: Array, current: Array, q: Array, beta: Array) -> Array:
+        """L_s(π') = E_π' Q − β KL, [games, states]."""
+        return expectation(new, q) - beta[:, None] * self.between(new, current)
+
+
+def expectation(policy: Array, q: Array) -> Array:
+    """E_π Q(s, ·), [games, states]."""
+    return np.einsum("gsa,gsa->gs", np.exp(policy), q)
+
+
+def exponential_step(policy: Array, q: Array, beta: Array) -> Array:
+    """argmax of E_π' Q − β KL(π'‖π)."""
+    return log_softmax(policy + q / beta[:, None, None])
+
+
+def reciprocal_step(policy: Array, q: Array, beta: Array) -> Array:
+    """argmax of E_π' Q − β KL(π‖π').
+
+    λ − max Q lies between β π(argmax Q) and β; Σ βπ/(λ − Q) is convex and falling there, so Newton's method from the
+    left end climbs to the root without passing it.
+    """
+    scale = beta[:, None, None]
+    below = q.max(axis=-1, keepdims=True) - q
+    mass = scale * np.exp(policy)
+    best = np.take_along_axis(mass, q.argmax(axis=-1)[..., None], axis=-1)
+    level = best
+    for _ in range(60):
+        terms = mass / (level + below)
+        excess = terms.sum(axis=-1, keepdims=True) - 1.0
+        level = np.clip(level + excess / (terms / (level + below)).sum(axis=-1, keepdims=True), best, scale)
+        if np.abs(excess).max() < 1e-15:
+            break
+    return log_softmax(np.log(mass) - np.log(level + below))
+
+
+PENALTIES = (
+    Penalty("KL(π'‖π)", exponential_step, lambda new, current: divergence(new, current)),
+    Penalty("KL(π‖π')", reciprocal_step, lambda new, current: divergence(current, new)),
+)
+
+
+def random_processes(games: int, rng: np.random.Generator, states: int = 6, actions: int = 3) -> DiscountedMDP:
+    """Half of them ergodic with rewards everywhere, half of them conversations: rewards only for arriving at the
+    outcome, which leads to the end. γ is uniform in [0.5, 0.95].
+    """
+    weights = rng.gamma(0.4, size=(games, states, actions, states)) + 1e-3
+    reward = rng.uniform(0.0, 1.0, (games, states))
+    talks = np.arange(games) % 2 == 1
+    outcome, end = states - 2, states - 1
+    weights[talks, outcome:] = 0.0
+    weights[talks, outcome:, :, end] = 1.0
+    reward[talks] = np.eye(states)[outcome]
+    return DiscountedMDP(weights / weights.sum(axis=-1, keepdims=True), reward, rng.uniform(0.5, 0.95, games))
+
+
+def random_stationary_policy(mdp: DiscountedMDP, rng: np.random.Generator, spread: float = 1.0) -> Array:
+    """Normal logits of standard deviation `spread`."""
+    return log_softmax(spread * rng.standard_normal(mdp.transitions.shape[:3]))
