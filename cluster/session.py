@@ -36,8 +36,8 @@ class Connection:
 
 
 @contextmanager
-def connected(settings: Settings, address: str | None = None) -> Iterator[Connection]:
-    """Ray for one run, shut down at the end.
+def connected(settings: Settings, address: str | None = None, runs: int = 1) -> Iterator[Connection]:
+    """Ray for `runs` runs of these settings at a time, shut down at the end.
 
     Raises EngineError where no cluster answers, ConfigurationError for an address that is not a cluster's.
     """
@@ -46,9 +46,9 @@ def connected(settings: Settings, address: str | None = None) -> Iterator[Connec
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if target == "local":
         cpus, _ = demand(settings)
-        options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": True}
+        options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(runs * cpus)), "include_dashboard": True}
         if settings.model.path == TINY:
-            options |= {"object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"object_store_memory": runs * OBJECT_STORE_BYTES}
     try:
         context = ray.init(address=target, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ import typer
 
 from mtrl_ray.errors import EngineError, MtrlError
 
-COMMANDS = ("train", "evaluate", "chat", "submit", "import_", "fit_q", "bench", "doctor", "version")
+COMMANDS = ("train", "evaluate", "chat", "submit", "import_", "fit_q", "study", "bench", "theory", "doctor", "version")
 """Modules of `mtrl_ray.commands`."""
 
 

@@ -1,0 +1,1 @@
+"""Studies: tables of runs, from a definition in YAML to a table with intervals, figures and the commands behind them."""

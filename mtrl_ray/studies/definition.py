@@ -1,0 +1,173 @@
+"""What a study is: a YAML file that says which runs make up a table, and what is read from each of them.
+
+1. A cell of the table picks one value of every axis; a value is a set of overrides of the recipe's settings, the recipe
+   itself among them (`recipe`). `overrides` hold in every cell; a value's own win over them, later axes over earlier ones.
+2. `exclude` takes cells out: an entry names values of some axes, and every cell that has one of them on each of these
+   axes is left out.
+3. Every cell is run once per seed. `run.seed`, `run.name` and `run.folder` are therefore the study's own.
+4. Everything is checked when it is read: `mtrl_ray.studies.cells` validates the settings of every single cell.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from mtrl_ray.config import Section, validated
+from mtrl_ray.errors import ConfigurationError
+
+RECIPE = "recipe"
+"""Among the overrides of an axis' value: another recipe instead of the study's."""
+OWN = ("run.seed", "run.name", "run.folder")
+RESERVED = ("seeds", "mean", "low", "high", "interval", "runs", "metrics", "start", "end", "change", "gap", "contexts")
+"""Keys of a row of the table that no axis may take."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
+"""Names of axes and values: they become parts of run names, joined by hyphens."""
+
+Overrides = dict[str, Any]
+
+
+class Definition(Section):
+    """The whole file."""
+
+    title: str = Field(min_length=1)
+    about: str = ""
+    """A paragraph for the page: the question, and how the cells answer it."""
+    recipe: str | None = None
+    """Of every cell whose axes name no other."""
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    overrides: Overrides = Field(default_factory=dict)
+    axes: dict[str, dict[str, Overrides]] = Field(min_length=1)
+    exclude: list[dict[str, list[str]]] = Field(default_factory=list)
+    columns: str | None = None
+    """Axis whose values are the columns of the first table; None: one row per cell only."""
+    lines: str | None = None
+    """Axis whose values share a figure, one line each; None: the last axis."""
+    baseline: dict[str, str] = Field(default_factory=dict)
+    """Values (by axis) that every other cell is compared with, all other axes being equal."""
+    curves: list[str] = Field(default=["collect/score_mean"])
+    """Metrics drawn over the iterations."""
+    metrics: list[str] = Field(default_factory=list)
+    """Metrics whose last value is averaged over the seeds beside the scores."""
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _text_names(cls, axes: Any) -> Any:
+        """Names such as 0.1 or true are YAML's numbers and booleans; empty values are no overrides."""
+        if not isinstance(axes, dict):
+            return axes
+        return {
+            str(axis): {_text(name): overrides or {} for name, overrides in values.items()}
+            if isinstance(values, dict)
+            else values
+            for axis, values in axes.items()
+        }
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _listed(cls, entries: Any) -> Any:
+        if not isinstance(entries, list):
+            return entries
+        return [
+            {str(axis): [_text(name) for name in _as_list(names)] for axis, names in entry.items()}
+            if isinstance(entry, dict)
+            else entry
+            for entry in entries
+        ]
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _text_baseline(cls, baseline: Any) -> Any:
+        return {str(axis): _text(name) for axis, name in baseline.items()} if isinstance(baseline, dict) else baseline
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Definition":
+        self._check_names()
+        for entry in self.exclude:
+            for axis, names in entry.items():
+                for name in names:
+                    self.check_value(axis, name, "exclude: ")
+        for axis, name in self.baseline.items():
+            self.check_value(axis, name, "baseline: ")
+        for key, chosen in (("columns", self.columns), ("lines", self.lines)):
+            if chosen is not None and chosen not in self.axes:
+                raise ValueError(f"{key} is {chosen!r}, which is no axis; the study's axes: {', '.join(self.axes)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; each seed counts once")
+        return self
+
+    def _check_names(self) -> None:
+        for axis, values in self.axes.items():
+            if axis in RESERVED or not NAME.fullmatch(axis):
+                raise ValueError(f"axes.{axis} cannot be called so; choose another name of letters, digits, _ and .")
+            if not values:
+                raise ValueError(f"axes.{axis} has no values; give at least one")
+            for name, overrides in values.items():
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"axes.{axis} has the value {name!r}; a name has letters, digits, _ and . only")
+                _check_keys(f"axes.{axis}.{name}", overrides, allowed=(RECIPE,))
+        _check_keys("overrides", self.overrides)
+
+    def check_value(self, axis: str, name: str, where: str = "") -> None:
+        """Raises ValueError where the study has no such axis, or the axis no such value."""
+        if axis not in self.axes:
+            raise ValueError(f"{where}there is no axis {axis!r}; the study's axes: {', '.join(self.axes)}")
+        if name not in self.axes[axis]:
+            raise ValueError(
+                f"{where}the axis {axis!r} has no value {name!r}; its values: {', '.join(self.axes[axis])}"
+            )
+
+    def excludes(self, values: dict[str, str]) -> bool:
+        """Whether the cell with these values (axis: name) is left out."""
+        return any(all(values[axis] in names for axis, names in entry.items()) for entry in self.exclude)
+
+    @property
+    def line_axis(self) -> str:
+        """The axis whose values share a figure."""
+        return self.lines or list(self.axes)[-1]
+
+
+def study_names() -> list[str]:
+    """Names of the studies that come with the project."""
+    folder = resources.files("mtrl_ray.studies") / "definitions"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_definition(study: str) -> tuple[str, Definition]:
+    """Name and definition of a study: a name of `definitions/`, or a YAML file. Raises ConfigurationError."""
+    named = resources.files("mtrl_ray.studies") / "definitions" / f"{study}.yaml"
+    path = Path(study)
+    if NAME.fullmatch(study) and named.is_file():
+        name, text = study, named.read_text()
+    elif path.is_file():
+        name, text = path.stem, path.read_text()
+    else:
+        raise ConfigurationError(f"there is no study {study!r}; give a YAML file or one of {', '.join(study_names())}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"study {study!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"study {study!r} holds {type(tree).__name__}; it has to hold title, recipe, axes, …")
+    definition: Definition = validated(Definition, tree, f"study {name}")
+    return name, definition
+
+
+def _check_keys(where: str, overrides: Overrides, allowed: tuple[str, ...] = ()) -> None:
+    for key in overrides:
+        if key in OWN:
+            raise ValueError(f"{where} sets {key}, which the study gives to every run itself; leave it out")
+        if key not in allowed and "." not in key:
+            raise ValueError(f"{where} has {key!r}; write settings by their path, for example algorithm.window: 2")
+
+
+def _as_list(names: Any) -> list[Any]:
+    return names if isinstance(names, list) else [names]
+
+
+def _text(name: Any) -> str:
+    """A name as YAML writes it: `true`, `0.1`, `none`."""
+    return str(name).lower() if name is None or isinstance(name, bool) else str(name)

@@ -1,0 +1,172 @@
+"""One run of a study: in which state it is, and how it is brought to its end.
+
+1. The run's folder is the truth. No folder: new. Other settings than the cell's: changed. An evaluation at the end:
+   finished, and never run again. Anything else: begun, and continued from its newest checkpoint.
+2. Settings that say where and how a run takes place, but not what it computes, may differ (`PLACEMENT`).
+3. A run's budget of minutes counts from its beginning: a continued run gets what its recorded iterations left over.
+4. What ends a run is a sentence in `failed.txt` of its folder, and the next run's turn. A failed run is tried again when
+   the study is started again.
+"""
+
+import json
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from mtrl_ray.config import Settings
+from mtrl_ray.errors import ConfigurationError, MtrlError
+from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.monitoring.view import View
+from mtrl_ray.run_folder import CONFIG, prepare, resumed_settings
+from mtrl_ray.studies.cells import Cell
+
+FAILED = "failed.txt"
+"""The sentence that a run ended with on its first line; a defect's traceback after it."""
+SECONDS = "iteration/seconds"
+NO_TIME_LEFT = 1e-6
+"""Minutes: a budget that is spent, for a run that only lacks its last evaluation."""
+PLACEMENT = (
+    "run.folder",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "rollout.cpus",
+    "learner.cpus",
+    "learner.threads",
+    "monitoring",
+)
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    NEW = "new"
+    BEGUN = "begun"
+    FINISHED = "finished"
+    CHANGED = "changed"
+    """Made with other settings than the study asks for now."""
+    FAILED = "failed"
+    """Begun, and ended by an error."""
+
+
+def state(cell: Cell) -> State:
+    """Where the cell's run stands. Raises CheckpointError, ConfigurationError where its folder is torn."""
+    if not (cell.folder / CONFIG).is_file():
+        return State.FAILED if (cell.folder / FAILED).is_file() else State.NEW
+    if difference(cell) is not None:
+        return State.CHANGED
+    if "end" in read_summary(cell.folder):
+        return State.FINISHED
+    return State.FAILED if (cell.folder / FAILED).is_file() else State.BEGUN
+
+
+def difference(cell: Cell) -> tuple[str, Any, Any] | None:
+    """The first setting in which the existing run differs from the cell: its key, the run's value, the cell's."""
+    held, wanted = (_compared(settings) for settings in (resumed_settings(cell.folder), cell.settings))
+    for key in sorted(held.keys() | wanted.keys()):
+        if held.get(key) != wanted.get(key):
+            return key, held.get(key), wanted.get(key)
+    return None
+
+
+def check_unchanged(cells: Sequence[Cell]) -> None:
+    """Raises ConfigurationError naming the first run that was made with other settings."""
+    for cell in cells:
+        found = difference(cell) if (cell.folder / CONFIG).is_file() else None
+        if found is not None:
+            key, held, wanted = found
+            raise ConfigurationError(
+                f"the run {str(cell.folder)!r} was made with {key}: {held!r}, the study now asks for {wanted!r}; "
+                "give --fresh to run what has changed again, or another --runs folder"
+            )
+
+
+def complete(cell: Cell, view: View, threads: int | None = None) -> bool:
+    """Bring the cell's run to its end; whether it got there. Ray has to be connected.
+
+    An error is written into the run's folder, never raised. `threads`: of the learner where the cell does not say.
+    """
+    try:
+        settings, resume = _begin(cell)
+        _run(_with_threads(settings, threads), view, resume)
+    except Exception as error:  # whatever it is, the study goes on and says so
+        record_failure(cell, error)
+        return False
+    return True
+
+
+def record_failure(cell: Cell, error: Exception) -> None:
+    """Write what ended a run into its folder."""
+    said = " ".join(str(error).split())
+    lines = [said] if isinstance(error, MtrlError) else [f"{type(error).__name__}: {said[:400]}"]
+    if not isinstance(error, MtrlError):
+        lines += ["", *traceback.format_exception(error)]
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / FAILED).write_text("\n".join(lines) + "\n")
+
+
+def failure(cell: Cell) -> str | None:
+    """The sentence that the cell's run ended with; None where it did not fail."""
+    path = cell.folder / FAILED
+    return path.read_text().partition("\n")[0] if path.is_file() else None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a run's folder; empty where there is none yet."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return summary
+
+
+def trained_seconds(folder: Path) -> float:
+    """What the recorded iterations of a run took."""
+    return sum(row.get(SECONDS) or 0.0 for row in read_metrics(folder))
+
+
+def _begin(cell: Cell) -> tuple[Settings, bool]:
+    """The settings to run with, and whether the run is continued."""
+    standing = state(cell)
+    (cell.folder / FAILED).unlink(missing_ok=True)
+    if standing in (State.BEGUN, State.FAILED) and (cell.folder / CONFIG).is_file():
+        return _with_remaining_minutes(resumed_settings(cell.folder), cell.folder), True
+    prepare(cell.settings, fresh=standing is State.CHANGED, command=cell.command)
+    return cell.settings, False
+
+
+def _run(settings: Settings, view: View, resume: bool) -> None:
+    from mtrl_ray.trainer import run
+
+    run(settings, view, resume)
+
+
+def _with_remaining_minutes(settings: Settings, folder: Path) -> Settings:
+    minutes = settings.run.minutes
+    if minutes is None:
+        return settings
+    left = max(minutes - trained_seconds(folder) / 60, NO_TIME_LEFT)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"minutes": left})})
+
+
+def _with_threads(settings: Settings, threads: int | None) -> Settings:
+    if threads is None or settings.learner.threads is not None:
+        return settings
+    return settings.model_copy(update={"learner": settings.learner.model_copy(update={"threads": threads})})
+
+
+def _compared(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted path, without those of `PLACEMENT`."""
+    flat = _flat(settings.model_dump(mode="json"), "")
+    return {
+        key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{left}.") for left in PLACEMENT)
+    }
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,189 @@
+"""The numbers of a study: means over seeds with their intervals, differences between cells.
+
+1. A run gives a score for every held-out context; the contexts are the same in every run. A seed's number is the mean of
+   them, a cell's `mean` the mean of its seeds' numbers.
+2. `low` and `high` are Student's t over the seeds: where the mean of further training runs would lie, on these contexts.
+   With three seeds t is 4.3, so this is wide; it is the interval to compare algorithms by.
+3. `contexts` is the other half: the scores of a context are averaged over the seeds, and Student's t goes over contexts.
+   Conversations of one context are thereby never counted as independent (a context is a cluster). It says where the
+   mean would lie on further contexts, with these trained policies. With a single seed it is the only one there is.
+4. Differences are paired, by seed and by context: runs of one seed share their start, all runs share their contexts.
+5. Only finished runs with the settings of the study count; what is missing is listed, never filled in.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mtrl_ray.evaluation.statistics import Estimate, gap_closed, mean_interval, paired_difference
+from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.studies.cells import Cell
+from mtrl_ray.studies.definition import Definition
+from mtrl_ray.studies.runs import SECONDS, State, read_summary, state
+
+SCRIPTED = ("greedy", "expert")
+DIGITS = 12
+Scores = dict[str, float]
+"""Context and the mean score of the conversations with it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is read from one finished run."""
+
+    cell: Cell
+    start: Scores
+    end: Scores
+    scripted: dict[str, Estimate]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The last finite value of every metric."""
+        return {key: value for row in self.metrics for key, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A mean over seeds; its interval over them (t), and the one over contexts."""
+
+    seeds: Estimate
+    contexts: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """`mean`, and `low`, `high` of the interval that `interval` names; `contexts`: that interval's own numbers."""
+        by = "seeds" if self.seeds.n > 1 else "contexts"
+        chosen = (self.seeds if by == "seeds" else self.contexts).as_dict()
+        return {
+            "mean": self.seeds.as_dict()["mean"],
+            "low": chosen["low"],
+            "high": chosen["high"],
+            "interval": by,
+            "contexts": self.contexts.as_dict(),
+        }
+
+
+def read_run(cell: Cell) -> Run | None:
+    """A finished run's numbers; None where there is none with the cell's settings. Raises DataError for damaged metrics."""
+    if state(cell) is not State.FINISHED:
+        return None
+    summary, evaluation = read_summary(cell.folder), cell.folder / "evaluation"
+    return Run(
+        cell=cell,
+        start=_scores(evaluation / "start.parquet"),
+        end=_scores(evaluation / "end.parquet"),
+        scripted={name: Estimate.from_dict(summary[name]) for name in SCRIPTED if name in summary},
+        metrics=read_metrics(cell.folder),
+    )
+
+
+def table(definition: Definition, runs: Sequence[Run]) -> dict[str, Any]:
+    """`rows` and `differences` of the runs, as JSON can hold them."""
+    groups = grouped(runs)
+    return {
+        "rows": [_row(definition, group) for group in groups],
+        "differences": _differences(definition, groups),
+    }
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of the same cell, by seed, cells in the order in which they come."""
+    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(run.cell.values.values())].append(run)
+    return [sorted(group, key=lambda run: run.cell.seed) for group in groups.values()]
+
+
+def numbers(scores: Sequence[Scores]) -> Numbers:
+    """Of one cell: `scores` of every seed."""
+    seeds = [_mean(one) for one in scores]
+    contexts = list(_by_context(scores).values())
+    return Numbers(mean_interval(seeds), mean_interval(contexts))
+
+
+def difference(first: Sequence[Scores], second: Sequence[Scores]) -> Numbers:
+    """Of first - second, paired: `first[i]` and `second[i]` are of the same seed."""
+    seeds = paired_difference([_mean(one) for one in first], [_mean(one) for one in second])
+    left, right = _by_context(first), _by_context(second)
+    shared = [context for context in left if context in right]
+    contexts = paired_difference([left[context] for context in shared], [right[context] for context in shared])
+    return Numbers(seeds, contexts)
+
+
+def _row(definition: Definition, group: Sequence[Run]) -> dict[str, Any]:
+    start, end = numbers([run.start for run in group]), numbers([run.end for run in group])
+    scripted = group[0].scripted
+    row = {**group[0].cell.values, "seeds": len(group), **end.as_dict(), "start": start.as_dict()}
+    row["change"] = difference([run.end for run in group], [run.start for run in group]).as_dict()
+    row |= {name: estimate.as_dict() for name, estimate in scripted.items()}
+    if "expert" in scripted:
+        gap = gap_closed(start.contexts, end.contexts, scripted["expert"])
+        row["gap"] = None if gap is None else gap.as_dict()
+    row["metrics"] = {key: _metric(key, group) for key in definition.metrics}
+    row["runs"] = [_of_run(run) for run in group]
+    return row
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    seconds = sum(row.get(SECONDS) or 0.0 for row in run.metrics)
+    return {
+        "seed": run.cell.seed,
+        "start": _mean(run.start),
+        "end": _mean(run.end),
+        "iterations": run.metrics[-1]["iteration"] if run.metrics else 0,
+        "conversations": int(sum(row.get("collect/score_n") or 0 for row in run.metrics)),
+        "seconds": seconds,
+        "command": run.cell.command,
+    }
+
+
+def _metric(key: str, group: Sequence[Run]) -> dict[str, Any] | None:
+    """The mean of a metric's last values over the seeds that have it."""
+    values = [run.last[key] for run in group if key in run.last]
+    return mean_interval(values, bounds=None).as_dict() if values else None
+
+
+def _differences(definition: Definition, groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+    """Every cell against the one with the baseline's values and otherwise its own, over the seeds that both have."""
+    baseline = definition.baseline
+    by_values = {tuple(group[0].cell.values.items()): group for group in groups}
+    differences = []
+    for group in groups if baseline else ():
+        values = group[0].cell.values
+        other = by_values.get(tuple({**values, **baseline}.items()))
+        if other is None or other is group:
+            continue
+        ours, theirs = ({run.cell.seed: run.end for run in one} for one in (group, other))
+        seeds = [seed for seed in ours if seed in theirs]
+        if seeds:
+            found = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+            differences.append({**values, "against": baseline, "seeds": len(seeds), **found.as_dict()})
+    return differences
+
+
+def _scores(path: Path) -> Scores:
+    held = pq.read_table(path, columns=["context_id", "score"])
+    scores = defaultdict(list)
+    for context, score in zip(held["context_id"].to_pylist(), held["score"].to_pylist(), strict=True):
+        scores[context].append(score)
+    return {context: _rounded(values) for context, values in scores.items()}
+
+
+def _by_context(scores: Sequence[Scores]) -> Scores:
+    """The mean over seeds of every context that all of them have."""
+    shared = [context for context in scores[0] if all(context in one for one in scores)]
+    return {context: _rounded([one[context] for one in scores]) for context in shared}
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return _rounded(list(scores.values()))
+
+
+def _rounded(values: Sequence[float]) -> float:
+    """The mean, without the last bits in which means of the same numbers in another order differ: ties stay ties."""
+    return round(float(np.mean(values)), DIGITS)

@@ -1,0 +1,184 @@
+"""What a study leaves: `NAME.json`, `NAME.md` and the figures beside them.
+
+1. All of it is made again from the runs' folders after every run, so that a study that is cut short has what it got.
+2. The page says what the intervals are, what is missing and why, and the command behind the table and behind every run.
+3. Files are replaced in one step.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.studies.cells import Cell, label
+from mtrl_ray.studies.definition import Definition
+from mtrl_ray.studies.figures import Figure, figures
+from mtrl_ray.studies.runs import failure, state
+from mtrl_ray.studies.table import Run, read_run, table
+
+INTERVALS = (
+    "Scores are means over held-out contexts, the same in every run, then over seeds. Brackets: the 95 % interval by "
+    "Student's t over the seeds (one seed: over the contexts). *Contexts*: the 95 % interval over the contexts, each "
+    "one's scores averaged over the seeds first."
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a study is written: a folder, and the command that the page names."""
+
+    name: str
+    folder: Path
+    command: str
+
+    def check(self) -> None:
+        """Find out before the work starts that nothing could be written. Raises ConfigurationError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError(0, "it may not be written")
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out {self.folder}: {error.strerror}; give a folder that can be written"
+            ) from None
+
+
+def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -> dict[str, Any]:
+    """Write everything from what the runs' folders hold now; the content of `NAME.json`."""
+    runs = [run for cell in cells if (run := read_run(cell)) is not None]
+    result = {
+        "study": output.name,
+        "title": definition.title,
+        "command": output.command,
+        "intervals": INTERVALS,
+        **table(definition, runs),
+        "missing": _missing(cells, runs),
+    }
+    drawn = figures(definition, runs) if runs else []
+    for figure in drawn:
+        _replace(output.folder / f"{output.name}-{figure.name}.svg", figure.svg)
+    _replace(output.folder / f"{output.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    _replace(output.folder / f"{output.name}.md", page(definition, result, drawn, cells))
+    return result
+
+
+def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure], cells: Sequence[Cell]) -> str:
+    """The Markdown page."""
+    name = result["study"]
+    parts = [f"# {definition.title}", definition.about.strip(), f"```\n{result['command']}\n```", INTERVALS]
+    if definition.columns is not None:
+        parts += _pivots(definition, definition.columns, result["rows"])
+    parts += ["## Every cell" if definition.columns else "", _every_row(definition, result["rows"])]
+    if result["differences"]:
+        parts += [f"## Against {label(definition.baseline)}", _difference_rows(definition, result["differences"])]
+    if drawn:
+        parts += ["## Learning curves", "Seeds thin, their mean thick; dashed, the scripted agents."]
+        parts += [f"![{figure.title}]({name}-{figure.name}.svg)" for figure in drawn]
+    if result["missing"]:
+        parts += ["## Missing", "\n".join(f"- {_missing_line(entry)}" for entry in result["missing"])]
+    commands = "\n".join(cell.command for cell in cells)
+    parts += [
+        "## Commands",
+        "The whole table by the command above; each run alone by its own:",
+        f"```\n{commands}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _missing(cells: Sequence[Cell], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    known = {run.cell.name for run in runs}
+    return [
+        {**cell.values, "seed": cell.seed, "state": str(state(cell)), "sentence": failure(cell)}
+        for cell in cells
+        if cell.name not in known
+    ]
+
+
+def _missing_line(entry: dict[str, Any]) -> str:
+    values = {axis: name for axis, name in entry.items() if axis not in ("state", "sentence")}
+    return f"{label(values)}: {entry['state']}" + (f" ({entry['sentence']})" if entry["sentence"] else "")
+
+
+def _pivots(definition: Definition, columns: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table per combination of all axes but the columns' and the one before it in reading order (the rows')."""
+    *kept, down = [axis for axis in definition.axes if axis != columns] or [columns]
+    if down == columns:
+        return []
+    parts = []
+    for names in dict.fromkeys(tuple(row[axis] for axis in kept) for row in rows):
+        chosen = [row for row in rows if tuple(row[axis] for axis in kept) == names]
+        heads = [name for name in definition.axes[columns] if any(row[columns] == name for row in chosen)]
+        by_place = {(row[down], row[columns]): row for row in chosen}
+        lines = [
+            [name, *(_interval(by_place.get((name, head))) for head in heads)]
+            for name in definition.axes[down]
+            if any(row[down] == name for row in chosen)
+        ]
+        parts += [f"## {label(dict(zip(kept, names, strict=True)))}" if kept else "", _markdown([down, *heads], lines)]
+    return parts
+
+
+def _every_row(definition: Definition, rows: Sequence[dict[str, Any]]) -> str:
+    scripted = [name for name in ("greedy", "expert") if any(name in row for row in rows)]
+    extra = [key for key in definition.metrics if any(row["metrics"].get(key) for row in rows)]
+    heads = [*definition.axes, "seeds", "start", "end", "end: contexts", "change", "gap closed", *scripted, *extra]
+    heads += ["conversations", "minutes"]
+    lines = [
+        [
+            *(row[axis] for axis in definition.axes),
+            str(row["seeds"]),
+            _interval(row["start"]),
+            _interval(row),
+            _interval(row["contexts"]),
+            _interval(row["change"], signed=True),
+            "–" if row.get("gap") is None else f"{row['gap']['mean']:.0%}",
+            *(_interval(row.get(name)) for name in scripted),
+            *(_interval(row["metrics"].get(key)) for key in extra),
+            _spread([run["conversations"] for run in row["runs"]]),
+            _spread([run["seconds"] / 60 for run in row["runs"]], digits=1),
+        ]
+        for row in rows
+    ]
+    return _markdown(heads, lines) if lines else "No run has finished yet."
+
+
+def _difference_rows(definition: Definition, differences: Sequence[dict[str, Any]]) -> str:
+    heads = [*definition.axes, "seeds", "difference", "contexts"]
+    lines = [
+        [
+            *(entry[axis] for axis in definition.axes),
+            str(entry["seeds"]),
+            _interval(entry, signed=True),
+            _interval(entry["contexts"], signed=True),
+        ]
+        for entry in differences
+    ]
+    return _markdown(heads, lines)
+
+
+def _interval(entry: dict[str, Any] | None, signed: bool = False) -> str:
+    """`0.412 [0.351, 0.474]`; a dash for what is not known."""
+    if entry is None or entry["mean"] is None:
+        return "–"
+    form = "{:+.3f}" if signed else "{:.3f}"
+    ends = [form.format(entry[key]) if entry[key] is not None else "?" for key in ("low", "high")]
+    return f"{form.format(entry['mean'])} [{', '.join(ends)}]"
+
+
+def _spread(values: Sequence[float], digits: int = 0) -> str:
+    low, high = (f"{value:,.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = "|".join("---" for _ in heads)
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
