@@ -8,6 +8,8 @@
    A user that talks to a network sets `blocking = True` and is called off the sampling loop's thread.
 4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`; they read what the policy
    reads (the conversation's text, never the context's hidden part). The tiny model is warm-started on a mixture of them.
+5. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
+   context is better (see `envs.preferences`).
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from mtrl_ray.conversation import Role, StopReason
+from mtrl_ray.conversation import Conversation, Role, StopReason
+from mtrl_ray.errors import ConfigurationError
 
 SPLITS = ("train", "test")
 
@@ -102,3 +105,13 @@ class Environment(ABC):
     @abstractmethod
     def well_formed(self, response: str) -> bool:
         """Whether a response is a turn this environment's users understand."""
+
+    def prefer(self, first: Conversation, second: Conversation) -> float:
+        """P(first ≻ second), in [0, 1], of two finished conversations on the same context (2405.14655 §3).
+
+        Deterministic, and `prefer(second, first) == 1 - prefer(first, second)` exactly. Raises ConfigurationError where
+        the environment has no oracle, DataError for conversations that it cannot compare.
+        """
+        from envs.preferences import missing_oracle
+
+        raise ConfigurationError(missing_oracle(self.name))

@@ -4,7 +4,8 @@
    features of eight. Four cars are in stock, listed with their prices in the system prompt; one of them fits.
 2. A sale gives price / 100,000 as the reward on arrival and ends the conversation; the score is the same number.
    Metrics: `reward` (price / 1,000, the benchmark's own scale), `sold`, `price`.
-3. The price that closes at once (`greedy`) is far below what a buyer pays who was asked, shown what it wants, and met
+3. Of two conversations with the same buyer, the one with the higher reward is preferred, with Bradley-Terry's probability.
+4. The price that closes at once (`greedy`) is far below what a buyer pays who was asked, shown what it wants, and met
    half-way (`expert`).
 """
 
@@ -18,8 +19,11 @@ from envs.car_dealer_llm import buyer as llm_buyer
 from envs.car_dealer_moves import BRANDS, FEATURES, TYPES, Car, seller_move, thousands
 from envs.car_dealer_user import PERSONALITIES, Buyer
 from envs.intents import clean, template_markers
-from envs.options import user_kind
+from envs.options import positive, user_kind
+from envs.preferences import Kind, Noise, bradley_terry, check_pair, probability
 from envs.splits import Profile, draw
+from mtrl_ray.conversation import Conversation
+from mtrl_ray.errors import DataError
 
 LONGEST_RESPONSE = 60
 """Words above which a response is no turn of a conversation any more."""
@@ -28,7 +32,9 @@ LONGEST_RESPONSE = 60
 class CarDealer(Environment):
     """Cars for sale.
 
-    Options: `user` ("scripted" or "llm") and `llm` (settings of `envs.llm.LLMSettings`).
+    Options: `user` ("scripted" or "llm") and `llm` (settings of `envs.llm.LLMSettings`); of the preferences,
+    `preference_scale` (thousands of dollars that change the log-odds by 1), `preference_noise`,
+    `preference_noise_kind` and `preference_seed` (see `envs.preferences.Noise`).
     Raises ConfigurationError for values that cannot work.
     """
 
@@ -36,8 +42,19 @@ class CarDealer(Environment):
     max_turns: ClassVar[int] = 10
     warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.45, "random": 0.15}
 
-    def __init__(self, *, user: str = "scripted", llm: Mapping[str, Any] | None = None) -> None:
-        self._llm = user_kind("car_dealer", user, llm)
+    def __init__(
+        self,
+        *,
+        user: str = "scripted",
+        llm: Mapping[str, Any] | None = None,
+        preference_scale: float = 10.0,
+        preference_noise: float = 0.0,
+        preference_noise_kind: Kind = "expected",
+        preference_seed: int = 0,
+    ) -> None:
+        self._llm = user_kind(self.name, user, llm)
+        self._scale = positive(self.name, "preference_scale", preference_scale)
+        self._noise = Noise.parse(self.name, preference_noise, preference_noise_kind, preference_seed)
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th buyer and stock of a split."""
@@ -60,6 +77,19 @@ class CarDealer(Environment):
         """Whether a response has at least one intent, no template markup, and at most `LONGEST_RESPONSE` words."""
         short = len(clean(response).split()) <= LONGEST_RESPONSE
         return short and not template_markers(response) and seller_move(response).understood
+
+    def prefer(self, first: Conversation, second: Conversation) -> float:
+        """P(first ≻ second) = σ((reward of first − reward of second) / `preference_scale`)."""
+        check_pair(self.name, first, second)
+        margin = bradley_terry((reward(first) - reward(second)) / self._scale)
+        return probability(self._noise.apply(margin, first.id, second.id))
+
+
+def reward(conversation: Conversation) -> float:
+    """Price / 1,000, 0 without a sale. Raises DataError where the conversation's metrics lack it."""
+    if "reward" not in conversation.metrics:
+        raise DataError(f"conversation {conversation.id!r} has no metric 'reward', by which car_dealer compares")
+    return conversation.metrics["reward"]
 
 
 def sample_profile(rng: random.Random) -> Profile:

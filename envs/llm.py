@@ -4,9 +4,10 @@
    agent says is its `user` message, what it says itself its `assistant` message. The agent never sees the persona.
 2. The conversation ends when a reply carries the end marker: `[END: bought ...]` or `[END: left]`. What may follow
    "bought" is the environment's: a product's name, a price. The marker is removed from what the agent reads.
-3. Only a well-formed marker that fits what was said before ends a conversation. A torn or contradictory one is a
+3. Where the agent's final answer is graded (`Role.final`), giving one ends the conversation; the LLM can only leave before.
+4. Only a well-formed marker that fits what was said before ends a conversation. A torn or contradictory one is a
    `DataError`; an endpoint that does not answer, or answers nothing, is an `EngineError`. Neither is ever a reward.
-4. The API key is read from the environment variable whose name is given, and appears in no message of this module.
+5. The API key is read from the environment variable whose name is given, and appears in no message of this module.
 """
 
 import functools
@@ -27,7 +28,13 @@ END_RULES = (
     "[END: bought {what}]. When you lose patience and leave, end your message with [END: left]. "
     "Never write such a marker before you have decided."
 )
-"""The part of every persona that explains the end marker; `what` is the environment's."""
+"""The part of a persona that explains the end marker; `what` is the environment's."""
+
+LEAVE_RULES = (
+    "Speak only as this person, one short sentence per message. When you lose patience and leave, end your message with "
+    "[END: left]."
+)
+"""The same where the agent's final answer ends the conversation."""
 
 _MARKER = re.compile(r"\[END:\s*(?P<event>bought|left)\b\s*(?P<detail>[^\[\]]{0,60})\]\s*$", re.IGNORECASE)
 _TORN = re.compile(r"\[\s*END\b", re.IGNORECASE)
@@ -95,12 +102,25 @@ class Role:
     `persona`: its system prompt. `settle(ending, said)`: the outcome, given everything that was said to and by the LLM
     (raises DataError where that contradicts the ending). `nothing`: the outcome of a conversation without an ending.
     `deliver(response, rng)`: what reaches the user in place of the response; None: the response.
+    `final(response)`: the outcome of a response that is a final answer; None for any other.
     """
 
     persona: str
     settle: Callable[[Ending, list[tuple[str, str]]], Outcome]
     nothing: Outcome
     deliver: Callable[[str, random.Random], str | None] = lambda response, rng: None
+    final: Callable[[str], Outcome | None] = lambda response: None
+
+
+def task_role(persona: str, final: Callable[[str], Outcome | None], nothing: Outcome) -> Role:
+    """The role of a user whose conversation ends with the agent's final answer, or with its leaving."""
+
+    def settle(ending: Ending, said: list[tuple[str, str]]) -> Outcome:
+        if ending.bought:
+            raise DataError(f"the LLM user claims to have bought {ending.detail!r}; this user can only leave")
+        return nothing
+
+    return Role(f"{persona} {LEAVE_RULES}", settle, nothing, final=final)
 
 
 class LLMUser(User):
@@ -125,6 +145,10 @@ class LLMUser(User):
 
     def reply(self, response: str) -> Reply:
         """The LLM's answer. Raises EngineError where the endpoint fails, DataError for an ending without sense."""
+        final = self._role.final(response)
+        if final is not None:
+            self._outcome = final
+            return Reply("Thanks, bye.", reward=final.score, stop=StopReason.OUTCOME)
         sent = self._role.deliver(response, random.Random(f"{self._key}/{len(self._said)}"))
         text, ending = self._ask((response if sent is None else sent)[:LIMIT])
         if ending is None:
@@ -160,13 +184,15 @@ def parse_ending(content: str) -> tuple[str, Ending | None]:
     return text, Ending(match["event"].lower() == "bought", match["detail"].strip())
 
 
-def complete(settings: LLMSettings, system: str, messages: list[tuple[str, str]], seed: int) -> str:
+def complete(
+    settings: LLMSettings, system: str, messages: list[tuple[str, str]], seed: int, who: str = "LLM user"
+) -> str:
     """One chat completion; `messages` are (role, content). Raises EngineError, ConfigurationError if it is refused."""
     import openai
 
     chat: list[Any] = [{"role": "system", "content": system}]
     chat += [{"role": role, "content": content} for role, content in messages]
-    where = f"the LLM user's endpoint {settings.base_url} (model {settings.model!r})"
+    where = f"the {who}'s endpoint {settings.base_url} (model {settings.model!r})"
     try:
         answer = _client(settings).chat.completions.create(
             model=settings.model,

@@ -16,6 +16,10 @@ from mtrl_ray.errors import ConfigurationError
 ENVIRONMENTS: dict[str, str] = {
     "sales": "envs.sales:Sales",
     "car_dealer": "envs.car_dealer:CarDealer",
+    "document_writing": "envs.document_writing:DocumentWriting",
+    "education": "envs.education:Education",
+    "math_tutoring": "envs.math_tutoring:MathTutoring",
+    "medical": "envs.medical:Medical",
 }
 """Name of each environment of this project, and where its class is."""
 

@@ -15,7 +15,20 @@ import typer
 
 from mtrl_ray.errors import EngineError, MtrlError
 
-COMMANDS = ("train", "evaluate", "chat", "submit", "import_", "fit_q", "study", "bench", "theory", "doctor", "version")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "chat",
+    "submit",
+    "import_",
+    "fit_q",
+    "fit_preferences",
+    "study",
+    "bench",
+    "theory",
+    "doctor",
+    "version",
+)
 """Modules of `mtrl_ray.commands`."""
 
 

@@ -95,6 +95,8 @@ class RolloutSettings(Section):
     retries: int = Field(3, ge=0)
     """How often a failed lease is tried again before it is dropped and counted."""
     temperature: float = Field(1.0, ge=0)
+    reference: bool = False
+    """Whether workers hold the initial policy beside the policy, for conversations of the two's mixture (MTPO-τ)."""
     response_tokens: int = Field(32, ge=1)
     """Longest response, in tokens."""
     cpus: float = Field(1.0, ge=0)
@@ -202,8 +204,9 @@ def validate(tree: dict[str, Any], source: str) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {_sentence(error, Settings)}") from None
-    make_algorithm(settings.algorithm)
+    algorithm = make_algorithm(settings.algorithm)
     make(settings.environment.name, **settings.environment.options)
+    algorithm.check(settings)
     return settings
 
 

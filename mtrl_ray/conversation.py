@@ -130,6 +130,10 @@ def heard(text: str, sent: str | None) -> str:
     return text if sent is None else f"(sent: {sent}) {text}"
 
 
+GAIN = "gain_{}"
+"""Metric in which a simulated user that keeps such a record says how much an agent turn (from 0) brought out, at least 0."""
+
+
 TURN = pa.struct(
     [
         pa.field("role", pa.string(), nullable=False),

@@ -19,12 +19,24 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtrl_ray.comparing import PreferenceSettings, compared, paired
 from mtrl_ray.config import Settings
 from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import mean_interval
+from mtrl_ray.judging import JudgeSettings, judged
 from mtrl_ray.learner.group import LearnerGroup
-from mtrl_ray.learner.specification import Improvement, QFit
+from mtrl_ray.learner.specification import (
+    Advantages,
+    ConversationImprovement,
+    Improvement,
+    PairFit,
+    PairModel,
+    PRMFit,
+    QFit,
+    TurnAdvantages,
+    TurnRewards,
+)
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet, Result
@@ -108,11 +120,16 @@ class System:
         for actor in (self.buffer, self._store):
             ray.kill(actor)
 
-    def converse(self, contexts: int, samples: int) -> Logged:
-        """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer."""
+    def converse(self, contexts: int, samples: int, mixture: float = 0.0) -> Logged:
+        """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer.
+
+        mixture: the reference's share τ in what is sampled (`rollout.engine`); needs `rollout.reference`.
+        """
         started = time.perf_counter()
         first = self.iteration * contexts
-        leases = make_leases(self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples)
+        leases = make_leases(
+            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixture
+        )
         self.buffer.recall.remote(self.iteration)
         known = set(ray.get(self.buffer.ids.remote(self.iteration)))
         reports = self._hold_missing(leases, known)
@@ -153,6 +170,84 @@ class System:
         self.view.part("learner", f"improving the policy ({specification.estimator})")
         sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
         self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled)))
+
+    def judge(self, conversations: Any, settings: JudgeSettings) -> Any:
+        """The ref of those of the conversations that the judge could judge, with its weights of their turns."""
+        self.view.part("rollout", f"judging turns ({settings.source})")
+        rollout = self.settings.rollout
+        table, numbers = judged.remote(conversations, settings, rollout.user_threads, rollout.retries)
+        self._promised.append(("judge", numbers))
+        return table
+
+    def fit_prm(self, conversations: Any, specification: PRMFit) -> None:
+        """Update the implicit process reward model on the conversations' scores; returns at once."""
+        self.view.part("learner", "fitting the process reward model")
+        self._promised.append(("prm", self.learner.fit_prm(conversations, specification)))
+
+    def implicit_rewards(self, conversations: Any, beta: float) -> Any:
+        """The ref of the implicit reward of every agent token."""
+        return self.learner.implicit_rewards(conversations, beta)
+
+    def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> Any:
+        """The ref of token rewards: what each turn earned, on its last token."""
+        rewards, numbers = self.learner.turn_rewards(conversations, specification, implicit)
+        self._promised.append(("rewards", numbers))
+        return rewards
+
+    def advantages(self, conversations: Any, rewards: Any, specification: Advantages) -> Any:
+        """The ref of token advantages out of token rewards."""
+        found, numbers = self.learner.advantages(conversations, rewards, specification)
+        self._promised.append(("advantages", numbers))
+        return found
+
+    def pairs(self, conversations: Any) -> Any:
+        """The ref of those of the conversations that have a partner on their context, pair after pair."""
+        table, numbers = paired.remote(conversations)
+        self._promised.append(("preferences", numbers))
+        return table
+
+    def compare(self, pairs: Any, settings: PreferenceSettings) -> tuple[Any, Any]:
+        """Refs of the pairs that could be compared, and of each conversation's probability to be preferred."""
+        self.view.part("rollout", f"comparing conversations ({settings.source})")
+        rollout, seed = self.settings.rollout, derive_seed(self.settings.run.seed, "flip")
+        table, found, numbers = compared.remote(
+            pairs, settings, self.settings.environment, seed, rollout.user_threads, rollout.retries
+        )
+        self._promised.append(("preferences", numbers))
+        return table, found
+
+    def adopt(self, model: PairModel, folder: str) -> None:
+        """Take a preference or reward model from a folder, where the learner has none yet."""
+        ray.get(self.learner.adopt(model, folder))
+
+    def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> None:
+        """Update the preference or reward model on compared pairs; returns at once."""
+        self.view.part("learner", f"fitting the {model} model")
+        self._promised.append((f"{model}_model", self.learner.fit_pairs(pairs, preferred, model, specification)))
+
+    def preferred(self, pairs: Any, model: PairModel) -> Any:
+        """The ref of each conversation's probability to be preferred to its partner, as a model sees it."""
+        return self.learner.preferred(pairs, model)
+
+    def rewards(self, conversations: Any) -> Any:
+        """The ref of the reward model's score of each conversation."""
+        return self.learner.rewards(conversations)
+
+    def turn_advantages(self, conversations: Any, terminal: Any, specification: TurnAdvantages) -> Any:
+        """The ref of token advantages out of terminal rewards, one per conversation (None: their scores)."""
+        self.view.part("learner", f"fitting values ({specification.value})")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        found, numbers = self.learner.turn_advantages(conversations, terminal, sampled)
+        self._promised.append(("advantages", numbers))
+        return found
+
+    def improve_conversations(
+        self, conversations: Any, advantages: Any, specification: ConversationImprovement
+    ) -> None:
+        """Improve the policy on whole conversations with these token advantages; returns at once."""
+        self.view.part("learner", "improving the policy")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        self._promised.append(("improve", self.learner.improve_conversations(conversations, advantages, sampled)))
 
     def publish(self) -> None:
         """Make the policy's weights, once the learner is done with what it was asked, the newest version."""

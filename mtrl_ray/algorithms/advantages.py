@@ -6,9 +6,13 @@
 2. Without a value model, conversations of the same context are each other's baseline: `group_standardised` (GRPO),
    `group_centred` (Dr. GRPO), `leave_one_out` (RLOO); or the whole batch is: `batch_baseline` (REINFORCE++). Groups may
    differ in size; a group of one has no baseline, so its advantage is zero. A group's members belong into one call.
-3. Whitening over shards: the `moments` of the shards add up, and `whiten_with` their sum gives every shard what one
+3. Rewards within conversations have a baseline per turn: `aligned_baseline` compares the return from a turn on with the
+   others' from the same turn on, or from their last where they ended earlier. What is compared with does not depend
+   on what the conversation itself does later, so nothing is biased, and where the whole reward comes last it is the
+   trajectory's own RLOO or GRPO.
+4. Whitening over shards: the `moments` of the shards add up, and `whiten_with` their sum gives every shard what one
    process with all the rows would have computed.
-4. `broadcast_turns` and `place_at_turn_end` carry turn values to tokens.
+5. `broadcast_turns` and `place_at_turn_end` carry turn values to tokens.
 
 There is no normalisation per turn index: conversations stop at different turns, so which of them still have a turn h
 depends on what was said, and the baseline of a turn must not depend on where its own conversation stopped.
@@ -16,11 +20,14 @@ depends on what was said, and the baseline of a turn must not depend on where it
 Advantages carry no gradient.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from mtrl_ray.algorithms.returns import require_same_shape, td_lambda_targets
+from mtrl_ray.errors import ConfigurationError
 
 EPSILON = 1e-6
 """Added to a group's standard deviation, so that a group of equal scores gives zeros and not a division by zero."""
@@ -91,6 +98,66 @@ def leave_one_out(scores: Tensor, groups: Tensor) -> Tensor:
     """
     centred, index, size = _centred(scores, groups)
     return centred * (size / (size - 1).clamp_min(1))[index]
+
+
+@torch.no_grad()
+def aligned_baseline(
+    returns: Tensor, mask: Tensor, groups: Tensor, kind: Literal["rloo", "grpo"]
+) -> tuple[Tensor, Tensor]:
+    """Baseline and scale of every turn's return: a token's advantage is `(return - baseline) * scale`.
+
+    With `Ĝ_jk` conversation j's return from turn k on, or from its last where it has fewer turns: "rloo" takes the mean of
+    `Ĝ_jk` over the others of the group, and scale 1; "grpo" takes the mean over all of the group, and the inverse of
+    `EPSILON` plus the root of the variance of `Ĝ_jk` over the group (n - 1), averaged over turns.
+
+    returns: float [conversations, turns], sums of what comes from a turn on; mask: bool, same shape, a row's True entries
+    first; groups: integer [conversations]. Conversations without turns are nobody's baseline. Returns (baseline, scale),
+    float [conversations, turns] and [conversations, 1]; scale 0 in groups of one, which have no baseline.
+    """
+    require_same_shape(mask, returns=returns)
+    last = (mask.sum(dim=1, keepdim=True) - 1).clamp_min(0)
+    columns = torch.minimum(torch.arange(mask.shape[1], device=mask.device).expand_as(mask), last)
+    held = returns.gather(1, columns).double() if mask.shape[1] else returns.double()
+    present = mask.any(dim=1)
+    _, index = torch.unique(groups, return_inverse=True)
+    size = held.new_zeros(int(index.max()) + 1 if len(index) else 0).index_add_(0, index, present.double())
+    held = torch.where(present[:, None], held, 0.0)
+    total = held.new_zeros(len(size), held.shape[1]).index_add_(0, index, held)
+    mean = (total / size.clamp_min(1)[:, None])[index]
+    size = size[index][:, None]
+    if kind == "rloo":
+        baseline = (total[index] - held) / (size - 1).clamp_min(1)
+        scale = (size > 1).to(returns.dtype)
+    elif kind == "grpo":
+        squares = torch.where(present[:, None], held - mean, 0.0).square().mean(dim=1)
+        spread = torch.zeros_like(total[:, 0]).index_add_(0, index, squares)[index][:, None]
+        scale = ((size > 1) / ((spread / (size - 1).clamp_min(1)).sqrt() + EPSILON)).to(returns.dtype)
+        baseline = mean
+    else:
+        raise ConfigurationError(f"the group baseline is {kind!r}; it has to be 'rloo' or 'grpo'")
+    return torch.where(mask, baseline, 0.0).to(returns.dtype), scale
+
+
+@torch.no_grad()
+def pooled_leave_one_out(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """RLOO of every reward within conversations, as PRIME's and ITPO's released codes have it (2502.01456).
+
+    `r_ik n/(n-1) - Σ_j mean_j/(n-1)` with `mean_j` over conversation j's rewards and n the conversations of the group.
+    A turn's baseline is then, once summed over what comes after, proportional to how many turns its own conversation has
+    left: biased where that depends on what was said. `aligned_baseline` is not.
+
+    rewards: float [conversations, turns or tokens]; mask: bool, same shape; groups: integer [conversations], of any sizes.
+    Returns the same shape, zero outside the mask and in groups of one.
+    """
+    require_same_shape(mask, rewards=rewards)
+    count = mask.sum(dim=1)
+    mean = torch.where(mask, rewards, 0.0).sum(dim=1) / count.clamp_min(1)
+    _, index = torch.unique(groups, return_inverse=True)
+    sums = mean.new_zeros(2, int(index.max()) + 1 if len(index) else 0)
+    sums.index_add_(1, index, torch.stack([(count > 0).to(mean.dtype), mean]))
+    size, total = sums[:, index][:, :, None]
+    others = (size - 1).clamp_min(1)
+    return torch.where(mask & (size > 1), rewards * size / others - total / others, 0.0)
 
 
 @torch.no_grad()

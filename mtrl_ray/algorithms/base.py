@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from mtrl_ray.config import Section
 
 if TYPE_CHECKING:
+    from mtrl_ray.config import Settings
     from mtrl_ray.system import System
 
 SettingsT = TypeVar("SettingsT", bound=Section)
@@ -23,6 +24,9 @@ class Algorithm(ABC, Generic[SettingsT]):
 
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
+
+    def check(self, settings: "Settings") -> None:
+        """Refuse a run that cannot work with the rest of its settings. Raises ConfigurationError."""
 
     @abstractmethod
     def iterate(self, system: "System") -> None:

@@ -7,7 +7,11 @@ from mtrl_ray.algorithms.base import Algorithm
 from mtrl_ray.config import validated
 from mtrl_ray.errors import ConfigurationError
 
-ALGORITHMS = {"iterative_ppo": "mtrl_ray.algorithms.iterative_ppo:IterativePPO"}
+ALGORITHMS = {
+    "iterative_ppo": "mtrl_ray.algorithms.iterative_ppo:IterativePPO",
+    "itpo": "mtrl_ray.algorithms.itpo:ITPO",
+    "mtpo": "mtrl_ray.algorithms.mtpo:MTPO",
+}
 """Name in a recipe's `algorithm.name`: module and class."""
 
 

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from mtrl_ray.errors import CheckpointError
-from mtrl_ray.learner.models import Models
+from mtrl_ray.learner.models import Models, Trained, Valued
 from mtrl_ray.learner.packing import BRANCH_TOKENS, Rows
 from mtrl_ray.learner.passes import LossFunction, Passes, Reading, Step
 from mtrl_ray.models.inputs import reads_trees
 from mtrl_ray.models.policy import PolicyReader
 from mtrl_ray.models.value import ValueModel
 
-Trained = Literal["policy", "critic", "q"]
-Name = Literal["policy", "reference", "anchor", "critic", "q", "q_target"]
-
+Name = Literal["policy", "prm", "reference", "anchor", "critic", "value", "q", "q_target", "preference", "reward"]
 
 COUNTERS = ("policy_steps", "referenced_at", "anchored_at", "published_version", "published_at")
 
@@ -48,9 +46,10 @@ class Core:
         """A model by name, made where there is none yet."""
         if name == "policy":
             return self.models.policy
-        if name == "reference" or name == "anchor":
-            return self.models.frozen(name)
-        return self.models.value(name)
+        if name == "prm" or name == "reference":
+            self.keep_reference()
+            return self.models.prm() if name == "prm" else self.models.frozen(name)
+        return self.models.frozen(name) if name == "anchor" else self.models.value(name)
 
     def evaluate(
         self, name: Name, rows: Rows, reading: Reading | None = None, selection: np.ndarray | None = None
@@ -69,7 +68,7 @@ class Core:
     ) -> dict[str, float]:
         """See `Passes.update`."""
         if name == "policy":
-            self._keep_reference()
+            self.keep_reference()
             self.policy_steps += 1
         return self.passes.update(self.model(name), self.models.optimiser(name), rows, selection, loss, step, reading)
 
@@ -82,12 +81,13 @@ class Core:
         """On the learner's device; a copy, for Arrow's memory is read-only."""
         return torch.from_numpy(np.array(values)).to(self.passes.device)
 
-    def calibrate(self, name: Literal["critic", "q"], targets: np.ndarray) -> None:
+    def calibrate(self, name: Valued, targets: np.ndarray) -> None:
         """See `ValueModel.calibrate`."""
         if len(targets):
             self.models.value(name).calibrate(float(np.mean(targets)), float(np.std(targets)))
 
-    def _keep_reference(self) -> None:
+    def keep_reference(self) -> None:
+        """Make the policy as it is now the reference `initial` where there is none yet."""
         if self.referenced_at < 0:
             self.models.frozen("reference")
             self.referenced_at = self.policy_steps
@@ -95,6 +95,7 @@ class Core:
     def forget_reference(self) -> None:
         """The policy's next improvement is its first: the reference `initial` will be the policy as it is then."""
         self.models.forget("reference")
+        self.models.forget_prm()
         self.referenced_at = -1
 
     def anchor(self) -> None:

@@ -16,7 +16,18 @@ import ray
 
 from mtrl_ray.config import LearnerSettings, ModelSettings
 from mtrl_ray.errors import EngineError
-from mtrl_ray.learner.specification import Improvement, QFit, Supervision
+from mtrl_ray.learner.specification import (
+    Advantages,
+    ConversationImprovement,
+    Improvement,
+    PairFit,
+    PairModel,
+    PRMFit,
+    QFit,
+    Supervision,
+    TurnAdvantages,
+    TurnRewards,
+)
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -64,6 +75,11 @@ class LearnerActor:
         result = getattr(self._learner, method)(*arguments)
         return result if self._rank == 0 else None
 
+    def call_pair(self, method: str, *arguments: Any) -> tuple[Any, Any]:
+        """A method of `Learner` that gives two things, which become two refs."""
+        result = getattr(self._learner, method)(*arguments)
+        return result if self._rank == 0 else (None, None)
+
 
 class LearnerGroup:
     """All ranks, as one learner whose methods return refs. Tables may be given as refs."""
@@ -89,9 +105,10 @@ class LearnerGroup:
         try:
             return ray.get(references, timeout=START_SECONDS)
         except ray.exceptions.GetTimeoutError:
+            count = len(self._actors)
             self.stop()
             raise EngineError(
-                f"{len(self._actors)} learner processes were not ready after {START_SECONDS:g} s; "
+                f"{count} learner processes were not ready after {START_SECONDS:g} s; "
                 "does the cluster have the CPUs and GPUs that learner.cpus and learner.gpus ask for?"
             ) from None
         except ray.exceptions.RayTaskError as error:
@@ -104,6 +121,11 @@ class LearnerGroup:
     def _call(self, method: str, *arguments: Any) -> Any:
         results = [actor.call.remote(method, *arguments) for actor in self._actors]
         return results[0]
+
+    def _call_pair(self, method: str, *arguments: Any) -> tuple[Any, Any]:
+        results = [actor.call_pair.options(num_returns=2).remote(method, *arguments) for actor in self._actors]
+        first, second = results[0]
+        return first, second
 
     def fit_q(self, conversations: Any, specification: QFit, responses: Any = None) -> Any:
         """Ref of `Learner.fit_q`'s numbers."""
@@ -122,6 +144,50 @@ class LearnerGroup:
     ) -> Any:
         """Ref of `Learner.improve`'s numbers."""
         return self._call("improve", conversations, responses, specification, scores)
+
+    def fit_prm(self, conversations: Any, specification: PRMFit) -> Any:
+        """Ref of `Learner.fit_prm`'s numbers."""
+        return self._call("fit_prm", conversations, specification)
+
+    def implicit_rewards(self, conversations: Any, beta: float) -> Any:
+        """Ref of `Learner.implicit_rewards`' array."""
+        return self._call("implicit_rewards", conversations, beta)
+
+    def score_turns(self, conversations: Any, beta: float) -> Any:
+        """Ref of `Learner.score_turns`' table."""
+        return self._call("score_turns", conversations, beta)
+
+    def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> tuple[Any, Any]:
+        """Refs of `Learner.turn_rewards`' array and numbers."""
+        return self._call_pair("turn_rewards", conversations, specification, implicit)
+
+    def advantages(self, conversations: Any, rewards: Any, specification: Advantages) -> tuple[Any, Any]:
+        """Refs of `Learner.advantages`' array and numbers."""
+        return self._call_pair("advantages", conversations, rewards, specification)
+
+    def turn_advantages(self, conversations: Any, terminal: Any, specification: TurnAdvantages) -> tuple[Any, Any]:
+        """Refs of `Learner.turn_advantages`' array and numbers; `terminal`: a ref, or None."""
+        return self._call_pair("turn_advantages", conversations, terminal, specification)
+
+    def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> Any:
+        """Ref of `Learner.fit_pairs`' numbers."""
+        return self._call("fit_pairs", pairs, preferred, model, specification)
+
+    def preferred(self, pairs: Any, model: PairModel) -> Any:
+        """Ref of `Learner.preferred`'s array."""
+        return self._call("preferred", pairs, model)
+
+    def rewards(self, conversations: Any) -> Any:
+        """Ref of `Learner.rewards`' array."""
+        return self._call("rewards", conversations)
+
+    def adopt(self, model: PairModel, folder: str | Path) -> Any:
+        """See `Learner.adopt`, for a folder that every rank sees; the ref is ready when all have read it."""
+        return _all.remote(*[actor.call.remote("adopt", model, str(folder)) for actor in self._actors])
+
+    def improve_conversations(self, conversations: Any, advantages: Any, specification: ConversationImprovement) -> Any:
+        """Ref of `Learner.improve_conversations`' numbers."""
+        return self._call("improve_conversations", conversations, advantages, specification)
 
     def supervise(self, conversations: Any, specification: Supervision) -> Any:
         """Ref of `Learner.supervise`'s numbers."""

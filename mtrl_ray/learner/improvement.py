@@ -1,12 +1,9 @@
 """One policy improvement: token-level PPO, GRPO or REINFORCE on single responses in logged states (2511.21638 §2.3).
 
-1. `gather` measures once, before the first step: log-probabilities of the policy and of the reference, the critic's
-   values. Where every token was sampled by exactly these weights in this precision, the sampler's log-probabilities
-   are taken.
+1. `gather` measures once, before the first step: what `updates` compares with, and the critic's values.
 2. `advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL
    penalty with every token, and γ is 1 within a response.
-3. `improve` takes `epochs` x `minibatches` steps on the clipped surrogate, and as many on the critic. Truncated
-   importance weights correct for tokens that other weights sampled.
+3. `improve` takes `epochs` x `minibatches` steps on the policy, and as many on the critic.
 
 Everything per token is flat, float32 [response tokens], in the order of the table; everything per response is
 [responses].
@@ -20,28 +17,24 @@ import torch
 from torch import Tensor
 
 from mtrl_ray.algorithms.advantages import batch_baseline, gae, group_standardised, leave_one_out, whiten
-from mtrl_ray.algorithms.losses import clipped_surrogate, kl_estimate, truncated_importance_weights, value_loss
+from mtrl_ray.algorithms.losses import kl_estimate, value_loss
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.core import Core
-from mtrl_ray.learner.microbatches import balance
 from mtrl_ray.learner.packing import Rows, response_tokens
-from mtrl_ray.learner.passes import LossFunction, Outputs, Reading, Step
-from mtrl_ray.learner.specification import KL, Improvement
+from mtrl_ray.learner.passes import LossFunction, Outputs, Step
+from mtrl_ray.learner.specification import Improvement
 from mtrl_ray.learner.tables import Dialogues, Responses
+from mtrl_ray.learner.updates import Measured, PolicySteps, explained_variance, means, measure
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What was measured before the first step, per token; `scores`, `state` and `lengths` per response."""
+    """What was measured before the first step; `scores`, `state` and `lengths` per response."""
 
+    measured: Measured
     scores: Tensor
     state: Tensor
     lengths: Tensor
-    old: Tensor
-    """log π of the policy that this improvement starts from."""
-    reference: Tensor
-    weights: Tensor
-    """Truncated importance weights."""
     values: Tensor | None
     """The critic's, of the state in which each token was sampled."""
 
@@ -53,38 +46,23 @@ class Experience:
 
 
 def gather(core: Core, rows: Rows, responses: Responses, scores: np.ndarray, spec: Improvement) -> Experience:
-    """Measure everything that the steps compare with."""
-    reading = Reading(spec.temperature)
-    sampled = core.tensor(responses.logprobs)
-    fresh = core.sampled_here(responses.versions)
-    old = sampled if fresh else core.tensor(core.evaluate("policy", rows, reading)["logprobs"])
-    weights = torch.ones_like(old)
-    if spec.importance_cap is not None and not fresh:
-        everything = torch.ones(1, len(old), dtype=torch.bool, device=old.device)
-        weights = truncated_importance_weights(sampled[None], old[None], everything, spec.importance_cap, "token")[0]
-    reference = old
-    if not core.is_reference(spec.kl.reference):
-        reference = core.tensor(core.evaluate(core.reference_name(spec.kl.reference), rows, reading)["logprobs"])
+    """Measure everything that advantages and steps need."""
+    measured = measure(core, rows, responses.logprobs, responses.versions, spec)
     values = None
     if spec.estimator == "ppo":
         core.calibrate("critic", scores)
         values = core.tensor(core.evaluate("critic", rows)["values"])
     return Experience(
-        core.tensor(scores),
-        core.tensor(responses.state),
-        core.tensor(responses.lengths),
-        old,
-        reference,
-        weights,
-        values,
+        measured, core.tensor(scores), core.tensor(responses.state), core.tensor(responses.lengths), values
     )
 
 
 def advantages(experience: Experience, spec: Improvement) -> tuple[Tensor, Tensor | None]:
     """(advantages, the critic's targets or None), float32 [response tokens]."""
-    penalty = torch.zeros_like(experience.old)
+    measured = experience.measured
+    penalty = torch.zeros_like(measured.old)
     if spec.kl.place == "reward" and spec.kl.coefficient:
-        penalty = spec.kl.coefficient * kl_estimate(experience.old, experience.reference, spec.kl.kind)
+        penalty = spec.kl.coefficient * kl_estimate(measured.old, measured.reference, spec.kl.kind)
     mask = experience.mask
     if experience.values is not None:
         rewards, values = torch.zeros_like(mask, dtype=torch.float32), torch.zeros_like(mask, dtype=torch.float32)
@@ -111,34 +89,6 @@ def _baselined(experience: Experience, penalty: Tensor, spec: Improvement) -> Te
     return leave_one_out(totals, experience.state)
 
 
-def policy_loss(
-    experience: Experience, found: Tensor, weights: Tensor, spec: Improvement, kl: KL | None = None
-) -> LossFunction:
-    """Clipped surrogate with KL and entropy terms; `weights` [response tokens] sum to 1 over the minibatch."""
-    kl = kl or spec.kl
-
-    def loss(outputs: Outputs, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs, share, old = outputs["logprobs"], weights[items], experience.old[items]
-        surrogate = clipped_surrogate(logprobs, old, found[items], spec.clip_low, spec.clip_high, spec.dual_clip)
-        total = (surrogate.loss * share * experience.weights[items]).sum()
-        divergence = kl_estimate(logprobs, experience.reference[items], kl.kind)
-        entropy = (outputs["entropies"] * share).sum()
-        statistics = {
-            "policy_loss": total,
-            "kl_reference": (kl_estimate(logprobs, experience.reference[items], "k3") * share).sum(),
-            "kl_step": (surrogate.kl * share).sum(),
-            "clip_fraction": (surrogate.clipped * share).sum(),
-            "entropy": entropy,
-        }
-        if kl.place == "loss" and kl.coefficient:
-            total = total + kl.coefficient * (divergence * share).sum()
-        if spec.entropy_bonus:
-            total = total - spec.entropy_bonus * entropy
-        return total, statistics
-
-    return loss
-
-
 def critic_loss(old: Tensor, targets: Tensor, unit: float, count: int, spec: Improvement) -> LossFunction:
     """Squared error of the critic in units of its scale, a mean over the minibatch's `count` tokens."""
 
@@ -162,14 +112,14 @@ def improve(
     rows = response_tokens(dialogues, responses, core.branch_tokens)
     experience = gather(core, rows, responses, scores, spec)
     found, targets = advantages(experience, spec)
-    history = _Steps(core, rows, experience, found, targets, spec).run()
+    history = _Steps(core, rows, experience, found, targets, spec).run("improve")
     trained = int(sum(step.pop("tokens") for step in history))
     seconds = time.perf_counter() - started
-    metrics = _means(history) | {
+    metrics = means(history) | {
         "score": float(scores.mean()),
         "score_deviation": float(scores.std()),
         "advantage_deviation": float(found.std(correction=0)),
-        "importance_weight": float(experience.weights.mean()),
+        "importance_weight": float(experience.measured.weights.mean()),
         "responses": float(len(responses)),
         "policy_steps": float(sum("policy_loss" in step for step in history)),
         "trained_tokens": float(trained),
@@ -181,77 +131,28 @@ def improve(
     return metrics
 
 
-class _Steps:
-    """The optimiser steps of one improvement."""
+class _Steps(PolicySteps):
+    """The policy's steps, each followed by one of the critic where there are targets for it."""
 
     def __init__(
         self, core: Core, rows: Rows, experience: Experience, found: Tensor, targets: Tensor | None, spec: Improvement
     ) -> None:
-        self.core, self.rows, self.experience, self.found, self.targets, self.spec = (
-            core, rows, experience, found, targets, spec
-        )  # fmt: skip
-        self.stopped = False
+        alike = None if spec.aggregation == "token" else experience.lengths
+        super().__init__(core, rows, experience.measured, found, alike, spec)
+        self._values, self._targets, self._critic = experience.values, targets, spec
 
-    def run(self) -> list[dict[str, float]]:
-        """Statistics of each minibatch, in order."""
-        history: list[dict[str, float]] = []
-        generator = self.core.generator("improve")
-        for _ in range(self.spec.epochs):
-            units = generator.permutation(np.unique(self.rows.unit))
-            parts = balance(self.rows, units, self.spec.minibatches)
-            history += [self._minibatch(selection) for selection in parts]
-        return history
-
-    def _minibatch(self, selection: np.ndarray) -> dict[str, float]:
-        items = self.rows.items_of(selection)
-        statistics = {"tokens": 0.0}
-        if not self.stopped:
-            statistics |= self._policy_step(selection, items) | {"tokens": float(len(items))}
-        if self.targets is not None and self.experience.values is not None:
-            statistics |= self._critic_step(selection, len(items), self.experience.values, self.targets)
-        return statistics
-
-    def _policy_step(self, selection: np.ndarray, items: np.ndarray) -> dict[str, float]:
-        spec = self.spec
-        weights = self._shares(self.core.tensor(items))
-        statistics = self.core.update(
-            "policy",
-            self.rows,
-            selection,
-            policy_loss(self.experience, self.found, weights, spec),
-            Step(spec.learning_rate, spec.max_gradient_norm),
-            Reading(spec.temperature, entropy_gradient=spec.entropy_bonus > 0),
-        )
-        self.stopped = spec.kl_stop is not None and statistics["kl_step"] > spec.kl_stop
+    def minibatch(self, selection: np.ndarray) -> dict[str, float]:
+        """See `PolicySteps.minibatch`."""
+        statistics = super().minibatch(selection)
+        if self._targets is not None and self._values is not None:
+            count = len(self.rows.items_of(selection))
+            statistics |= self._critic_step(selection, count, self._values, self._targets)
         return statistics
 
     def _critic_step(self, selection: np.ndarray, count: int, values: Tensor, targets: Tensor) -> dict[str, float]:
         unit = self.core.models.value("critic").unit
-        step = Step(self.spec.critic_learning_rate, self.spec.max_gradient_norm)
-        loss = critic_loss(values, targets, unit, count, self.spec)
+        step = Step(self._critic.critic_learning_rate, self._critic.max_gradient_norm)
+        loss = critic_loss(values, targets, unit, count, self._critic)
         statistics = self.core.update("critic", self.rows, selection, loss, step)
         named = {"gradient_norm": "critic_gradient_norm", "skipped": "critic_skipped"}
         return {named.get(name, name): value for name, value in statistics.items()}
-
-    def _shares(self, items: Tensor) -> Tensor:
-        """Weight of each token in the minibatch's mean, zero on the others, [response tokens]."""
-        shares = torch.zeros_like(self.experience.old)
-        if self.spec.aggregation == "token":
-            shares[items] = 1.0 / len(items)
-            return shares
-        shares[items] = torch.repeat_interleave(1.0 / self.experience.lengths, self.experience.lengths)[items]
-        return shares / shares.sum()
-
-
-def explained_variance(predictions: Tensor, targets: Tensor) -> float:
-    """1 - Var(targets - predictions) / Var(targets); 0 where the targets do not vary."""
-    variance = float(targets.var(correction=0))
-    return 1.0 - float((targets - predictions).var(correction=0)) / variance if variance > 0 else 0.0
-
-
-def _means(history: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the steps that have each statistic; counts of skipped steps are sums."""
-    names = sorted({name for step in history for name in step})
-    means = {name: [step[name] for step in history if name in step] for name in names}
-    sums = {"skipped", "critic_skipped"}
-    return {name: float(np.sum(values) if name in sums else np.mean(values)) for name, values in means.items()}

@@ -21,14 +21,27 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
-from mtrl_ray.learner import fitting, improvement, supervision
+from mtrl_ray.learner import conversations as whole
+from mtrl_ray.learner import credit, fitting, improvement, pair_models, prm, supervision, turn_values
+from mtrl_ray.learner.batch import Batch
 from mtrl_ray.learner.collective import Collective
-from mtrl_ray.learner.core import Core, Name, Trained
+from mtrl_ray.learner.core import Core, Name
 from mtrl_ray.learner.microbatches import balance
-from mtrl_ray.learner.models import Models
+from mtrl_ray.learner.models import Models, Trained
 from mtrl_ray.learner.packing import Rows
 from mtrl_ray.learner.passes import LossFunction, Passes, Reading, Step
-from mtrl_ray.learner.specification import Improvement, QFit, Supervision
+from mtrl_ray.learner.specification import (
+    Advantages,
+    ConversationImprovement,
+    Improvement,
+    PairFit,
+    PairModel,
+    PRMFit,
+    QFit,
+    Supervision,
+    TurnAdvantages,
+    TurnRewards,
+)
 from mtrl_ray.learner.tables import Dialogues, Responses, Tables
 from mtrl_ray.weights.packed import PackedWeights, pack
 
@@ -101,6 +114,90 @@ class Learner:
             scores = fitting.score(self.core, dialogues, found)
         values = np.asarray(scores, dtype=np.float32)
         return improvement.improve(self.core, dialogues, found, values, spec or Improvement())
+
+    def fit_prm(self, conversations: Tables, spec: PRMFit | None = None) -> dict[str, float]:
+        """Update the implicit process reward model on the conversations' scores.
+
+        Returns means over the steps: `loss` (nats per conversation), `gradient_norm`; `skipped`, `seconds`; and of its
+        predictions before the update: `pair_accuracy`, `sign_accuracy`, `r`, `sum_deviation`.
+        """
+        return prm.fit_prm(self.core, Batch.read(conversations), spec or PRMFit())
+
+    def implicit_rewards(self, conversations: Tables, beta: float) -> np.ndarray:
+        """`β log π_φ/π_ref` of every agent token, float32 [agent tokens]. Raises ConfigurationError before `fit_prm`."""
+        prm.require_prm(self.core)
+        return prm.implicit_rewards(self.core, Batch.read(conversations), beta)
+
+    def score_turns(self, conversations: Tables, beta: float) -> pa.Table:
+        """The implicit reward of every agent turn: columns conversation_id, turn (index into the conversation's turns),
+        reward (the sum), token_rewards (list). Raises ConfigurationError before `fit_prm`.
+        """
+        prm.require_prm(self.core)
+        return prm.score_turns(self.core, Batch.read(conversations), beta)
+
+    def turn_rewards(
+        self, conversations: Tables, spec: TurnRewards, implicit: np.ndarray | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Token rewards, float32 [agent tokens], and numbers; `implicit` as `implicit_rewards` gives it.
+
+        Numbers: `outcome` (mean of score less the price of words), `words` (of the agent, per conversation);
+        `largest_weight` of schemes that split the outcome; `agreement` of the best turn with the users' own record, and
+        `agreement_chance`, where they keep one; `value_loss`, `explained_variance` of the scheme `value`.
+        """
+        return credit.turn_rewards(self.core, Batch.read(conversations), spec, implicit)
+
+    def advantages(
+        self, conversations: Tables, rewards: np.ndarray, spec: Advantages | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Token advantages, float32 [agent tokens], out of token rewards [agent tokens], and numbers.
+
+        Numbers: `deviation` (before whitening); of `ppo`, `critic_loss` and `explained_variance` (before its fit).
+        """
+        return credit.advantages(self.core, Batch.read(conversations), rewards, spec or Advantages())
+
+    def turn_advantages(
+        self, conversations: Tables, terminal: np.ndarray | None = None, spec: TurnAdvantages | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Token advantages, float32 [agent tokens], out of terminal rewards, float32 [conversations], the scores where None.
+
+        Numbers: `terminal` and `terminal_deviation`; `deviation` (of the advantages before whitening); `kl_conversation`
+        and `kl_turn` (to the reference, nats); `value_loss` and `value_explained_variance` (before the fit) of turn
+        values, `critic_loss` and `critic_explained_variance` of token values.
+        """
+        return turn_values.turn_advantages(self.core, Batch.read(conversations), terminal, spec or TurnAdvantages())
+
+    def fit_pairs(
+        self, pairs: Tables, preferred: np.ndarray, model: PairModel, spec: PairFit | None = None
+    ) -> dict[str, float]:
+        """Fit the preference or the reward model on pairs, the two members next to each other.
+
+        preferred: float32 [conversations], the probability of each to be preferred to its partner.
+        Returns means over the steps: `loss` (nats per pair), `gradient_norm`; `skipped`, `pairs`, `seconds`; and of its
+        predictions before the fit: `accuracy`, `calibration`, `cross_entropy`, and the preferences' own `entropy`.
+        """
+        return pair_models.fit_pairs(self.core, Dialogues.read(pairs), preferred, model, spec or PairFit())
+
+    def preferred(self, pairs: Tables, model: PairModel) -> np.ndarray:
+        """Each conversation's probability to be preferred to its partner, as a model sees it, float32 [conversations]."""
+        return pair_models.preferred(self.core, Dialogues.read(pairs), model)
+
+    def rewards(self, conversations: Tables) -> np.ndarray:
+        """The reward model's score of each conversation, in log-odds, float32 [conversations]."""
+        return pair_models.rewards(self.core, Dialogues.read(conversations))
+
+    def adopt(self, model: PairModel, folder: str | Path) -> None:
+        """Take a preference or reward model that was fitted before, where there is none yet. Raises CheckpointError."""
+        self.core.models.adopt(model, folder)
+
+    def improve_conversations(
+        self, conversations: Tables, advantages: np.ndarray, spec: ConversationImprovement | None = None
+    ) -> dict[str, float]:
+        """Improve the policy on all agent tokens of whole conversations; `advantages` float32 [agent tokens].
+
+        Returns what `improve` does of the policy, and `conversations`, `groups`.
+        """
+        batch = Batch.read(conversations)
+        return whole.improve_conversations(self.core, batch, advantages, spec or ConversationImprovement())
 
     def supervise(self, conversations: Tables, spec: Supervision | None = None) -> dict[str, float]:
         """Train the policy on the agent's tokens.

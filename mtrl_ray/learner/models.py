@@ -1,8 +1,10 @@
 """The models a learner holds, each made when it is first needed, and how they are kept on disk.
 
 1. `policy` is trained. `reference` is a frozen copy of it as it was before its first improvement, `anchor` one as it
-   was at the last `anchor()`. `critic` and `q` are value models that start from the policy's decoder; `q_target`
-   follows `q`.
+   was at the last `anchor()`. `critic`, `value` and `q` are value models that start from the policy's decoder:
+   of tokens, of states before a turn, of responses; `q_target` follows `q`; so do `preference` and `reward`, of pairs
+   of conversations and of single ones. `prm`, the implicit process reward model,
+   is a policy that starts as a copy of the reference and is trained on its own.
 2. A trained model has an optimiser, made with its first step.
 3. On disk each is a Hugging Face folder named after it; optimiser states lie in `optimisers.pt`, which is read
    without unpickling anything but tensors and numbers. The policy's folder also has its tokenizer.
@@ -23,7 +25,9 @@ from mtrl_ray.models.policy import PolicyReader, load_policy
 from mtrl_ray.models.value import ValueModel
 
 Frozen = Literal["reference", "anchor"]
-Valued = Literal["critic", "q", "q_target"]
+Valued = Literal["critic", "value", "q", "q_target", "preference", "reward"]
+VALUED: tuple[Valued, ...] = ("critic", "value", "q", "q_target", "preference", "reward")
+Trained = Literal["policy", "prm", "critic", "value", "q", "preference", "reward"]
 OPTIMISERS = "optimisers.pt"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json")
 
@@ -35,6 +39,7 @@ class Models:
         self.source = source
         self.device = device
         self.policy = self._reader(source)
+        self._prm: PolicyReader | None = None
         self._frozen: dict[str, PolicyReader] = {}
         self._values: dict[str, ValueModel] = {}
         self._optimisers: dict[str, Optimiser] = {}
@@ -57,8 +62,23 @@ class Models:
         """The next `frozen(name)` copies the policy again."""
         self._frozen.pop(name, None)
 
+    def prm(self) -> PolicyReader:
+        """The implicit process reward model, copied from the reference where there is none yet."""
+        if self._prm is None:
+            self._prm = copy.deepcopy(self.frozen("reference")).requires_grad_(True)
+        return self._prm
+
+    def has_prm(self) -> bool:
+        """Whether it has been made."""
+        return self._prm is not None
+
+    def forget_prm(self) -> None:
+        """The next `prm()` copies the reference again."""
+        self._prm = None
+        self.reset_optimiser("prm")
+
     def value(self, name: Valued) -> ValueModel:
-        """The critic, Q, or Q's slow copy, made where there is none yet."""
+        """A value model, or Q's slow copy, made where there is none yet."""
         if name not in self._values:
             made = ValueModel.from_policy(self.network) if name != "q_target" else copy.deepcopy(self.value("q"))
             self._values[name] = made
@@ -68,11 +88,21 @@ class Models:
         """Whether that value model has been made."""
         return name in self._values
 
-    def optimiser(self, name: Literal["policy", "critic", "q"], weight_decay: float = 0.0) -> Optimiser:
+    def adopt(self, name: Valued, folder: str | Path) -> None:
+        """Take a value model that `ValueModel.save` wrote, where there is none yet. Raises CheckpointError."""
+        if name not in self._values:
+            self._values[name] = ValueModel.load(folder, self.device)
+
+    def trained(self, name: Trained) -> PolicyReader | ValueModel:
+        """A model that has an optimiser, by name, made where there is none yet."""
+        if name == "policy":
+            return self.policy
+        return self.prm() if name == "prm" else self.value(name)
+
+    def optimiser(self, name: Trained, weight_decay: float = 0.0) -> Optimiser:
         """The model's optimiser; `weight_decay` counts when it is made."""
         if name not in self._optimisers:
-            module = self.policy if name == "policy" else self.value(name)
-            self._optimisers[name] = Optimiser(module, weight_decay=weight_decay)
+            self._optimisers[name] = Optimiser(self.trained(name), weight_decay=weight_decay)
         return self._optimisers[name]
 
     def reset_optimiser(self, name: str) -> None:
@@ -97,6 +127,8 @@ class Models:
         _copy_tokenizer(self.source, folder / "policy")
         for name, reader in self._frozen.items():
             reader.model.save_pretrained(folder / name)
+        if self._prm is not None:
+            self._prm.model.save_pretrained(folder / "prm")
         for name, model in self._values.items():
             model.save(folder / name)
         torch.save({name: entry.state_dict() for name, entry in self._optimisers.items()}, folder / OPTIMISERS)
@@ -108,7 +140,8 @@ class Models:
         names: tuple[Frozen, ...] = ("reference", "anchor")
         kept = [name for name in names if (folder / name).is_dir()]
         self._frozen = {name: self._reader(folder / name).requires_grad_(False) for name in kept}
-        valued = [name for name in ("critic", "q", "q_target") if (folder / name).is_dir()]
+        self._prm = self._reader(folder / "prm") if (folder / "prm").is_dir() else None
+        valued = [name for name in VALUED if (folder / name).is_dir()]
         self._values = {name: ValueModel.load(folder / name, self.device) for name in valued}
         self._optimisers = {}
         try:

@@ -84,6 +84,32 @@ def turn_states(dialogues: Dialogues) -> Rows:
     return _chains(dialogues, dialogues.turn_conversation[turns], dialogues.turn_starts[turns] - 1)
 
 
+def conversation_ends(dialogues: Dialogues) -> Rows:
+    """Conversations as chains; items are the conversations, each read at its last token."""
+    return _chains(dialogues, np.arange(len(dialogues), dtype=np.int64), dialogues.starts[1:] - 1)
+
+
+def conversation_pairs(dialogues: Dialogues) -> Rows:
+    """Neighbours x, y one after the other as chains, xy and yx, both of one unit; items are these, read at their last token."""
+    couples = np.arange(len(dialogues), dtype=np.int64).reshape(-1, 2)
+    order = couples[:, [0, 1, 1, 0]].ravel()
+    lengths = np.diff(dialogues.starts)[order]
+    starts = starts_of(lengths.reshape(-1, 2).sum(axis=1))
+    nothing = np.zeros(0, dtype=np.int32)
+    return Rows(
+        tokens=dialogues.tokens[ranges(dialogues.starts[order], lengths)],
+        starts=starts,
+        unit=np.arange(len(starts) - 1, dtype=np.int64) // 2,
+        tree=np.zeros(len(starts) - 1, dtype=bool),
+        positions=nothing,
+        branch=nothing,
+        reach=nothing,
+        items=np.arange(len(starts) - 1, dtype=np.int64),
+        read_slots=starts[1:] - 1,
+        read_starts=np.arange(len(starts), dtype=np.int64),
+    )
+
+
 def response_tokens(dialogues: Dialogues, responses: Responses, branch_tokens: int = BRANCH_TOKENS) -> Rows:
     """Responses as branches of their conversations; items are their tokens, each read at its predecessor."""
     placed = _Placement(dialogues, responses, responses.lengths - 1, branch_tokens)

@@ -44,6 +44,18 @@ PLANS = (
         (-1.0, 1.0),
     ),
     Plan("Loss of Q", "", [("q/loss", "loss", "s1")]),
+    Plan(
+        "Process reward model on unseen conversations",
+        "against their scores, before its update",
+        [("prm/r", "correlation r", "s1"), ("prm/pair_accuracy", "pairs in order", "s2")],
+        (-1.0, 1.0),
+    ),
+    Plan(
+        "Best-paid turn",
+        "share that is one the user says mattered most",
+        [("rewards/agreement", "best paid", "s1"), ("rewards/agreement_chance", "at random", "s2")],
+        (0.0, 1.0),
+    ),
     Plan("KL from the reference", "nats per token", [("improve/kl_reference", "KL", "s1")]),
     Plan("Entropy of the policy", "nats per token", [("improve/entropy", "entropy", "s1")]),
     Plan(

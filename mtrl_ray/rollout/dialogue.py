@@ -108,4 +108,5 @@ class Dialogue:
             seed=derive_seed(self.lease.seed, self._taken),
             max_tokens=self._limits.response_tokens,
             temperature=self._limits.temperature,
+            mixture=self.lease.mixture,
         )

@@ -5,6 +5,9 @@
 3. Log-probabilities are those of the distribution that was sampled (temperature included), in float32.
 4. `load_weights` is called between steps. What is in flight goes on under the new weights, its history computed again;
    every token carries the version it was sampled under.
+5. A request may ask for the geometric mixture π^(1-τ) μ^τ, normalised per token, of the policy and the reference; its
+   log-probabilities are then the mixture's. The reference has the weights of version 0 for ever, and is there where
+   `rollout.reference` is set.
 """
 
 import importlib.util
@@ -21,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample after `prompt` (token ids). `seed` in [0, 2**63); `max_tokens` >= 1."""
+    """One response to sample after `prompt` (token ids). `seed` in [0, 2**63); `max_tokens` >= 1; `mixture`: τ in [0, 1]."""
 
     id: str
     prompt: list[int]
     seed: int
     max_tokens: int
     temperature: float = 1.0
+    mixture: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+def require_reference(request: Request, there: bool) -> None:
+    """Raises ConfigurationError for a request of a mixture where no reference is held."""
+    if request.mixture and not there:
+        raise ConfigurationError(
+            f"request {request.id!r} asks for a mixture with the reference, which this engine does not hold; set "
+            "rollout.reference: true"
+        )
 
 
 def engine_name(wanted: str) -> str:

@@ -5,6 +5,7 @@ batch; rows that have finished leave the batch when half of it is idle. A reques
 and samples by inverse distribution function, so a neighbour in the batch changes nothing.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 
 from mtrl_ray.conversation import Finish
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.engine import Generation, Request
+from mtrl_ray.rollout.engine import Generation, Request, require_reference
 
 if TYPE_CHECKING:
     from mtrl_ray.config import ModelSettings, RolloutSettings
@@ -29,6 +30,7 @@ class HuggingFaceEngine:
 
         self._device = torch.device("cuda" if rollout.gpus and torch.cuda.is_available() else "cpu")
         self._model = load_policy(path, model.dtype).to(self._device).eval()
+        self._reference = copy.deepcopy(self._model) if rollout.reference else None
         self._stop_ids = torch.tensor(stop_ids, device=self._device)
         self._batch = rollout.concurrency
         self._waiting: dict[str, Request] = {}
@@ -36,6 +38,7 @@ class HuggingFaceEngine:
 
     def submit(self, request: Request) -> None:
         """See `Engine.submit`."""
+        require_reference(request, self._reference is not None)
         self._waiting[request.id] = request
 
     def step(self) -> list[Generation]:
@@ -45,7 +48,8 @@ class HuggingFaceEngine:
             return []
         try:
             with torch.inference_mode():
-                return _Wave(self._model, self._stop_ids, batch, self.version, self._device).decode()
+                models = [self._model, self._reference] if any(one.mixture for one in batch) else [self._model]
+                return _Wave(models, self._stop_ids, batch, self.version, self._device).decode()
         except RuntimeError as error:
             raise EngineError(f"transformers failed while sampling for {len(batch)} requests: {error}") from error
 
@@ -77,12 +81,15 @@ class HuggingFaceEngine:
 
 
 class _Wave:
-    """One batch from prefill to its last token. Rows are positions in the current, shrinking batch."""
+    """One batch from prefill to its last token. Rows are positions in the current, shrinking batch.
+
+    `models`: the policy, and the reference where a request asks for the mixture; each keeps a cache of its own.
+    """
 
     def __init__(
-        self, model: Any, stop_ids: torch.Tensor, batch: list[Request], version: int, device: torch.device
+        self, models: list[Any], stop_ids: torch.Tensor, batch: list[Request], version: int, device: torch.device
     ) -> None:
-        self._model, self._stop_ids, self._version, self._device = model, stop_ids, version, device
+        self._models, self._stop_ids, self._version, self._device = models, stop_ids, version, device
         self._requests = batch
         self._tokens: list[list[int]] = [[] for _ in batch]
         self._logprobs: list[list[float]] = [[] for _ in batch]
@@ -90,34 +97,43 @@ class _Wave:
         longest = max(request.max_tokens for request in batch)
         draws = [np.random.default_rng(request.seed).random(longest, dtype=np.float64) for request in batch]
         self._uniforms = torch.from_numpy(np.stack(draws)).to(device)  # [requests, max_tokens]
+        self._shares = torch.tensor([request.mixture for request in batch], device=device)
         self._temperatures = torch.tensor([request.temperature for request in batch], device=device)
         self._rows = torch.arange(len(batch), device=device)  # request of each row
 
     def decode(self) -> list[Generation]:
         ids, attention = self._padded_prompts()
         positions = (attention.cumsum(1) - 1).clamp(min=0)
-        cache: Any = None
+        caches: list[Any] = [None] * len(self._models)
         while True:
-            output = self._model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
-            sampled, alive = self._sample(output.logits[:, -1].float())
+            logits = []
+            for number, model in enumerate(self._models):
+                output = model(
+                    input_ids=ids,
+                    attention_mask=attention,
+                    position_ids=positions,
+                    past_key_values=caches[number],
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                caches[number] = output.past_key_values
+                logits.append(output.logits[:, -1].float())
+            sampled, alive = self._sample(self._mixed(*logits))
             if not alive.any():
                 return [self._generation(index) for index in range(len(self._requests))]
             if alive.sum() * 2 <= len(alive):
                 keep = alive.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
+                for cache in caches:
+                    cache.batch_select_indices(keep)
                 attention, positions, sampled = attention[keep], positions[keep], sampled[keep]
                 self._rows = self._rows[keep]
             ids = sampled[:, None]
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
             positions = positions[:, -1:] + 1
+
+    def _mixed(self, own: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        """`(1-τ) z_π + τ z_μ`, [rows, vocabulary]: the logits of the geometric mixture."""
+        return own if other is None else torch.lerp(own, other, self._shares[self._rows][:, None])
 
     def _padded_prompts(self) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(request.prompt) for request in self._requests)

@@ -17,13 +17,17 @@ def derive_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class Lease:
-    """One conversation to hold: the `index`-th context of `split`, its `sample`-th conversation of `iteration`."""
+    """One conversation to hold: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
+
+    `mixture`: the reference's share in what is sampled (`rollout.engine`).
+    """
 
     split: str
     index: int
     iteration: int
     sample: int
     seed: int
+    mixture: float = 0.0
 
     @property
     def id(self) -> str:
@@ -31,10 +35,12 @@ class Lease:
         return f"{self.split}-{self.iteration:06d}-{self.index:07d}-{self.sample:03d}"
 
 
-def make_leases(run_seed: int, split: str, iteration: int, indices: Iterable[int], samples: int = 1) -> list[Lease]:
+def make_leases(
+    run_seed: int, split: str, iteration: int, indices: Iterable[int], samples: int = 1, mixture: float = 0.0
+) -> list[Lease]:
     """Leases for `samples` conversations on each context."""
     return [
-        Lease(split, index, iteration, sample, derive_seed(run_seed, split, iteration, index, sample))
+        Lease(split, index, iteration, sample, derive_seed(run_seed, split, iteration, index, sample), mixture)
         for index in indices
         for sample in range(samples)
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mtrl_ray.conversation import Finish
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout import seeded_sampling
-from mtrl_ray.rollout.engine import Generation, Request
+from mtrl_ray.rollout.engine import Generation, Request, require_reference
 
 if TYPE_CHECKING:
     from mtrl_ray.config import ModelSettings, RolloutSettings
@@ -45,6 +45,10 @@ class VllmEngine:
         if current_platform.is_cpu():
             # A prompt prefilled in parts makes vLLM rewind its request's generator, which CPU generators cannot do.
             device = {"enforce_eager": True, "block_size": CPU_BLOCK_TOKENS, "enable_chunked_prefill": False}
+        if rollout.reference:
+            from mtrl_ray.rollout import vllm_mixture
+
+            device |= vllm_mixture.arguments(path)
         self.llm = vllm.LLM(
             model=path,
             dtype=model.dtype,
@@ -61,6 +65,9 @@ class VllmEngine:
         self._engine = self.llm.llm_engine
         if current_platform.is_cpu():
             self._engine.collective_rpc(lambda worker: seeded_sampling.install(worker.model_runner.sampler))
+        if rollout.reference:
+            self._engine.collective_rpc(vllm_mixture.connect)
+        self._mixes = rollout.reference
         self._stop_ids = list(stop_ids)
         self._shapes = _checkpoint_shapes(path)
         self._internal: dict[str, str] = {}
@@ -69,6 +76,7 @@ class VllmEngine:
 
     def submit(self, request: Request) -> None:
         """See `Engine.submit`."""
+        require_reference(request, self._mixes)
         parameters = self._vllm.SamplingParams(
             temperature=request.temperature,
             seed=request.seed,
@@ -78,6 +86,7 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            extra_args={"mixture": request.mixture} if request.mixture else None,
         )
         prompt = {"prompt_token_ids": request.prompt}
         self._internal[request.id] = self._engine.add_request(request.id, prompt, parameters)

@@ -98,10 +98,7 @@ def complete(cell: Cell, view: View, threads: int | None = None) -> bool:
 
 def record_failure(cell: Cell, error: Exception) -> None:
     """Write what ended a run into its folder."""
-    said = " ".join(str(error).split())
-    lines = [said] if isinstance(error, MtrlError) else [f"{type(error).__name__}: {said[:400]}"]
-    if not isinstance(error, MtrlError):
-        lines += ["", *traceback.format_exception(error)]
+    lines = [" ".join(str(error).split())] if isinstance(error, MtrlError) else _defect(error)
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / FAILED).write_text("\n".join(lines) + "\n")
 
@@ -122,6 +119,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def trained_seconds(folder: Path) -> float:
     """What the recorded iterations of a run took."""
     return sum(row.get(SECONDS) or 0.0 for row in read_metrics(folder))
+
+
+def _defect(error: Exception) -> list[str]:
+    """The error in one line, and its traceback. An actor's error has its remote traceback as text, the error last."""
+    from ray.exceptions import RayTaskError
+
+    said = str(error).strip()
+    sentence = said.splitlines()[-1] if isinstance(error, RayTaskError) else f"{type(error).__name__}: {said}"
+    return [" ".join(sentence.split())[:400], "", *traceback.format_exception(error)]
 
 
 def _begin(cell: Cell) -> tuple[Settings, bool]:

@@ -108,6 +108,52 @@ def test_a_car_is_sold_for_the_price_that_was_named(endpoint: Endpoint) -> None:
     assert user.outcome().metrics == {"reward": 9.5, "sold": 1.0, "price": 9500.0}
 
 
+TASKS = {
+    "math_tutoring": ("What do my cups cost?", "How many cups?", "The answer is 12345."),
+    "document_writing": ("I need an invitation.", "Where is it?", "Final: There is nothing to be said."),
+    "medical": ("My head hurts.", "Any other symptoms?", "Diagnosis: nothing at all."),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_final_answer_ends_a_task_without_asking_the_llm(endpoint: Endpoint, name: str) -> None:
+    opening, question, answer = TASKS[name]
+    endpoint.answer = says(opening, "Well.")
+    user = llm_user(endpoint, name)
+    assert (user.opening(), user.reply(question).text) == (opening, "Well.")
+    assert user.outcome().score == 0
+    assert user.outcome().metrics["answered"] == 0
+    reply = user.reply(answer)
+    assert (reply.stop, reply.reward) == (StopReason.OUTCOME, user.outcome().score)
+    assert user.outcome().score < 0.2
+    assert user.outcome().metrics["answered"] == 1
+    assert len(endpoint.requests) == 2
+    assert endpoint.requests[-1]["messages"][0]["content"].endswith("[END: left].")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_right_answer_is_the_one_of_the_persona(endpoint: Endpoint, name: str) -> None:
+    """An expert that is told everything by the LLM reaches the full score."""
+    environment = make(name, user="llm", llm={"base_url": endpoint.url, "model": "person"})
+    context = environment.context("train", 0)
+    scripted = make(name, noise=0.0).user(context, 0)
+    facts = " ".join(scripted.tell(topic) for topic in environment.agent("expert", 0).topics)
+    endpoint.answer = says(f"{scripted.request()} {facts}")
+    conversation = measure.converse(environment, context, "expert", 0)
+    assert (conversation.score, conversation.stop) == (1.0, StopReason.OUTCOME)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_user_of_a_task_can_only_leave(endpoint: Endpoint, name: str) -> None:
+    endpoint.answer = says(TASKS[name][0], "Bye. [END: left]")
+    user = llm_user(endpoint, name)
+    user.opening()
+    assert user.reply("Hello?").stop == StopReason.USER_LEFT
+    endpoint.answer = says("Fine. [END: bought it]")
+    with pytest.raises(DataError, match="this user can only leave"):
+        user.reply("Hello?")
+
+
 def test_leaving_and_silence(endpoint: Endpoint) -> None:
     endpoint.answer = says("Hi.", "Hmm.", "Bye. [END: left]")
     user = llm_user(endpoint)

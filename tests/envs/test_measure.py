@@ -47,7 +47,7 @@ def test_conversations_are_valid_and_short(name: str, agent: str) -> None:
         assert [turn.role for turn in conversation.turns[:3]] == [Role.SYSTEM, Role.USER, Role.AGENT]
         assert 1 <= len(conversation.agent_turns) <= environment.max_turns
         assert sum(conversation.rewards) == pytest.approx(conversation.score)
-        assert (conversation.stop == StopReason.OUTCOME) == (conversation.score > 0)
+        assert conversation.stop == StopReason.OUTCOME or conversation.score == 0
         assert all(environment.well_formed(conversation.turns[at].text) for at in conversation.agent_turns)
         assert sum(len(turn.text.split()) + len((turn.sent or "").split()) for turn in conversation.turns) < 250
         assert all(isinstance(value, float) for value in conversation.metrics.values())

@@ -24,7 +24,7 @@ def test_outside_class() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("chess", {}, "unknown environment 'chess': use one of car_dealer, sales"),
+        ("chess", {}, "unknown environment 'chess': use one of car_dealer, .*sales"),
         ("no.such.module:Thing", {}, "cannot be imported"),
         ("envs.sales:Nothing", {}, "subclass of envs.base.Environment"),
         ("envs.sales:Business", {}, "subclass of envs.base.Environment"),
@@ -35,6 +35,9 @@ def test_outside_class() -> None:
         ("sales", {"as_is": 0.5}, r"as_is \+ edited \+ ignored is 0.7"),
         ("sales", {"user": "person"}, "user is 'person', use 'scripted' or 'llm'"),
         ("sales", {"user": "llm"}, "llm needs at least base_url and model"),
+        ("math_tutoring", {"noise": 1.5}, "math_tutoring: noise is 1.5, it has to be a number from 0 to 1"),
+        ("document_writing", {"noise": True}, "document_writing: noise is True"),
+        ("medical", {"user": "nurse"}, "medical: user is 'nurse', use 'scripted' or 'llm'"),
         ("car_dealer", {"llm": {"model": "m"}}, "set user to 'llm'"),
         ("car_dealer", {"user": "llm", "llm": {"model": "m"}}, "base_url is missing"),
         ("car_dealer", {"user": "llm", "llm": {"base_url": "http://h", "model": "m", "key": "k"}}, "unknown key 'key'"),

@@ -27,6 +27,20 @@ def talk(seed: int, count: int, prefix: str = "c") -> pa.Table:
     return to_table(talks)
 
 
+def grouped(seed: int, contexts: int, samples: int, prefix: str = "g") -> pa.Table:
+    """`contexts` x `samples` conversations as `talk` makes them; the score is the share of turns that ended well.
+
+    Their tokens were sampled by weights that no test has.
+    """
+    talks = from_table(talk(seed, contexts * samples, prefix))
+    for number, talked in enumerate(talks):
+        talked.context_id, talked.sample = f"x{number // samples}", number % samples
+        talked.score = float(np.mean(talked.rewards))
+        for turn in talked.agent_turns:
+            talked.turns[turn].versions = [5] * len(talked.turns[turn].tokens)
+    return to_table(talks)
+
+
 def agent_turn(tokens: list[int], reward: float = 0.0) -> Turn:
     """An agent's turn with log-probabilities of no meaning."""
     return Turn(

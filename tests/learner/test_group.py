@@ -12,12 +12,22 @@ from mtrl_ray.config import LearnerSettings, ModelSettings
 from mtrl_ray.errors import CheckpointError, DataError, EngineError
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import KL, Improvement, QFit, Supervision
+from mtrl_ray.learner.specification import (
+    KL,
+    Advantages,
+    ConversationImprovement,
+    Improvement,
+    PRMFit,
+    QFit,
+    Supervision,
+    TurnRewards,
+)
 from mtrl_ray.weights.packed import PackedWeights, unpack
-from tests.learner.examples import answer, talk
+from tests.learner.examples import answer, grouped, talk
 
 FIT = QFit(epochs=2, minibatch_conversations=8, target="td_lambda")
 SPEC = Improvement(epochs=2, minibatches=2, kl=KL(reference="current"))
+UNIFORM, WHOLE = TurnRewards(scheme="uniform"), ConversationImprovement(minibatches=3)
 
 
 def settings_for(processes: int) -> LearnerSettings:
@@ -68,6 +78,44 @@ def test_two_processes_give_the_result_of_one(ray_cluster: None, policy_folder: 
     resumed = Learner(settings_for(1), policy_folder, seed=3)
     resumed.load(tmp_path / "saved")
     assert np.array_equal(flat(resumed.weights(1)), flat(weights))
+
+
+def test_two_processes_learn_from_whole_conversations_as_one_does(
+    ray_cluster: None, policy_folder: Path, tmp_path: Path
+) -> None:
+    talks = grouped(seed=1, contexts=6, samples=3)
+    table, ppo = ray.put(talks), Advantages(estimator="ppo")
+    with group(2, policy_folder) as two:
+        fitted = two.fit_prm(table, PRMFit())
+        implicit = two.implicit_rewards(table, 0.05)
+        rewards, numbers = two.turn_rewards(table, TurnRewards(), implicit)
+        found, _ = two.advantages(table, rewards, Advantages())
+        improved = two.improve_conversations(table, found, WHOLE)
+        split, _ = two.turn_rewards(table, TurnRewards(scheme="value"))
+        critical, _ = two.advantages(table, split, ppo)
+        random, _ = two.turn_rewards(table, UNIFORM)
+        promised = [fitted, implicit, rewards, numbers, found, improved, critical, random, two.weights(1)]
+        fitted, implicit, rewards, numbers, found, improved, critical, random, weights = ray.get(promised, timeout=120)
+        ray.get(two.save(tmp_path / "saved"), timeout=60)
+
+    alone = Learner(settings_for(1), policy_folder, seed=3)
+    assert alone.fit_prm(talks, PRMFit())["loss"] == pytest.approx(fitted["loss"], abs=1e-5)
+    np.testing.assert_allclose(alone.implicit_rewards(talks, 0.05), implicit, atol=1e-4)
+    expected, their_numbers = alone.turn_rewards(talks, TurnRewards(), implicit)
+    np.testing.assert_allclose(expected, rewards, atol=1e-5)
+    assert numbers == pytest.approx(their_numbers)
+    np.testing.assert_allclose(alone.advantages(talks, rewards)[0], found, atol=1e-5)
+    expected = alone.improve_conversations(talks, found, WHOLE)
+    for name in ("policy_loss", "kl_reference", "kl_step", "entropy", "gradient_norm"):
+        assert improved[name] == pytest.approx(expected[name], abs=1e-4), name
+    split, _ = alone.turn_rewards(talks, TurnRewards(scheme="value"))
+    np.testing.assert_allclose(alone.advantages(talks, split, ppo)[0], critical, atol=1e-3)
+    assert np.array_equal(alone.turn_rewards(talks, UNIFORM)[0], random), "one seed, one split"
+    np.testing.assert_allclose(flat(alone.weights(1)), flat(weights), atol=1e-5)
+
+    resumed = Learner(settings_for(1), policy_folder, seed=3)
+    resumed.load(tmp_path / "saved")
+    np.testing.assert_allclose(resumed.implicit_rewards(talks, 0.05), alone.implicit_rewards(talks, 0.05), atol=1e-4)
 
 
 def test_more_processes_than_rows(ray_cluster: None, policy_folder: Path) -> None:

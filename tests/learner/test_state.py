@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import KL, Improvement, QFit
+from mtrl_ray.learner.specification import KL, Advantages, Improvement, PRMFit, QFit, TurnRewards
 from mtrl_ray.weights.packed import unpack
-from tests.learner.examples import answer, talk
+from tests.learner.examples import answer, grouped, talk
 
 SPEC = Improvement(kl=KL(reference="current"))
 FIT = QFit(target="td_lambda", target_rate=0.5, minibatch_conversations=4)
@@ -42,6 +42,31 @@ def test_a_loaded_learner_continues_bit_for_bit(
     for own, loaded in zip(unpack(learner.weights(4)), unpack(other.weights(4)), strict=True):
         assert own[0] == loaded[0]
         assert torch.equal(own[1], loaded[1])
+
+
+def iterate_whole(learner: Learner, number: int) -> dict[str, float]:
+    """One iteration on whole conversations with every model that such an algorithm has; its numbers."""
+    talks = grouped(seed=number, contexts=3, samples=3, prefix=f"{number}-")
+    fitted = learner.fit_prm(talks, PRMFit(minibatches=2))
+    implicit = learner.implicit_rewards(talks, 0.05)
+    rewards = [learner.turn_rewards(talks, TurnRewards(scheme=name), implicit) for name in ("itpo", "value", "uniform")]
+    found, numbers = learner.advantages(talks, sum(reward for reward, _ in rewards), Advantages(estimator="ppo"))
+    improved = learner.improve_conversations(talks, found)
+    everything = {f"prm/{name}": value for name, value in fitted.items()} | rewards[1][1] | numbers | improved
+    return {name: value for name, value in everything.items() if "second" not in name}
+
+
+def test_a_loaded_learner_continues_on_whole_conversations_bit_for_bit(
+    learner: Learner, policy_folder: Path, settings: LearnerSettings, tmp_path: Path
+) -> None:
+    iterate_whole(learner, 1)
+    learner.save(tmp_path)
+    expected = iterate_whole(learner, 2)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "prm")
+    AutoModel.from_pretrained(tmp_path / "value")
+    other = Learner(settings, policy_folder, seed=3)
+    other.load(tmp_path)
+    assert iterate_whole(other, 2) == expected
 
 
 def test_folders_open_without_this_project(learner: Learner, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ names what goes wrong, once in all processes together where `marker` (a file) do
 
 - `engine`: the sampler of the process raises at its next step, as if it had run out of memory;
 - `hang`: a user never answers;
-- `data`: the user of every third training context raises DataError, always (no marker).
+- `data`: the user of every third training context raises DataError, always (no marker);
+- `some`: about every third user does, whatever its context (no marker).
+
+The user's record of which turn mattered is what each response earned.
 """
 
 import random
@@ -38,6 +41,8 @@ class Letters(Environment):
     def user(self, context: Context, seed: int) -> User:
         if self._trouble == "data" and context.split == "train" and context.index % 3 == 0:
             return _Misinformed(seed)
+        if self._trouble == "some" and context.split == "train" and random.Random(f"some/{seed}").random() < 1 / 3:
+            return _Misinformed(seed)
         return _Troubled(seed, self._trouble, Path(self._marker)) if self._marker else _Reader(seed)
 
     def agent(self, name: str, seed: int) -> "_Writer":
@@ -69,7 +74,8 @@ class _Reader(User):
         return Reply("And?", reward=self._earned[-1], stop=StopReason.OUTCOME if over else None)
 
     def outcome(self) -> Outcome:
-        return Outcome(sum(self._earned) / len(self._earned), {"turns": float(len(self._earned))})
+        gains = {f"gain_{turn}": earned for turn, earned in enumerate(self._earned)}
+        return Outcome(sum(self._earned) / len(self._earned), {"turns": float(len(self._earned)), **gains})
 
 
 class _Troubled(_Reader):

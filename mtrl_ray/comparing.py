@@ -1,0 +1,152 @@
+"""Pairs of conversations and who is preferred, made beside the learner.
+
+1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
+   failed is left out; so is a pair that could not be compared, counted with its cause. Neither becomes a ½.
+2. `compared` gives the pairs' table, both members of a pair next to each other, and one number for each conversation:
+   the probability that it is preferred to its partner. The two numbers of a pair sum to 1.
+3. `PreferenceSettings` says who compares.
+4. `flip` turns a share of the pairs round (`envs.preferences.Noise`): what is drawn depends on the run's seed and on the
+   pair alone.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+from pydantic import Field, model_validator
+
+from envs.llm import LLMSettings
+from envs.pair_judge import CRITERION, LLMPairJudge
+from envs.preferences import Noise, Prefer, probability, require_oracle
+from envs.registry import make
+from mtrl_ray.config import EnvironmentSettings, Section
+from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.errors import DataError, EngineError
+
+logger = logging.getLogger(__name__)
+
+Numbers = dict[str, float]
+
+
+class PreferenceSettings(Section):
+    """Who says which of two conversations is better."""
+
+    source: Literal["oracle", "llm"] = "oracle"
+    """`oracle`: the environment's own; `llm`: an LLM reads both, in either order."""
+    llm: dict[str, Any] | None = None
+    """Of the source `llm`: base_url, model, and the other keys of an LLM user's settings."""
+    criterion: str = CRITERION
+    """Of the source `llm`: what makes a conversation better."""
+    flip: float = Field(0.0, ge=0, le=0.5)
+    """Share of the pairs whose preference is turned round."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PreferenceSettings":
+        if (self.source == "llm") != (self.llm is not None):
+            needs = "needs llm with at least base_url and model" if self.source == "llm" else "takes no llm settings"
+            raise ValueError(f"source is {self.source}, which {needs}")
+        return self
+
+    def judge(self, environment: EnvironmentSettings) -> Prefer:
+        """Who is asked. Raises ConfigurationError where the environment has no oracle, or for unusable LLM settings."""
+        if self.llm is not None:
+            return LLMPairJudge(LLMSettings.parse("preferences", self.llm), self.criterion).prefer
+        return require_oracle(make(environment.name, **environment.options))
+
+
+@ray.remote(num_cpus=0, num_returns=2)
+def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
+    """`pairs_of` as a task: the pairs' table, and how many `pairs` and `unpaired` there are."""
+    table = pairs_of(conversations)
+    return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
+
+
+@ray.remote(num_cpus=0, num_returns=3)
+def compared(
+    pairs: pa.Table,
+    settings: PreferenceSettings,
+    environment: EnvironmentSettings,
+    seed: int,
+    threads: int,
+    retries: int,
+) -> tuple[pa.Table, np.ndarray, Numbers]:
+    """`compare` as a task; `seed` of what is flipped."""
+    noise = Noise(settings.flip, "flipped", seed)
+    return compare(pairs, settings.judge(environment), noise, threads, retries)
+
+
+def pairs_of(conversations: pa.Table) -> pa.Table:
+    """The conversations that have a partner, pair after pair in the order of their first members, sample 2k first.
+
+    Raises DataError where there is no pair at all.
+    """
+    names = ("environment", "iteration", "split", "context_id", "sample")
+    keys = list(zip(*(conversations[name].to_pylist() for name in names), strict=True))
+    place = {key: row for row, key in enumerate(keys)}
+    rows = [
+        partner
+        for key, row in place.items()
+        if key[-1] % 2 == 0 and (other := place.get((*key[:-1], key[-1] + 1))) is not None
+        for partner in (row, other)
+    ]
+    if not rows:
+        raise DataError(
+            f"none of {len(keys)} conversations has a partner on its context; preferences need two conversations per context"
+        )
+    return conversations.take(pa.array(rows))
+
+
+def compare(
+    pairs: pa.Table, prefer: Prefer, noise: Noise, threads: int, retries: int
+) -> tuple[pa.Table, np.ndarray, Numbers]:
+    """The pairs that could be compared, float32 [conversations] probabilities to be preferred, and numbers.
+
+    pairs: as `pairs_of` gives them; retries: how often a judge that failed is asked again. Numbers: `compared`,
+    `failed`, `flipped` (pairs), `decided` (mean |P - ½| of the pairs, times 2). Raises DataError where none could be.
+    """
+    talks = from_table(pairs)
+    both = list(zip(talks[::2], talks[1::2], strict=True))
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="judge") as pool:
+        answers = list(pool.map(lambda pair: _ask(prefer, pair[0], pair[1], retries), both))
+    causes = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(causes) == len(answers):
+        raise DataError(f"none of {len(causes)} pairs could be compared; the last cause: {causes[-1]}")
+    if causes:
+        logger.warning("%d of %d pairs could not be compared: %s", len(causes), len(answers), causes[-1])
+    told = [(pair, answer) for pair, answer in zip(both, answers, strict=True) if not isinstance(answer, Exception)]
+    margins = [answer - 0.5 for _, answer in told]
+    noisy = [
+        noise.apply(margin, first.id, second.id) for margin, ((first, second), _) in zip(margins, told, strict=True)
+    ]
+    found = np.array([[probability(margin), probability(-margin)] for margin in noisy], dtype=np.float32).ravel()
+    kept = np.repeat([not isinstance(answer, Exception) for answer in answers], 2)
+    return (
+        pairs.filter(pa.array(kept)),
+        found,
+        {
+            "compared": float(len(told)),
+            "failed": float(len(causes)),
+            "flipped": float(sum(clean * spoilt < 0 for clean, spoilt in zip(margins, noisy, strict=True))),
+            "decided": float(np.mean(np.abs(noisy)) * 2),
+        },
+    )
+
+
+def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | DataError | EngineError:
+    """P(first ≻ second), or why there is none after `retries` more tries."""
+    failure: DataError | EngineError = DataError("the judge was never asked")
+    for _ in range(retries + 1):
+        try:
+            answer = prefer(first, second)
+        except (DataError, EngineError) as error:
+            failure = error
+            continue
+        if 0.0 <= answer <= 1.0:
+            return answer
+        failure = DataError(
+            f"the preference between {first.id!r} and {second.id!r} is {answer}; it has to lie in [0, 1]"
+        )
+    return failure

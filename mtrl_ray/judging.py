@@ -1,0 +1,90 @@
+"""A judge's weights of the agent's turns, as a column of the conversations they belong to.
+
+1. Runs as a Ray task beside the learner; conversations are judged side by side, on threads where the judge is an LLM.
+2. A conversation that cannot be judged is left out and counted with its cause: it never enters a batch with weights
+   that nobody gave. Groups may be of any size, so what is left stays unbiased.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import pyarrow as pa
+import ray
+from pydantic import model_validator
+
+from envs.judge import LLMJudge, recorded_weights
+from envs.llm import LLMSettings
+from mtrl_ray.config import Section
+from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.learner.batch import WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+Weigh = Callable[[Conversation, int], list[float]]
+
+
+class JudgeSettings(Section):
+    """Who says which turns mattered."""
+
+    source: Literal["environment", "llm"] = "environment"
+    """`environment`: the simulated user's own record, where it keeps one; `llm`: an LLM reads the conversation."""
+    llm: dict[str, Any] | None = None
+    """Of the source `llm`: base_url, model, and the other keys of an LLM user's settings."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "JudgeSettings":
+        if (self.source == "llm") != (self.llm is not None):
+            needs = "needs llm with at least base_url and model" if self.source == "llm" else "takes no llm settings"
+            raise ValueError(f"source is {self.source}, which {needs}")
+        self.weigh()
+        return self
+
+    def weigh(self) -> Weigh:
+        """The judge. Raises ConfigurationError for LLM settings that cannot work."""
+        if self.llm is None:
+            return lambda conversation, seed: recorded_weights(conversation)
+        try:
+            return LLMJudge(LLMSettings.parse("judge", self.llm)).weights
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+
+
+@ray.remote(num_cpus=0, num_returns=2)
+def judged(
+    conversations: pa.Table, settings: JudgeSettings, threads: int, retries: int
+) -> tuple[pa.Table, dict[str, float]]:
+    """`judge` as a task."""
+    return judge(conversations, settings.weigh(), threads, retries)
+
+
+def judge(conversations: pa.Table, weigh: Weigh, threads: int, retries: int) -> tuple[pa.Table, dict[str, float]]:
+    """The conversations that could be judged, with the column `turn_weights`, and how many were `judged`, `unjudged`.
+
+    Raises DataError where none could be, with the last cause.
+    """
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="judge") as pool:
+        answers = list(pool.map(lambda one: _weigh(weigh, one, retries), from_table(conversations)))
+    causes = [answer for answer in answers if isinstance(answer, Exception)]
+    if causes and len(causes) == len(answers):
+        raise DataError(f"none of {len(causes)} conversations could be judged; the last cause: {causes[-1]}")
+    if causes:
+        logger.warning("%d of %d conversations could not be judged: %s", len(causes), len(answers), causes[-1])
+    kept = [not isinstance(answer, Exception) for answer in answers]
+    weights = [answer for answer in answers if not isinstance(answer, Exception)]
+    table = conversations.filter(pa.array(kept, pa.bool_()))
+    table = table.append_column(WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
+    return table, {"judged": float(len(weights)), "unjudged": float(len(causes))}
+
+
+def _weigh(weigh: Weigh, conversation: Conversation, retries: int) -> list[float] | DataError | EngineError:
+    """Weights, or why there are none after `retries` more tries, each with a seed of its own."""
+    failure: DataError | EngineError = DataError("the judge was never asked")
+    for trial in range(retries + 1):
+        try:
+            return weigh(conversation, conversation.seed + trial)
+        except (DataError, EngineError) as error:
+            failure = error
+    return failure

@@ -1,0 +1,1 @@
+"""Preferences between conversations that people gave."""

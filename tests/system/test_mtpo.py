@@ -1,0 +1,136 @@
+"""MTPO on a real Ray: every way it can be set, pairs that lost a member, the critic's head start, models from a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from mtrl_ray import trainer
+from mtrl_ray.algorithms.registry import make_algorithm
+from mtrl_ray.config import Settings, load
+from mtrl_ray.conversation import from_table
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run_folder import prepare
+
+TREE: dict[str, Any] = {
+    "name": "mtpo",
+    "contexts": 12,
+    "critic_warmup": 0,
+    "improvement": {"minibatches": 2},
+    "advantages": {"fit": {"epochs": 1, "minibatches": 2}},
+}
+RIVALS = "environment.name=tests.support.rival_letters:RivalLetters"
+
+
+def settings_of(quick: list[str], folder: Path, name: str, tree: dict[str, Any], *overrides: str) -> Settings:
+    """A recipe's settings with this algorithm in place of its own."""
+    mine = [f"run.folder={folder}", f"run.name={name}", f"algorithm={json.dumps(tree)}", RIVALS, *overrides]
+    settings = load("sales", [*quick, *mine])
+    prepare(settings, fresh=False, command="mtrl train")
+    return settings
+
+
+@pytest.fixture(scope="module")
+def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
+    """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
+    overrides = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.reference=true"]
+    settings = settings_of(quick, tmp_path_factory.mktemp("mtpo"), "stepping", TREE, *overrides)
+    made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
+    yield made
+    made.stop()
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "turn": {"alpha": 0.05},
+    "token": {"advantages": {"value": "token"}, "improvement": {"previous_kl": 0.1}},
+    "hybrid": {"advantages": {"value": "hybrid"}, "preferences": {"flip": 0.3}},
+    "mixture": {"variant": "mtpo_tau", "tau": 0.3},
+    "plain": {"improvement": {"objective": "plain"}},
+    "reward": {"variant": "reward", "samples": 1},
+    "learned preferences": {"model": {"refresh": True, "fit": {"minibatches": 2}}},
+    "rlhf": {"variant": "rlhf", "model": {"refresh": True, "fit": {"epochs": 2}}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_way_to_set_it_learns(stepping, variant):
+    stepping.algorithm = make_algorithm(TREE | variant)
+    before = ray.get(stepping.system.learner.weights(900)).buffer
+    metrics = stepping.step()
+    assert (ray.get(stepping.system.learner.weights(901)).buffer != before).any()
+    assert np.isfinite(metrics["advantages/deviation"]) and metrics["improve/policy_steps"] > 0
+    corrected = abs(metrics["improve/importance_weight"] - 1) > 1e-5
+    assert corrected == (variant.get("variant") == "mtpo_tau")
+    if stepping.algorithm.settings.judges:
+        pairs = metrics["preferences/compared"]
+        assert metrics["preferences/unpaired"] == metrics["collect/score_n"] - 2 * pairs
+        assert metrics["improve/conversations"] == 2 * pairs
+        assert metrics["advantages/terminal"] == pytest.approx(0.5, abs=1e-6) or "reward_model/loss" in metrics
+        assert (variant.get("model") is not None) == any(name.endswith("_model/pairs") for name in metrics)
+    else:
+        assert metrics["advantages/terminal"] == pytest.approx(metrics["collect/score_mean"], abs=1e-5)
+
+
+def test_pairs_that_lost_a_member_take_no_part(stepping):
+    stepping.algorithm = make_algorithm(TREE)
+    system, settings = stepping.system, stepping.algorithm.settings
+    logged = system.converse(8, 2)
+    conversations, terminal = system.compare(system.pairs(logged.window(1)), settings.preferences)
+    talks, found = from_table(ray.get(conversations)), ray.get(terminal)
+    everyone = from_table(ray.get(system.buffer.take.remote(logged.ids)))
+    contexts = [one.context_id for one in everyone]
+    assert {one.id for one in talks} == {one.id for one in everyone if contexts.count(one.context_id) == 2}
+    assert 0 < len(talks) < len(everyone)
+    prefer = settings.preferences.judge(stepping.settings.environment)
+    for first, second, p, q in zip(talks[::2], talks[1::2], found[::2], found[1::2], strict=True):
+        assert p == pytest.approx(prefer(first, second)) and q == pytest.approx(prefer(second, first))
+    system.take_metrics()
+    system.iteration += 1
+
+
+def test_the_critic_goes_first(stepping):
+    system = stepping.system
+    stepping.algorithm = make_algorithm(TREE | {"critic_warmup": system.iteration + 1})
+    version, before = system.version, ray.get(system.learner.weights(900)).buffer
+    metrics = stepping.step()
+    assert "improve/policy_steps" not in metrics and metrics["advantages/value_loss"] > 0
+    assert system.version == version and (ray.get(system.learner.weights(901)).buffer == before).all()
+    assert stepping.step()["improve/policy_steps"] == 2 and system.version == version + 1
+
+
+def test_a_run_with_models_that_were_fitted_before(stepping, tmp_path):
+    """What the learner has after the variants above, kept as a folder, is what a run can begin with."""
+    ray.get(stepping.system.learner.save(tmp_path))
+    for variant, kind in (("mtpo", "preference"), ("rlhf", "reward")):
+        tree = TREE | {"variant": variant, "model": {"folder": str(tmp_path)}}
+        stepping.algorithm = make_algorithm(tree)
+        stepping.algorithm.check(stepping.settings)
+        metrics = stepping.step()
+        assert ("preferences/compared" in metrics) is False and np.isfinite(metrics["advantages/deviation"])
+        with pytest.raises(
+            ConfigurationError, match=f"which has no {kind} model; mtrl fit-preferences --save makes one"
+        ):
+            make_algorithm(tree | {"model": {"folder": str(tmp_path / "policy")}}).check(stepping.settings)
+
+
+def test_what_cannot_work_is_said_before_anything_starts(quick, tmp_path):
+    with pytest.raises(ConfigurationError, match="'letters' has no preference oracle"):
+        load("sales", [*quick, f"algorithm={json.dumps(TREE)}"])
+    with pytest.raises(ConfigurationError, match=r"variant is mtpo_tau, .* set rollout.reference: true"):
+        load("sales", [*quick, RIVALS, f"algorithm={json.dumps(TREE | {'variant': 'mtpo_tau'})}"])
+    for change, sentence in (
+        ({"samples": 3}, "samples is 3 and variant is mtpo; conversations are compared two by two"),
+        ({"improvement": {"mixture": 0.1}}, "mixture is set by algorithm.tau"),
+        ({"improvement": {"kl": {"coefficient": 0.1}}}, "kl is set by algorithm.alpha"),
+        ({"advantages": {"alpha": 0.1}}, "advantages.alpha is algorithm.alpha"),
+        ({"variant": "rlhf"}, "variant is rlhf, which needs a reward model"),
+        ({"variant": "reward", "model": {"refresh": True}}, "variant is reward, which takes the task's own score"),
+        ({"model": {}}, "model has neither a folder nor refresh"),
+        ({"preferences": {"source": "llm"}}, "source is llm, which needs llm with at least base_url and model"),
+        ({"preferences": {"flip": 0.7}}, "algorithm.preferences.flip is 0.7"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            make_algorithm(TREE | change)

@@ -1,0 +1,98 @@
+"""Who is compared with whom, and what becomes of pairs that lack a member or an answer."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.preferences import Noise
+from mtrl_ray.comparing import PreferenceSettings, compare, pairs_of
+from mtrl_ray.config import EnvironmentSettings
+from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+
+QUIET = Noise()
+
+
+def talk(context: int, sample: int, score: float = 0.5, iteration: int = 0) -> Conversation:
+    turns = [Turn(Role.USER, "hi", tokens=[1]), Turn(Role.AGENT, "yes", [2], [-1.0], [0])]
+    name = f"{iteration}-{context}-{sample}"
+    return Conversation(
+        name, "test", "train", f"x{context}", turns, score, StopReason.OUTCOME, iteration=iteration, sample=sample
+    )
+
+
+def by_score(first: Conversation, second: Conversation) -> float:
+    return 0.5 + 0.5 * (first.score - second.score)
+
+
+def ids(table: pa.Table) -> list[str]:
+    return table["id"].to_pylist()
+
+
+def test_pairs_are_neighbours_and_those_without_a_partner_are_left_out():
+    talks = [talk(0, 0), talk(0, 1), talk(1, 0), talk(2, 3), talk(2, 2), talk(3, 1), talk(0, 0, iteration=1)]
+    assert ids(pairs_of(to_table(talks))) == ["0-0-0", "0-0-1", "0-2-2", "0-2-3"]
+    with pytest.raises(DataError, match="none of 2 conversations has a partner"):
+        pairs_of(to_table([talk(0, 1), talk(0, 2)]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), unique=True, min_size=1), st.randoms())
+def test_pairing_does_not_depend_on_the_order_of_what_is_there(present, random):
+    talks = [talk(context, sample) for context, sample in present]
+    whole = {(c, 2 * k) for c, s in present for k in [s // 2] if {(c, 2 * k), (c, 2 * k + 1)} <= set(present)}
+    random.shuffle(talks)
+    if not whole:
+        with pytest.raises(DataError):
+            pairs_of(to_table(talks))
+        return
+    found = from_table(pairs_of(to_table(talks)))
+    firsts, seconds = found[::2], found[1::2]
+    assert {(int(one.context_id[1:]), one.sample) for one in firsts} == whole and len(firsts) == len(whole)
+    assert all(a.context_id == b.context_id and b.sample == a.sample + 1 for a, b in zip(firsts, seconds, strict=True))
+
+
+def test_each_gets_its_probability_to_be_preferred():
+    table = to_table([talk(0, 0, 0.9), talk(0, 1, 0.4), talk(1, 0, 0.2), talk(1, 1, 0.6)])
+    kept, found, numbers = compare(table, by_score, QUIET, threads=2, retries=0)
+    np.testing.assert_allclose(found, [0.75, 0.25, 0.3, 0.7], rtol=1e-6)
+    assert found.dtype == np.float32 and ids(kept) == ids(table)
+    assert numbers == {"compared": 2.0, "failed": 0.0, "flipped": 0.0, "decided": pytest.approx(0.45)}
+
+
+def test_a_pair_that_cannot_be_compared_is_left_out_and_counted():
+    asked: list[str] = []
+
+    def prefer(first: Conversation, second: Conversation) -> float:
+        asked.append(first.id)
+        if first.context_id == "x1":
+            raise EngineError("the judge is asleep")
+        return 1.5 if first.context_id == "x2" else 1.0
+
+    table = to_table([talk(context, sample) for context in range(3) for sample in range(2)])
+    kept, found, numbers = compare(table, prefer, QUIET, threads=1, retries=2)
+    assert ids(kept) == ["0-0-0", "0-0-1"] and found.tolist() == [1.0, 0.0]
+    assert numbers["failed"] == 2.0 and asked.count("0-1-0") == 3
+    with pytest.raises(DataError, match=r"none of 1 pairs could be compared; the last cause: .* is 1.5"):
+        compare(table.slice(4), prefer, QUIET, threads=1, retries=0)
+
+
+def test_a_share_of_the_pairs_is_turned_round_whatever_the_order():
+    table = to_table([talk(context, sample, 0.9 - 0.8 * sample) for context in range(400) for sample in range(2)])
+    _, found, numbers = compare(table, by_score, Noise(0.3, "flipped", seed=1), threads=1, retries=0)
+    turned = found[::2] < 0.5
+    np.testing.assert_array_equal(found[::2] + found[1::2], 1.0)
+    assert numbers["flipped"] == turned.sum() and 90 < turned.sum() < 150
+    _, again, _ = compare(table.slice(200, 100), by_score, Noise(0.3, "flipped", seed=1), threads=1, retries=0)
+    assert again.tolist() == found[200:300].tolist()
+    _, other, _ = compare(table, by_score, Noise(0.3, "flipped", seed=2), threads=1, retries=0)
+    assert (other != found).any()
+
+
+def test_an_oracle_has_to_be_there():
+    with pytest.raises(ConfigurationError, match="'letters' has no preference oracle"):
+        PreferenceSettings().judge(EnvironmentSettings(name="tests.support.letters:Letters"))
+    prefer = PreferenceSettings().judge(EnvironmentSettings(name="tests.support.rival_letters:RivalLetters"))
+    with pytest.raises(DataError, match="rival_letters"):
+        prefer(talk(0, 0), talk(0, 1))
