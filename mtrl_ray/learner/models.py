@@ -1,10 +1,10 @@
 """The models a learner holds, each made when it is first needed, and how they are kept on disk.
 
 1. `policy` is trained. `reference` is a frozen copy of it as it was before its first improvement, `anchor` one as it
-   was at the last `anchor()`. `critic`, `value` and `q` are value models that start from the policy's decoder:
-   of tokens, of states before a turn, of responses; `q_target` follows `q`; so do `preference` and `reward`, of pairs
-   of conversations and of single ones. `prm`, the implicit process reward model,
-   is a policy that starts as a copy of the reference and is trained on its own.
+   was at the last `anchor()`. `critic`, `value`, `q`, `reward` and `preference` are value models that start from the
+   policy's decoder: of tokens, of states before a turn, of responses, of conversations, of pairs of them; `q_target`
+   follows `q`. `prm`, the implicit process reward model, is a policy that starts as a copy of the reference and is
+   trained on its own.
 2. A trained model has an optimiser, made with its first step.
 3. On disk each is a Hugging Face folder named after it; optimiser states lie in `optimisers.pt`, which is read
    without unpickling anything but tensors and numbers. The policy's folder also has its tokenizer.
@@ -36,7 +36,9 @@ class Models:
     """`policy` and what was made from it, on one device, in float32."""
 
     def __init__(self, source: str | Path, device: torch.device) -> None:
-        self.source = source
+        self.source = (
+            source  # of the tokenizer too; a checkpoint that is loaded may be pruned before the next is written
+        )
         self.device = device
         self.policy = self._reader(source)
         self._prm: PolicyReader | None = None
@@ -135,8 +137,7 @@ class Models:
 
     def load(self, folder: Path) -> None:
         """Replace everything by what `save` wrote. Raises CheckpointError."""
-        self.source = folder / "policy"
-        self.policy = self._reader(self.source)
+        self.policy = self._reader(folder / "policy")
         names: tuple[Frozen, ...] = ("reference", "anchor")
         kept = [name for name in names if (folder / name).is_dir()]
         self._frozen = {name: self._reader(folder / name).requires_grad_(False) for name in kept}

@@ -1,5 +1,6 @@
 """What a checkpoint keeps: a learner that was saved and loaded goes on as if nothing had happened."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ def test_a_loaded_learner_continues_bit_for_bit(
     for own, loaded in zip(unpack(learner.weights(4)), unpack(other.weights(4)), strict=True):
         assert own[0] == loaded[0]
         assert torch.equal(own[1], loaded[1])
+
+
+def test_a_loaded_learner_needs_the_checkpoint_no_more(
+    learner: Learner, policy_folder: Path, settings: LearnerSettings, tmp_path: Path
+) -> None:
+    learner.save(tmp_path / "old")
+    other = Learner(settings, policy_folder, seed=3)
+    other.load(tmp_path / "old")
+    shutil.rmtree(tmp_path / "old")
+    other.save(tmp_path / "new")
+    for entry in policy_folder.iterdir():
+        assert (tmp_path / "new" / "policy" / entry.name).is_file(), entry.name
 
 
 def iterate_whole(learner: Learner, number: int) -> dict[str, float]:
