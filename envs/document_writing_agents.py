@@ -43,7 +43,7 @@ class Writer(AskingAgent):
         """The document; unknown tone and length are drawn at random, unknown facts are the usual ones."""
         facts = sample_facts(self.rng) | USUAL | dict(known)
         kind = facts.get("kind") or self.rng.choice(list(KINDS))
-        return HEADING + document(kind, facts.get("event") or self.rng.choice(EVENTS), facts)
+        return HEADING + document(kind, facts.get("event") or self.rng.choice(list(EVENTS)), facts)
 
     def nonsense(self) -> str:
         """Some other document."""
