@@ -20,7 +20,7 @@ from envs.car_dealer_moves import BRANDS, FEATURES, TYPES, Car, seller_move, tho
 from envs.car_dealer_user import PERSONALITIES, Buyer
 from envs.intents import clean, template_markers
 from envs.options import positive, user_kind
-from envs.preferences import Kind, Noise, bradley_terry, check_pair, probability
+from envs.preferences import Kind, Noise, bradley_terry, check_pair, identity, probability
 from envs.splits import Profile, draw
 from mtrl_ray.conversation import Conversation
 from mtrl_ray.errors import DataError
@@ -82,7 +82,7 @@ class CarDealer(Environment):
         """P(first ≻ second) = σ((reward of first − reward of second) / `preference_scale`)."""
         check_pair(self.name, first, second)
         margin = bradley_terry((reward(first) - reward(second)) / self._scale)
-        return probability(self._noise.apply(margin, first.id, second.id))
+        return probability(self._noise.apply(margin, identity(first), identity(second)))
 
 
 def reward(conversation: Conversation) -> float:

@@ -22,7 +22,7 @@ from envs.education_moves import STYLES, TOPICS, teacher_move
 from envs.education_user import REACTIONS, Student
 from envs.intents import clean, template_markers
 from envs.options import positive, share, user_kind
-from envs.preferences import Kind, Noise, check_pair, probability
+from envs.preferences import Kind, Noise, check_pair, identity, probability
 from envs.splits import Profile, draw
 from mtrl_ray.conversation import Conversation, StopReason
 from mtrl_ray.errors import ConfigurationError
@@ -92,7 +92,7 @@ class Education(Environment):
         """P(first ≻ second) by the teachers' conduct."""
         check_pair(self.name, first, second)
         preferred = margin(judged(first), judged(second), self._cyclic, self._sharpness)
-        return probability(self._noise.apply(preferred, first.id, second.id))
+        return probability(self._noise.apply(preferred, identity(first), identity(second)))
 
 
 def judged(conversation: Conversation) -> tuple[Conduct, float]:

@@ -26,7 +26,7 @@ ASK = ("What do you know of the {aspect}?", "Why does the {aspect} matter?", "Wh
 ASK_STYLE = ("How do you like to learn?", "What way of learning do you like?")
 CHALLENGE = ("Here is a challenge: what moves the {aspect}?", "A harder one: what if we lose the {aspect}?")
 COMFORT = ("Do not worry, you can do it.", "Take your time, it is fine.")
-TAKE_UP = ("Yes, you say {aspect}.", "Right, you say {aspect}.", "You say {aspect}, good point.")
+TAKE_UP = ("Yes, {aspect}.", "Right, {aspect}.", "Indeed, {aspect}.")
 GREET = ("Hello, nice to meet you.", "Hi, welcome.")
 """Phrasings of each move."""
 
@@ -100,7 +100,7 @@ class Teacher:
         if state.style is None and state.asked_style < 2 and len(state.excluded) < 3:
             return [*heed, self._say(ASK_STYLE)]
         if state.answered is not None and state.challenges < CHALLENGES:
-            return [*heed, self._say(CHALLENGE, self._fresh(state))]
+            return [*heed, self._say(CHALLENGE, state.answered)]
         if state.pending == "presented" and not state.distressed:
             return [*heed, self._say(ASK, state.presented[-1] if state.presented else self._fresh(state))]
         return [*heed, self._say(PRAISE), self._present(state)]

@@ -44,7 +44,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
     "frustrated": ("I do not get it.", "This makes no sense."),
     "anxious": ("I am afraid I will fail.", "I am so nervous."),
     "adapts": ("Okay, I can do that.", "Okay, if you say so."),
-    "answer": ("I would say {aspect}.", "Let me say {aspect}.", "I guess I say {aspect}."),
+    "answer": ("I would say {aspect}.", "I think of the {aspect}.", "I guess the {aspect}."),
     "early": ("I do not know yet.", "No idea."),
     "hard": ("That is too hard for me.", "I cannot do that."),
     "relieved": ("Thanks, I feel better.", "Okay, thank you."),

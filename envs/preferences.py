@@ -5,7 +5,8 @@
 2. `bradley_terry` makes a margin of a difference of rewards; an oracle that is not transitive makes its own.
 3. `Noise` spoils margins: `expected` moves each towards ½ by the share of judges who err; `flipped` turns round that
    share of the pairs; `label` gives one judge's verdict, 0 or 1, drawn from what `expected` gives. What is drawn depends
-   on the seed and on the ids of the two conversations alone, so that a pair is judged alike whenever it is judged.
+   on the seed and on the two conversations alone (`identity`: their ids and words, because different policies' held-out
+   conversations bear the same ids), so that a pair is judged alike whenever it is judged.
 4. Preferences come from the environment (`Environment.prefer`), from an LLM (`envs.pair_judge`), from a trained model,
    or from a file of pairs that people judged (`mtrl_ray.preferences.pairs`). All but the file have the type `Prefer`.
 """
@@ -61,20 +62,29 @@ class Noise:
         return cls(share(environment, "preference_noise", noise), given, seed)
 
     def apply(self, margin: float, first: str, second: str) -> float:
-        """The margin as the noisy judges give it; `first` and `second` are the conversations' ids."""
-        if first == second:
-            return 0.0
+        """The margin as the noisy judges give it; `first` and `second` identify the two conversations.
+
+        One conversation against itself has a margin of 0 by all its judges.
+        """
         spoilt = (1.0 - 2.0 * self.share) * margin
         if self.kind == "expected":
             return spoilt
-        # The draw belongs to the pair: it is made for the smaller id in front.
+        # The draw belongs to the pair: it is made for the smaller identity in front.
         low, high = sorted((first, second))
         drawn = uniform(f"{self.seed}/{self.kind}/{low}/{high}")
         if self.kind == "flipped":
             return -margin if drawn < self.share else margin
+        if first == second:
+            return 0.0
         ordered = spoilt if first == low else -spoilt
         verdict = 0.5 if drawn < probability(ordered) else -0.5
         return verdict if first == low else -verdict
+
+
+def identity(conversation: Conversation) -> str:
+    """What tells a conversation from any other: its id, and a digest of what was said."""
+    words = "\0".join(f"{turn.role}\1{turn.text}\1{turn.sent}" for turn in conversation.turns)
+    return f"{conversation.id}/{hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
 def uniform(text: str) -> float:

@@ -141,6 +141,18 @@ def test_the_interval_narrows_with_contexts_not_with_comparisons():
     assert once == again
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_policies_are_compared_on_conversations_that_bear_the_same_ids(kind):
+    """Held-out conversations of every policy have the ids of their contexts."""
+    environment = make("education", preference_noise=0.1, preference_noise_kind=kind)
+    better, worse = (list(measure.conversations(environment, name, 40)) for name in ("expert", "random"))
+    for one, other in zip(better, worse, strict=True):
+        one.id = other.id = one.context_id
+        assert environment.prefer(one, other) == 1.0 - environment.prefer(other, one)
+        assert environment.prefer(one, one) == 0.5
+    assert win_rate(better, worse, environment.prefer).mean == pytest.approx(0.9, abs=0.15)
+
+
 def test_car_dealer_win_rate():
     rate = scripted_win_rate(make("car_dealer"), "expert", "greedy", 64)
     assert rate.low > 0.8 and rate.n == 64
