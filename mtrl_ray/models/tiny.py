@@ -45,7 +45,7 @@ def tiny_model(
         "model": model.model_dump(mode="json", exclude={"warm_start": {"seconds"}}),
         "environment": environment_settings.model_dump(mode="json"),
         "shares": environment.warm_start,
-        "first": [done.turns[-1].text for done in conversations(environment, MIXTURE, 8, "train")],
+        "first": [turn.text for done in conversations(environment, MIXTURE, 8, "train") for turn in done.turns],
         "recipe": RECIPE_VERSION,
     }
     digest = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=8).hexdigest()
