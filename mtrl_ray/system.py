@@ -23,6 +23,7 @@ from mtrl_ray.comparing import PreferenceSettings, compared, paired
 from mtrl_ray.config import Settings
 from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.judging import JudgeSettings, judged
 from mtrl_ray.learner.group import LearnerGroup
@@ -187,6 +188,11 @@ class System:
     def implicit_rewards(self, conversations: Any, beta: float) -> Any:
         """The ref of the implicit reward of every agent token."""
         return self.learner.implicit_rewards(conversations, beta)
+
+    def keep_turn_scores(self, beta: float) -> None:
+        """Write what the process reward model gives the turns of the first evaluation (`evaluation.turn_ranks`)."""
+        table = ray.get(self.learner.score_turns(turn_ranks.probed(self.folder), beta))
+        turn_ranks.keep(self.folder, self.iteration + 1, table)
 
     def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> Any:
         """The ref of token rewards: what each turn earned, on its last token."""

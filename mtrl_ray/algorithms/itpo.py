@@ -45,6 +45,9 @@ class ITPOSettings(Section):
     judge: JudgeSettings = JudgeSettings()
     advantages: Advantages = Advantages()
     improvement: ConversationImprovement = ConversationImprovement()
+    turn_scores_every: int = Field(0, ge=0)
+    """Keep what the process reward model gives the turns of the first evaluation, after every so many iterations'
+    fits (`evaluation.turn_ranks`); 0: never."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ITPOSettings":
@@ -78,6 +81,8 @@ class ITPO(Algorithm[ITPOSettings]):
         if settings.rewards.scheme in IMPLICIT:
             system.fit_prm(conversations, settings.prm)
             implicit = system.implicit_rewards(conversations, settings.prm.beta)
+            if settings.turn_scores_every and system.iteration % settings.turn_scores_every == 0:
+                system.keep_turn_scores(settings.prm.beta)
         rewards = system.turn_rewards(conversations, settings.rewards, implicit)
         advantages = system.advantages(conversations, rewards, settings.advantages)
         system.improve_conversations(conversations, advantages, settings.improvement)

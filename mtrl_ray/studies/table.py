@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.evaluation.statistics import Estimate, gap_closed, mean_interval, paired_difference
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.studies.cells import Cell
@@ -78,8 +79,14 @@ def read_run(cell: Cell) -> Run | None:
         start=_scores(evaluation / "start.parquet"),
         end=_scores(evaluation / "end.parquet"),
         scripted={name: Estimate.from_dict(summary[name]) for name in SCRIPTED if name in summary},
-        metrics=read_metrics(cell.folder),
+        metrics=_with_ranks(read_metrics(cell.folder), cell.folder),
     )
+
+
+def _with_ranks(metrics: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The recorded metrics, with how stable the ranks of turns were where the run kept turn scores."""
+    ranks = turn_ranks.stability(folder)
+    return [row | ranks.get(row["iteration"], {}) for row in metrics]
 
 
 def table(definition: Definition, runs: Sequence[Run]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.config import Settings, load
 from mtrl_ray.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
+from mtrl_ray.evaluation.turn_ranks import TURNS, stability
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
@@ -99,7 +100,7 @@ def test_an_environment_without_a_record_cannot_judge(stepping):
 
 
 def test_a_run_on_sales_keeps_its_reward_model_and_goes_on(ray_cluster, quick, tmp_path):
-    settings = settings_of(quick, tmp_path, "sales", "environment.name=sales")
+    settings = settings_of(quick, tmp_path, "sales", "environment.name=sales", "algorithm.turn_scores_every=1")
     summary = trainer.run(settings, Silent())
     assert summary["end"]["n"] == 8
     rows = read_metrics(settings.run_folder)
@@ -115,3 +116,6 @@ def test_a_run_on_sales_keeps_its_reward_model_and_goes_on(ray_cluster, quick, t
     trainer.run(resumed_settings(settings.run_folder, ["run.iterations=3"]), Silent(), resume=True)
     rows = read_metrics(settings.run_folder)
     assert len(rows) == 3 and rows[2]["prm/sum_deviation"] > 0
+    ranks = stability(settings.run_folder)
+    assert sorted(ranks) == [1, 2, 3], "the turns of the first evaluation were scored after every fit"
+    assert all(-1 <= found[TURNS] <= 1 for found in ranks.values()) and ranks[3][TURNS] == pytest.approx(1)
