@@ -49,9 +49,7 @@ def stability(folder: Path) -> dict[int, dict[str, float]]:
     scorings = {int(path.stem): _by_conversation(pq.read_table(path)) for path in kept}
     last = max(scorings)
     found = {
-        iteration: {
-            name: _agreement(ours[place], scorings[last][place]) for place, name in enumerate((TURNS, TOKENS))
-        }
+        iteration: {name: _agreement(ours[place], scorings[last][place]) for place, name in enumerate((TURNS, TOKENS))}
         for iteration, ours in scorings.items()
     }
     earlier = [found[iteration] for iteration in sorted(scorings) if iteration != last]
