@@ -64,6 +64,17 @@ def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
     return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
 
 
+def first_members(pairs: Any, preferred: Any) -> tuple[Any, Any]:
+    """Refs of the first conversation of each pair, and of its probability to be preferred."""
+    table, found = _first_members.remote(pairs, preferred)
+    return table, found
+
+
+@ray.remote(num_cpus=0, num_returns=2)
+def _first_members(pairs: pa.Table, preferred: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    return pairs.take(pa.array(range(0, pairs.num_rows, 2))), preferred[::2]
+
+
 @ray.remote(num_cpus=0, num_returns=3)
 def compared(
     pairs: pa.Table,

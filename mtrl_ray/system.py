@@ -9,7 +9,7 @@
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet, Result
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.worker import Report
+from mtrl_ray.single_turns import matched
 from mtrl_ray.weights.store import read_files, start_store
 
 
@@ -121,15 +122,16 @@ class System:
         for actor in (self.buffer, self._store):
             ray.kill(actor)
 
-    def converse(self, contexts: int, samples: int, mixture: float = 0.0) -> Logged:
+    def converse(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
         """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer.
 
-        mixture: the reference's share τ in what is sampled (`rollout.engine`); needs `rollout.reference`.
+        mixtures: the reference's share τ in the first sample, the second, …, and round again (`rollout.engine`); above 0
+        they need `rollout.reference`.
         """
         started = time.perf_counter()
         first = self.iteration * contexts
         leases = make_leases(
-            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixture
+            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixtures
         )
         self.buffer.recall.remote(self.iteration)
         known = set(ray.get(self.buffer.ids.remote(self.iteration)))
@@ -151,11 +153,15 @@ class System:
         """Make the current policy the reference of a KL to π_i."""
         self.learner.anchor()
 
-    def respond(self, states: States, samples: int) -> Any:
-        """The ref of a table of `samples` responses in each state (`mtrl_ray.responses`), ordered by state and sample."""
+    def respond(self, states: States, samples: int, mixture: float = 0.0, stream: str = "") -> Any:
+        """The ref of a table of `samples` responses in each state (`mtrl_ray.responses`), ordered by state and sample.
+
+        mixture: the reference's share τ in what is sampled; stream: name of another draw in the same states.
+        """
+        seed = derive_seed(states.seed, stream) if stream else states.seed
         started = time.perf_counter()
         self.view.part("rollout", f"{states.count} x {samples} responses under version {self.version}")
-        results = list(self.fleet.respond(states.table, states.count, samples, states.seed, self.version))
+        results = list(self.fleet.respond(states.table, states.count, samples, seed, self.version, mixture))
         tokens = sum(result.report.agent_tokens for result in results)
         seconds = time.perf_counter() - started
         self._metrics |= {
@@ -166,11 +172,20 @@ class System:
         self.view.part("rollout", "idle")
         return _joined.remote(*[result.table[0] for result in results])
 
-    def improve(self, logged: Logged, responses: Any, specification: Improvement) -> None:
-        """Improve the policy on scored responses; returns at once."""
+    def response_rewards(self, conversations: Any, responses: Any) -> Any:
+        """The ref of the reward model's score of each response."""
+        return self.learner.response_rewards(conversations, responses)
+
+    def response_preferences(self, conversations: Any, responses: Any, opponents: Any) -> Any:
+        """The ref of each response's probability to be preferred to its opponent, as the preference model sees it."""
+        found = self.learner.preferred(matched.remote(conversations, responses, opponents), "preference")
+        return _firsts.remote(found)
+
+    def improve(self, logged: Logged, responses: Any, specification: Improvement, scores: Any = None) -> None:
+        """Improve the policy on responses; `scores`: a ref, one per response, Q's where None. Returns at once."""
         self.view.part("learner", f"improving the policy ({specification.estimator})")
         sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
-        self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled)))
+        self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled, scores)))
 
     def judge(self, conversations: Any, settings: JudgeSettings) -> Any:
         """The ref of those of the conversations that the judge could judge, with its weights of their turns."""
@@ -263,6 +278,10 @@ class System:
         self.buffer.advance.remote(self.version)
         self.view.part("weights", f"version {self.version}")
 
+    def promise(self, prefix: str, numbers: Any) -> None:
+        """Have `take_metrics` wait for these numbers too (a ref of a dict)."""
+        self._promised.append((prefix, numbers))
+
     def take_metrics(self) -> dict[str, float]:
         """Wait for what the actors still do; the numbers since it was asked last."""
         metrics, promised = self._metrics, self._promised
@@ -279,8 +298,11 @@ class System:
 
         `tag` takes the iteration's place in their identity and seed.
         """
-        leases = make_leases(self.settings.run.seed, split, tag, indices, samples)
-        self.view.part("rollout", f"holding {len(leases)} held-out conversations")
+        return self.hold_leases(make_leases(self.settings.run.seed, split, tag, indices, samples))
+
+    def hold_leases(self, leases: list[Lease]) -> pa.Table:
+        """`hold` of these leases."""
+        self.view.part("rollout", f"holding {len(leases)} conversations apart from training")
         results: list[Result] = list(self.fleet.converse(leases, self.version))
         self.view.part("rollout", "idle")
         tables = ray.get([result.table[0] for result in results])
@@ -337,6 +359,12 @@ class System:
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """The numbers among `values`, their names prefixed."""
     return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+@ray.remote(num_cpus=0)
+def _firsts(found: np.ndarray) -> np.ndarray:
+    """Those of the first members of pairs."""
+    return found[::2]
 
 
 @ray.remote(num_cpus=0)

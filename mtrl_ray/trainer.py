@@ -62,6 +62,8 @@ class Trainer(tune.Trainable):
     def step(self) -> dict[str, float]:
         """One iteration; its metrics."""
         begun = time.perf_counter()
+        if self.system.iteration == 0:
+            self.algorithm.begin(self.system)
         self.algorithm.iterate(self.system)
         metrics = self.system.take_metrics()
         metrics["iteration/seconds"] = time.perf_counter() - begun

@@ -28,6 +28,9 @@ class Algorithm(ABC, Generic[SettingsT]):
     def check(self, settings: "Settings") -> None:
         """Refuse a run that cannot work with the rest of its settings. Raises ConfigurationError."""
 
+    def begin(self, system: "System") -> None:
+        """Called once in a run's life, before its first iteration, its actors running."""
+
     @abstractmethod
     def iterate(self, system: "System") -> None:
         """One iteration: collect, learn, publish. What is worth knowing goes into the system's metrics."""

@@ -12,8 +12,9 @@
 `mtpo_tau` plays the geometric mixture π^τ against itself: Â and the KL inside are the mixture's, whose log-probabilities
 the samples carry, and π steps on its samples with truncated importance weights.
 Other variants replace what ends a conversation: `rlhf`, the score R of a Bradley-Terry reward model (multi-turn RLHF);
-`reward`, the task's own score (policy gradient on the true reward). `model` puts a learned preference model in the place
-of the judge.
+`reward`, the task's own score (policy gradient on the true reward). `best_response` trains against the reference instead
+of itself: begun from a finished policy, with α = 0, its win rate says how far that policy is from an equilibrium. `model`
+puts a learned preference model in the place of the judge.
 
 What the paper leaves open are settings: how values of turns and tokens go together (`advantages.value`), the mirror
 descent's KL(π‖π_t), which its deep version drops (`improvement.previous_kl`), preferences that err (`preferences.flip`).
@@ -21,17 +22,17 @@ descent's KL(π‖π_t), which its deep version drops (`improvement.previous_kl`
 iteration.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.comparing import PreferenceSettings
+from mtrl_ray.algorithms.learned import Learned, LearnedSettings
+from mtrl_ray.comparing import PreferenceSettings, first_members
 from mtrl_ray.config import Section
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.learner.specification import KL, ConversationImprovement, PairFit, PairModel, TurnAdvantages
-from mtrl_ray.models.value import HEAD_FILE
+from mtrl_ray.learner.specification import KL, ConversationImprovement, PairModel, TurnAdvantages
+from mtrl_ray.offline_pairs import whole_pairs
 
 if TYPE_CHECKING:
     from mtrl_ray.config import Settings
@@ -53,30 +54,14 @@ class PolicyLoss(ConversationImprovement):
         return self
 
 
-class LearnedSettings(Section):
-    """A preference model (variants `mtpo`, `mtpo_tau`) or a reward model (variant `rlhf`) between the judge and the policy."""
-
-    folder: str | None = None
-    """What `mtrl fit-preferences --save` wrote: the models to begin with. None: ones that know nothing yet."""
-    refresh: bool = False
-    """Whether the judge compares each iteration's pairs, and the model is updated on them before it scores them."""
-    fit: PairFit = PairFit()
-    """Of one refreshment."""
-
-    @model_validator(mode="after")
-    def _learns(self) -> "LearnedSettings":
-        if self.folder is None and not self.refresh:
-            raise ValueError("model has neither a folder nor refresh; it would never learn anything")
-        return self
-
-
 class MTPOSettings(Section):
     """The `algorithm:` section."""
 
     name: Literal["mtpo"] = "mtpo"
-    variant: Literal["mtpo", "mtpo_tau", "rlhf", "reward"] = "mtpo"
+    variant: Literal["mtpo", "mtpo_tau", "rlhf", "reward", "best_response"] = "mtpo"
     """`mtpo`: preferences between the policy's conversations; `mtpo_tau`: between those of its mixture with the reference;
-    `rlhf`: a reward model's score; `reward`: the task's score."""
+    `rlhf`: a reward model's score; `reward`: the task's score; `best_response`: between a conversation of the policy
+    and one of the reference, and only the policy's are learned from."""
     contexts: int = Field(64, ge=1)
     """Fresh training contexts per iteration."""
     samples: int = Field(2, ge=1)
@@ -99,7 +84,9 @@ class MTPOSettings(Section):
         if "alpha" in self.advantages.model_fields_set:
             raise ValueError("advantages.alpha is algorithm.alpha; set it there")
         if self.variant == "rlhf" and self.model is None:
-            raise ValueError("variant is rlhf, which needs a reward model; set model.folder, or model.refresh: true")
+            raise ValueError(
+                "variant is rlhf, which needs a reward model; set model.folder, model.first or model.refresh"
+            )
         if self.variant == "reward" and self.model is not None:
             raise ValueError("variant is reward, which takes the task's own score; leave model out")
         if self.pairs and self.samples % 2:
@@ -110,19 +97,20 @@ class MTPOSettings(Section):
         return self
 
     @property
-    def mixture(self) -> float:
-        """The reference's share in what is sampled."""
-        return self.tau if self.variant == "mtpo_tau" else 0.0
+    def mixtures(self) -> tuple[float, ...]:
+        """The reference's share in what is sampled, by sample."""
+        shares = {"mtpo_tau": (self.tau,), "best_response": (0.0, 1.0)}
+        return shares.get(self.variant, (0.0,))
 
     @property
     def judges(self) -> bool:
-        """Whether somebody is asked about this run's conversations."""
+        """Whether somebody is asked about every iteration's conversations."""
         return self.variant != "reward" and (self.model is None or self.model.refresh)
 
     @property
     def pairs(self) -> bool:
         """Whether conversations come in pairs."""
-        return self.variant in ("mtpo", "mtpo_tau") or self.judges
+        return self.variant in ("mtpo", "mtpo_tau", "best_response") or self.judges
 
     @property
     def model_kind(self) -> PairModel:
@@ -137,32 +125,37 @@ class MTPO(Algorithm[MTPOSettings]):
 
     def __init__(self, settings: MTPOSettings) -> None:
         super().__init__(settings)
-        self._adopted = False
+        model = settings.model
+        self._learned = None if model is None else Learned(model, settings.model_kind)
 
     def check(self, settings: "Settings") -> None:
         """See `Algorithm.check`: a judge has to be there, and so have a mixture's reference and a model's folder."""
-        if self.settings.mixture and not settings.rollout.reference:
+        if any(self.settings.mixtures) and not settings.rollout.reference:
             raise ConfigurationError(
-                "algorithm.variant is mtpo_tau, whose workers sample with the reference at hand; set rollout.reference: true"
+                f"algorithm.variant is {self.settings.variant}, whose workers sample with the reference at hand; "
+                "set rollout.reference: true"
             )
-        model, kind = self.settings.model, self.settings.model_kind
-        if model is not None and model.folder is not None and not (Path(model.folder) / kind / HEAD_FILE).is_file():
-            raise ConfigurationError(
-                f"algorithm.model.folder is {model.folder!r}, which has no {kind} model; mtrl fit-preferences --save makes one"
-            )
-        if self.settings.judges:
+        if self.settings.model is not None:
+            self.settings.model.check(self.settings.model_kind)
+        if self.settings.judges or (self.settings.model is not None and self.settings.model.first is not None):
             self.settings.preferences.judge(settings.environment)
+
+    def begin(self, system: "System") -> None:
+        """See `Algorithm.begin`: fit the model, or take the folder's."""
+        if self._learned is not None:
+            preferences = self.settings.preferences
+            self._learned.begin(system, lambda contexts: whole_pairs(system, contexts, preferences))
 
     def iterate(self, system: "System") -> None:
         """One pass of the loop."""
         settings = self.settings
-        logged = system.converse(settings.contexts, settings.samples, settings.mixture)
-        conversations, terminal = self._ended(system, logged.window(1))
+        logged = system.converse(settings.contexts, settings.samples, settings.mixtures)
+        conversations, terminal = self._own(*self._ended(system, logged.window(1)))
         regularised = settings.advantages.model_copy(update={"alpha": settings.alpha})
         advantages = system.turn_advantages(conversations, terminal, regularised)
         if system.iteration >= settings.critic_warmup:
             to_reference = KL(coefficient=settings.alpha, kind="k2", place="loss")
-            loss = settings.improvement.model_copy(update={"kl": to_reference, "mixture": settings.mixture})
+            loss = settings.improvement.model_copy(update={"kl": to_reference, "mixture": settings.mixtures[0]})
             system.improve_conversations(conversations, advantages, loss)
             system.publish()
 
@@ -173,16 +166,15 @@ class MTPO(Algorithm[MTPOSettings]):
             conversations = system.pairs(conversations)
         if settings.judges:
             conversations, preferred = system.compare(conversations, settings.preferences)
-        if settings.model is None:
+        if self._learned is None:
             return conversations, preferred
-        return conversations, self._scored(system, conversations, preferred, settings.model)
+        self._learned.refresh(system, conversations, preferred)
+        if settings.variant == "rlhf":
+            return conversations, system.rewards(conversations)
+        return conversations, system.preferred(conversations, settings.model_kind)
 
-    def _scored(self, system: "System", conversations: Any, preferred: Any, model: LearnedSettings) -> Any:
-        """Terminal rewards as the learned model gives them, once it has seen what the judge said."""
-        kind = self.settings.model_kind
-        if model.folder is not None and not self._adopted:
-            system.adopt(kind, str(Path(model.folder) / kind))
-            self._adopted = True
-        if model.refresh:
-            system.fit_pairs(conversations, preferred, kind, model.fit)
-        return system.rewards(conversations) if kind == "reward" else system.preferred(conversations, kind)
+    def _own(self, conversations: Any, terminal: Any) -> tuple[Any, Any]:
+        """What the policy learns from: all of it, or its own half where the other is an opponent's."""
+        if self.settings.variant != "best_response":
+            return conversations, terminal
+        return first_members(conversations, terminal)

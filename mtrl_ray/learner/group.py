@@ -11,7 +11,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from mtrl_ray.config import LearnerSettings, ModelSettings
@@ -139,10 +138,12 @@ class LearnerGroup:
         """Ref of Q of every response, float32 [responses]."""
         return self._call("score", conversations, responses)
 
-    def improve(
-        self, conversations: Any, responses: Any, specification: Improvement, scores: np.ndarray | None = None
-    ) -> Any:
-        """Ref of `Learner.improve`'s numbers."""
+    def response_rewards(self, conversations: Any, responses: Any) -> Any:
+        """Ref of the reward model's score of every response, float32 [responses]."""
+        return self._call("response_rewards", conversations, responses)
+
+    def improve(self, conversations: Any, responses: Any, specification: Improvement, scores: Any = None) -> Any:
+        """Ref of `Learner.improve`'s numbers; `scores`: an array, a ref of one, or None."""
         return self._call("improve", conversations, responses, specification, scores)
 
     def fit_prm(self, conversations: Any, specification: PRMFit) -> Any:

@@ -185,6 +185,11 @@ class Learner:
         """The reward model's score of each conversation, in log-odds, float32 [conversations]."""
         return pair_models.rewards(self.core, Dialogues.read(conversations))
 
+    def response_rewards(self, conversations: Tables, responses: Tables) -> np.ndarray:
+        """The reward model's score of each response at the end of its history, in log-odds, float32 [responses]."""
+        dialogues = Dialogues.read(conversations)
+        return pair_models.response_rewards(self.core, dialogues, Responses.read(responses, dialogues))
+
     def adopt(self, model: PairModel, folder: str | Path) -> None:
         """Take a preference or reward model that was fitted before, where there is none yet. Raises CheckpointError."""
         self.core.models.adopt(model, folder)

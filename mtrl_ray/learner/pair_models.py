@@ -21,10 +21,10 @@ from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.core import Core
 from mtrl_ray.learner.fitting import calibration_error
 from mtrl_ray.learner.microbatches import balance
-from mtrl_ray.learner.packing import Rows, conversation_ends, conversation_pairs
+from mtrl_ray.learner.packing import Rows, conversation_ends, conversation_pairs, response_ends
 from mtrl_ray.learner.passes import LossFunction, Outputs, Step
 from mtrl_ray.learner.specification import PairFit, PairModel
-from mtrl_ray.learner.tables import Dialogues
+from mtrl_ray.learner.tables import Dialogues, Responses
 from mtrl_ray.learner.updates import means
 
 LOGIT_BOUND = 30.0
@@ -61,6 +61,12 @@ def rewards(core: Core, dialogues: Dialogues) -> np.ndarray:
     """The reward model's score of each conversation, in log-odds, float32 [conversations]."""
     require(core, "reward")
     return core.evaluate("reward", conversation_ends(dialogues))["values"]
+
+
+def response_rewards(core: Core, dialogues: Dialogues, responses: Responses) -> np.ndarray:
+    """The reward model's score of each conversation that ends with a response, in log-odds, float32 [responses]."""
+    require(core, "reward")
+    return core.evaluate("reward", response_ends(dialogues, responses, core.branch_tokens))["values"]
 
 
 def require(core: Core, model: PairModel) -> None:

@@ -29,8 +29,9 @@ class Dialogue:
     def __init__(self, lease: Lease, environment: Environment, chat: ChatFormat, limits: Limits) -> None:
         self.lease = lease
         self._environment, self._chat, self._limits = environment, chat, limits
+        self._user_seed = lease.seed if lease.user_seed is None else lease.user_seed
         self.context: Context = environment.context(lease.split, lease.index)
-        self.user: User = environment.user(self.context, derive_seed(lease.seed, "user"))
+        self.user: User = environment.user(self.context, derive_seed(self._user_seed, "user"))
         self._turns: list[Turn] = []
         self._history: list[int] = []
         self._taken = 0  # agent turns
@@ -56,6 +57,11 @@ class Dialogue:
         )
         self._taken += 1
         return text
+
+    @property
+    def given(self) -> Generation | None:
+        """The agent's next turn where the lease gives it; None: the engine is to be asked."""
+        return self.lease.given[self._taken] if self._taken < len(self.lease.given) else None
 
     def answer(self, reply: Reply) -> Request | None:
         """Append the user's reply; the next request, or None when the conversation has ended."""

@@ -121,14 +121,16 @@ class Fleet:
             lambda worker, chunk: worker.converse.options(num_returns=2).remote(list(chunk.leases), version),
         )
 
-    def respond(self, states: Any, count: int, samples: int, seed: int, version: int) -> Iterator[Result]:
+    def respond(
+        self, states: Any, count: int, samples: int, seed: int, version: int, mixture: float = 0.0
+    ) -> Iterator[Result]:
         """Sample `samples` responses in each of `count` logged states (a ref of their table)."""
         size = self._chunk_size(count, max(1, self._settings.rollout.lease_size // samples))
         chunks = [Chunk(states=(start, min(count, start + size))) for start in range(0, count, size)]
         return self._dispatch(
             chunks,
             lambda worker, chunk: worker.respond.options(num_returns=2).remote(
-                states, *chunk.states, samples, seed, version
+                states, *chunk.states, samples, seed, version, mixture
             ),
         )
 

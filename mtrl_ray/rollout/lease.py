@@ -5,8 +5,11 @@ lease gives the same conversation wherever and however often it is held, under t
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mtrl_ray.conversation import Conversation, Finish
+from mtrl_ray.rollout.engine import Generation
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -19,7 +22,8 @@ def derive_seed(*parts: int | str) -> int:
 class Lease:
     """One conversation to hold: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
 
-    `mixture`: the reference's share in what is sampled (`rollout.engine`).
+    `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as they
+    are before the policy speaks; `user_seed`: of the user, where it is not the lease's own.
     """
 
     split: str
@@ -28,6 +32,8 @@ class Lease:
     sample: int
     seed: int
     mixture: float = 0.0
+    given: tuple[Generation, ...] = ()
+    user_seed: int | None = None
 
     @property
     def id(self) -> str:
@@ -36,11 +42,42 @@ class Lease:
 
 
 def make_leases(
-    run_seed: int, split: str, iteration: int, indices: Iterable[int], samples: int = 1, mixture: float = 0.0
+    run_seed: int,
+    split: str,
+    iteration: int,
+    indices: Iterable[int],
+    samples: int = 1,
+    mixtures: Sequence[float] = (0.0,),
 ) -> list[Lease]:
-    """Leases for `samples` conversations on each context."""
+    """Leases for `samples` conversations on each context; `mixtures` of the first sample, the second, …, and round again."""
     return [
-        Lease(split, index, iteration, sample, derive_seed(run_seed, split, iteration, index, sample), mixture)
+        Lease(
+            split,
+            index,
+            iteration,
+            sample,
+            derive_seed(run_seed, split, iteration, index, sample),
+            mixtures[sample % len(mixtures)],
+        )
         for index in indices
         for sample in range(samples)
     ]
+
+
+def branch(lease: Lease, conversation: Conversation) -> Lease:
+    """The next sample: it says what `conversation`, held for `lease`, said up to a turn drawn uniformly, then goes its own way.
+
+    Its user has the same seed, so a scripted user answers the given turns alike. Raises ValueError where the agent
+    never spoke.
+    """
+    turns = [conversation.turns[place] for place in conversation.agent_turns]
+    drawn = derive_seed(lease.seed, "branch turn") % len(turns) if turns else None
+    if drawn is None:
+        raise ValueError(f"conversation {conversation.id!r} has no agent turn to branch at")
+    given = tuple(
+        Generation(f"{conversation.id}/{k}", turn.tokens, turn.logprobs, turn.versions, turn.finish or Finish.STOP)
+        for k, turn in enumerate(turns[:drawn])
+    )
+    return replace(
+        lease, sample=lease.sample + 1, seed=derive_seed(lease.seed, "branch"), given=given, user_seed=lease.seed
+    )

@@ -234,6 +234,10 @@ class DialogueLoop:
             job.conversations.append(dialogue.finished())
             job._check()
             return
+        given = dialogue.given
+        if given is not None:
+            self._ask(job, dialogue, dialogue.user.reply, dialogue.hear(given))
+            return
         self._speaking[request.id] = (job, dialogue)
         self._engine.submit(request)
 

@@ -125,11 +125,12 @@ class RolloutWorker:
         return to_table(sorted(job.conversations, key=lambda done: done.id)), report
 
     def respond(
-        self, states: pa.Table, start: int, stop: int, samples: int, seed: int, version: int
+        self, states: pa.Table, start: int, stop: int, samples: int, seed: int, version: int, mixture: float = 0.0
     ) -> tuple[pa.Table, Report]:
         """Sample `samples` responses in each of the logged states `[start, stop)`; no user is asked.
 
-        `states`: columns conversation_id, turn, tokens (the history's ids). Gives rows of `responses.RESPONSES`.
+        `states`: columns conversation_id, turn, tokens (the history's ids). `mixture`: the reference's share. Gives rows of
+        `responses.RESPONSES`.
         """
         started = time.perf_counter()
         self._pull(version)
@@ -139,7 +140,9 @@ class RolloutWorker:
         for row in rows:
             for sample in range(samples):
                 key = (row["conversation_id"], row["turn"], sample)
-                request = self._request(f"{seed}/{key[0]}/{key[1]}/{sample}", row["tokens"], derive_seed(seed, *key))
+                request = self._request(
+                    f"{seed}/{key[0]}/{key[1]}/{sample}", row["tokens"], derive_seed(seed, *key), mixture
+                )
                 keys[request.id] = key
                 requests.append(request)
         job = _finished(self._loop.respond(requests))
@@ -168,10 +171,10 @@ class RolloutWorker:
             time.sleep(FAREWELL_SECONDS)
             os._exit(1)
 
-    def _request(self, identity: str, prompt: list[int], seed: int) -> Request:
+    def _request(self, identity: str, prompt: list[int], seed: int, mixture: float) -> Request:
         room = self._limits.context_length - len(prompt)
         tokens = min(self._limits.response_tokens, room)
-        return Request(identity, prompt, seed, tokens, self._limits.temperature)
+        return Request(identity, prompt, seed, tokens, self._limits.temperature, mixture)
 
     def _responses(self, generations: list[Generation], keys: dict[str, tuple[str, int, int]]) -> pa.Table:
         rows = [keys[generation.id] for generation in generations]

@@ -3,7 +3,9 @@
 1. Cells come in the order of the axes, seeds outermost: a study that is cut short has whole tables of fewer seeds.
 2. Overrides apply in this order: the study's, the values' axis by axis, those of the command line, the run's own seed,
    name and folder. What results goes through `config.load`, as for `mtrl train`.
-3. Two cells that come out with the same settings are a mistake of the definition: one of them would be run for nothing.
+3. A text among the definition's values may name `{seed}`, the run's, and `{runs}`, the folder that holds the studies' runs:
+   so one study begins with what another has trained.
+4. Two cells that come out with the same settings are a mistake of the definition: one of them would be run for nothing.
 """
 
 import itertools
@@ -125,9 +127,18 @@ def _cell(definition: Definition, values: dict[str, str], seed: int, folder: Pat
     if not isinstance(recipe, str):
         raise ConfigurationError("no recipe is named; give the study a recipe, or one to every value of an axis")
     own = {"run.seed": seed, "run.name": f"{'-'.join(values.values())}-s{seed}", "run.folder": str(folder)}
-    given = [*(written(key, value) for key, value in tree.items()), *overrides]
+    places = {"{seed}": str(seed), "{runs}": str(folder.parent)}
+    given = [*(written(key, _placed(value, places)) for key, value in tree.items()), *overrides]
     every = (*given, *(written(key, value) for key, value in own.items()))
     return Cell(values, seed, recipe, every, load(recipe, every))
+
+
+def _placed(value: Any, places: dict[str, str]) -> Any:
+    """A text with its `{seed}` and `{runs}` filled in; anything else as it is."""
+    if isinstance(value, str):
+        for name, filled in places.items():
+            value = value.replace(name, filled)
+    return value
 
 
 def _check_different(name: str, cells: list[Cell]) -> None:

@@ -22,12 +22,36 @@ from mtrl_ray.errors import ConfigurationError
 RECIPE = "recipe"
 """Among the overrides of an axis' value: another recipe instead of the study's."""
 OWN = ("run.seed", "run.name", "run.folder")
-RESERVED = ("seeds", "mean", "low", "high", "interval", "runs", "metrics", "start", "end", "change", "gap", "contexts")
+RESERVED = (
+    "over_start",
+    "seeds",
+    "mean",
+    "low",
+    "high",
+    "interval",
+    "runs",
+    "metrics",
+    "start",
+    "end",
+    "change",
+    "gap",
+    "contexts",
+)
 """Keys of a row of the table that no axis may take."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
 """Names of axes and values: they become parts of run names, joined by hyphens."""
 
 Overrides = dict[str, Any]
+
+
+class Published(Section):
+    """Numbers that others have published, for the page."""
+
+    source: str = Field(min_length=1)
+    win_rates: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Row, column and the row's win rate over the column, under the names of the axis."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Mean scores, under the names of the axis."""
 
 
 class Definition(Section):
@@ -52,6 +76,12 @@ class Definition(Section):
     """Metrics drawn over the iterations."""
     metrics: list[str] = Field(default_factory=list)
     """Metrics whose last value is averaged over the seeds beside the scores."""
+
+    win_rates: bool = False
+    """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""
+    over_start: bool = False
+    """Whether every cell's policy is compared with the one that it started from, by the environment's oracle."""
+    published: Published | None = None
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -95,6 +125,8 @@ class Definition(Section):
         for key, chosen in (("columns", self.columns), ("lines", self.lines)):
             if chosen is not None and chosen not in self.axes:
                 raise ValueError(f"{key} is {chosen!r}, which is no axis; the study's axes: {', '.join(self.axes)}")
+        if self.win_rates and len(self.axes) > 1:
+            raise ValueError(f"win_rates compares the values of one axis; the study has {', '.join(self.axes)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; each seed counts once")
         return self

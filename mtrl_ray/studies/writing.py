@@ -17,7 +17,8 @@ from mtrl_ray.studies.cells import Cell, label
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.figures import Figure, figures
 from mtrl_ray.studies.runs import failure, state
-from mtrl_ray.studies.table import Run, read_run, table
+from mtrl_ray.studies.table import Run, grouped, read_run, table
+from mtrl_ray.studies.win_rates import Rates, over_start, win_rates
 
 INTERVALS = (
     "Scores are means over held-out contexts, the same in every run, then over seeds. Brackets: the 95 % interval by "
@@ -57,6 +58,11 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
         **table(definition, runs),
         "missing": _missing(cells, runs),
     }
+    if definition.over_start:
+        for row, group in zip(result["rows"], grouped(runs), strict=True):
+            row["over_start"] = over_start(group)
+    if definition.win_rates:
+        result["win_rates"] = win_rates(definition, runs)
     drawn = figures(definition, runs) if runs else []
     for figure in drawn:
         _replace(output.folder / f"{output.name}-{figure.name}.svg", figure.svg)
@@ -72,6 +78,12 @@ def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure]
     if definition.columns is not None:
         parts += _pivots(definition, definition.columns, result["rows"])
     parts += ["## Every cell" if definition.columns else "", _every_row(definition, result["rows"])]
+    if definition.published is not None and definition.published.scores:
+        scores = definition.published.scores
+        table_of = _markdown(list(scores), [[f"{score:.3f}" for score in scores.values()]])
+        parts += [f"As published ({definition.published.source}):", table_of]
+    if result.get("win_rates"):
+        parts += _win_rates(definition, result["win_rates"])
     if result["differences"]:
         parts += [f"## Against {label(definition.baseline)}", _difference_rows(definition, result["differences"])]
     if drawn:
@@ -125,7 +137,7 @@ def _every_row(definition: Definition, rows: Sequence[dict[str, Any]]) -> str:
     scripted = [name for name in ("greedy", "expert") if any(name in row for row in rows)]
     extra = [key for key in definition.metrics if any(row["metrics"].get(key) for row in rows)]
     heads = [*definition.axes, "seeds", "start", "end", "end: contexts", "change", "gap closed", *scripted, *extra]
-    heads += ["conversations", "minutes"]
+    heads += [*(["win rate over start"] if definition.over_start else []), "conversations", "minutes"]
     lines = [
         [
             *(row[axis] for axis in definition.axes),
@@ -137,12 +149,30 @@ def _every_row(definition: Definition, rows: Sequence[dict[str, Any]]) -> str:
             "–" if row.get("gap") is None else f"{row['gap']['mean']:.0%}",
             *(_interval(row.get(name)) for name in scripted),
             *(_interval(row["metrics"].get(key)) for key in extra),
+            *([_interval(row["over_start"])] if definition.over_start else []),
             _spread([run["conversations"] for run in row["runs"]]),
             _spread([run["seconds"] / 60 for run in row["runs"]], digits=1),
         ]
         for row in rows
     ]
     return _markdown(heads, lines) if lines else "No run has finished yet."
+
+
+def _win_rates(definition: Definition, rates: Rates) -> list[str]:
+    """The matrix, and the published one under it."""
+    names = list(rates)
+    parts = [
+        "## Win rates",
+        "How often the row's conversations are preferred to the column's on the same held-out context.",
+        _markdown(["", *names], [[row, *(_interval(rates[row].get(column)) for column in names)] for row in names]),
+    ]
+    if definition.published is not None and definition.published.win_rates:
+        published = definition.published.win_rates
+        lines = [
+            [row, *(f"{r:.3f}" if (r := published[row].get(name)) else "–" for name in published)] for row in published
+        ]
+        parts += [f"As published ({definition.published.source}):", _markdown(["", *published], lines)]
+    return parts
 
 
 def _difference_rows(definition: Definition, differences: Sequence[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from mtrl_ray.conversation import Finish, Role, StopReason, from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation
-from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.rollout.lease import branch, make_leases
 from mtrl_ray.rollout.loop import DialogueLoop, Job
 from tests.rollout.conftest import logprobs, weights_of
 
@@ -67,6 +67,27 @@ def hold(loop: DialogueLoop, job: Job, seconds: float = 120.0) -> Job:
         assert time.monotonic() < deadline, "the loop makes no progress"
         loop.step()
     return job
+
+
+def test_a_branch_repeats_what_was_said_and_goes_its_own_way(engine, chat):
+    loop = loop_of(engine, chat, make("sales"))
+    leases = {lease.id: lease for lease in make_leases(3, "train", 0, range(16))}
+    first = {talk.context_id: talk for talk in hold(loop, loop.converse(list(leases.values()))).conversations}
+    branches = {branched.index: branched for talk in first.values() for branched in [branch(leases[talk.id], talk)]}
+    submitted = loop.statistics.tokens
+    second = hold(loop, loop.converse(list(branches.values()))).conversations
+    parted = 0
+    for talk in second:
+        validate(talk)
+        before, lease = first[talk.context_id], branches[int(talk.context_id.rpartition("-")[2])]
+        assert (talk.sample, before.sample) == (1, 0) and talk.id != before.id
+        state = before.agent_turns[len(lease.given)]
+        assert talk.turns[:state] == before.turns[:state], "what is given, and what the user says to it"
+        parted += talk.turns[state].tokens != before.turns[state].tokens
+    assert len({len(lease.given) for lease in branches.values()}) > 2 and parted > 8
+    sampled = sum(len(turn.tokens) for talk in second for turn in (talk.turns[place] for place in talk.agent_turns))
+    given = sum(len(one.tokens) for lease in branches.values() for one in lease.given)
+    assert loop.statistics.tokens - submitted == sampled - given, "the engine samples only what is not given"
 
 
 def test_conversations_are_token_exact(engine, chat, reference):

@@ -59,6 +59,16 @@ def test_a_cells_command_makes_exactly_its_settings(tmp_path):
         assert load(recipe, overrides) == cell.settings and cell.settings.run.iterations == 7
 
 
+def test_a_text_may_name_the_seed_and_where_studies_are_kept(tmp_path):
+    trained = "{runs}/first/ppo-s{seed}/model"
+    (tmp_path / "second.yaml").write_text(
+        yaml.safe_dump({"title": "t", "recipe": "sales", "seeds": [4], "axes": {"a": {"b": {"model.path": trained}}}})
+    )
+    name, definition = read_definition(str(tmp_path / "second.yaml"))
+    (cell,) = make_cells(name, definition, [4], tmp_path / "runs" / "second")
+    assert cell.settings.model.path == f"{tmp_path}/runs/first/ppo-s4/model"
+
+
 def test_an_axis_may_change_the_recipe(tmp_path):
     tree = changed(axes={"task": {"a": {}, "b": {"recipe": "car_dealer"}}}, exclude=[])
     first, second = cells_of(tmp_path, tree)[:2]

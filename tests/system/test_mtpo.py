@@ -74,6 +74,14 @@ def test_every_way_to_set_it_learns(stepping, variant):
         assert metrics["advantages/terminal"] == pytest.approx(metrics["collect/score_mean"], abs=1e-5)
 
 
+def test_a_best_response_learns_from_its_own_half_of_the_pairs(stepping):
+    stepping.algorithm = make_algorithm(TREE | {"variant": "best_response", "alpha": 0.0})
+    before = ray.get(stepping.system.learner.weights(900)).buffer
+    metrics = stepping.step()
+    assert metrics["improve/conversations"] == metrics["preferences/compared"] > 0
+    assert (ray.get(stepping.system.learner.weights(901)).buffer != before).any()
+
+
 def test_pairs_that_lost_a_member_take_no_part(stepping):
     stepping.algorithm = make_algorithm(TREE)
     system, settings = stepping.system, stepping.algorithm.settings
@@ -108,6 +116,7 @@ def test_a_run_with_models_that_were_fitted_before(stepping, tmp_path):
         tree = TREE | {"variant": variant, "model": {"folder": str(tmp_path)}}
         stepping.algorithm = make_algorithm(tree)
         stepping.algorithm.check(stepping.settings)
+        stepping.algorithm.begin(stepping.system)
         metrics = stepping.step()
         assert ("preferences/compared" in metrics) is False and np.isfinite(metrics["advantages/deviation"])
         with pytest.raises(
@@ -128,7 +137,7 @@ def test_what_cannot_work_is_said_before_anything_starts(quick, tmp_path):
         ({"advantages": {"alpha": 0.1}}, "advantages.alpha is algorithm.alpha"),
         ({"variant": "rlhf"}, "variant is rlhf, which needs a reward model"),
         ({"variant": "reward", "model": {"refresh": True}}, "variant is reward, which takes the task's own score"),
-        ({"model": {}}, "model has neither a folder nor refresh"),
+        ({"model": {}}, "model has neither a folder, nor first, nor refresh"),
         ({"preferences": {"source": "llm"}}, "source is llm, which needs llm with at least base_url and model"),
         ({"preferences": {"flip": 0.7}}, "algorithm.preferences.flip is 0.7"),
     ):

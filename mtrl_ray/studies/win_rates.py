@@ -1,0 +1,77 @@
+"""How often the policies of a study's cells are preferred to each other, on the same held-out contexts.
+
+1. The conversations are those of the runs' last evaluations; the environment's own oracle, with the run's options, compares
+   each of one run with that of the other on the same context. Runs of one seed are compared with each other.
+2. A context's rate is the mean preference on it, a seed's number the mean over contexts, the cell's the mean over seeds;
+   intervals as for scores (`table`).
+3. `rates[b][a]` is `1 - rates[a][b]`; a cell is not compared with itself.
+4. Finished runs do not change, so two of them are compared once in a process.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from envs.preferences import require_oracle
+from envs.registry import make
+from envs.win_rates import context_win_rates
+from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.studies.cells import Cell
+from mtrl_ray.studies.definition import Definition
+from mtrl_ray.studies.table import Run, Scores, numbers
+
+Rates = dict[str, dict[str, dict[str, Any]]]
+"""Row, column, and `{mean, low, high, …}` of the row's win rate over the column."""
+
+
+def win_rates(definition: Definition, runs: Sequence[Run]) -> Rates:
+    """Every value of the study's only axis against every other that has a finished run of the same seed."""
+    cells: dict[str, dict[int, Cell]] = {}
+    for run in runs:
+        (name,) = run.cell.values.values()
+        cells.setdefault(name, {})[run.cell.seed] = run.cell
+    (axis,) = definition.axes.values()
+    rates: Rates = {name: {} for name in axis if name in cells}
+    for first, second in combinations(rates, 2):
+        seeds = sorted(cells[first].keys() & cells[second].keys())
+        if seeds:
+            found = [_by_context(cells[first][seed], cells[second][seed]) for seed in seeds]
+            rates[first][second] = numbers(found).as_dict()
+            turned = [{context: 1.0 - rate for context, rate in scores.items()} for scores in found]
+            rates[second][first] = numbers(turned).as_dict()
+    return rates
+
+
+def over_start(runs: Sequence[Run]) -> dict[str, Any]:
+    """The win rate of one cell's trained policy over the one that it started from; `runs`: of every seed."""
+    found = []
+    for run in runs:
+        environment = run.cell.settings.environment
+        options = json.dumps(environment.options, sort_keys=True)
+        evaluation = run.cell.folder / "evaluation"
+        found.append(_compared(evaluation / "end.parquet", evaluation / "start.parquet", environment.name, options))
+    return numbers(found).as_dict()
+
+
+def _by_context(first: Cell, second: Cell) -> Scores:
+    environment = first.settings.environment
+    options = json.dumps(environment.options, sort_keys=True)
+    ours, theirs = (cell.folder / "evaluation" / "end.parquet" for cell in (first, second))
+    return _compared(ours, theirs, environment.name, options)
+
+
+@lru_cache(maxsize=4096)
+def _compared(first: Path, second: Path, environment: str, options: str) -> Scores:
+    prefer = require_oracle(make(environment, **json.loads(options)))
+    rates = context_win_rates(_held_out(first), _held_out(second), prefer)
+    return {context: rate for (_, context), rate in rates.items()}
+
+
+@lru_cache(maxsize=64)
+def _held_out(path: Path) -> tuple[Conversation, ...]:
+    return tuple(from_table(pq.read_table(path)))
