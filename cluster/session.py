@@ -1,7 +1,7 @@
 """Connecting to Ray: the cluster that is named, the one a job runs in, or a Ray of this process's own.
 
 A Ray of one's own gets as many logical CPUs as the run asks for, so that two workers and a learner also run on two
-cores; what a cluster lacks is said before any actor waits for it.
+cores; what a cluster lacks is said before any actor waits for it. It asks for a token, and listens on this machine alone.
 """
 
 import logging
@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 
+from cluster.authentication import join, switch_on
+from cluster.loopback import confine, is_here
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.models.tiny import TINY
@@ -44,7 +46,12 @@ def connected(settings: Settings, address: str | None = None, runs: int = 1) -> 
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(target)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if target == "local":
+    if target == "local" or is_here(target):
+        confine()
+    if target != "local":
+        join()
+    else:
+        switch_on()
         cpus, _ = demand(settings)
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(runs * cpus)), "include_dashboard": True}
         if settings.model.path == TINY:
@@ -75,17 +82,18 @@ def _check_reachable(target: str) -> None:
         raise EngineError(f"no Ray cluster answers at {target!r}: {error}") from None
 
 
-def demand(settings: Settings) -> tuple[float, float]:
-    """CPUs and GPUs that the run's actors hold while it goes on."""
+def demand(settings: Settings, workers: int | None = None) -> tuple[float, float]:
+    """CPUs and GPUs that the run's actors hold while it goes on with so many rollout workers, by default the most."""
     rollout, learner = settings.rollout, settings.learner
-    cpus = rollout.workers * rollout.cpus + learner.processes * learner.cpus
-    return cpus, rollout.workers * rollout.gpus + learner.processes * learner.gpus
+    workers = rollout.bounds[1] if workers is None else workers
+    cpus = workers * rollout.cpus + learner.processes * learner.cpus
+    return cpus, workers * rollout.gpus + learner.processes * learner.gpus
 
 
 def shortage(settings: Settings) -> str | None:
-    """A sentence where the cluster, as it stands, cannot hold the run's actors: only an autoscaler can help then."""
+    """A sentence where the cluster, as it stands, cannot hold the run's fewest actors: only an autoscaler can help then."""
     have = ray.cluster_resources()
-    for name, wanted in zip(("CPU", "GPU"), demand(settings), strict=True):
+    for name, wanted in zip(("CPU", "GPU"), demand(settings, settings.rollout.bounds[0]), strict=True):
         if wanted > have.get(name, 0.0):
             return (
                 f"the run asks for {wanted:g} {name}s (rollout.workers x rollout.{name.lower()}s + learner.processes x "

@@ -38,6 +38,8 @@ LEAVE_RULES = (
 
 _MARKER = re.compile(r"\[END:\s*(?P<event>bought|left)\b\s*(?P<detail>[^\[\]]{0,60})\]\s*$", re.IGNORECASE)
 _TORN = re.compile(r"\[\s*END\b", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"^\w+://[^/]*@|\?")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _CALL = "Hello, how can I help you?"
 
 
@@ -73,6 +75,11 @@ class LLMSettings:
         ]
         if not faults and not self.base_url.startswith(("http://", "https://")):
             faults.append(f"base_url is {self.base_url!r}, it has to start with http:// or https://")
+        if not faults and _CREDENTIALS.search(self.base_url):
+            faults.append(
+                "base_url carries a password or a query; it has to be an address alone, and api_key_env to "
+                "name the environment variable that holds the key"
+            )
         least = {"timeout": 0.001, "retries": 0, "temperature": 0, "max_tokens": 1}
         for key, bound in least.items():
             value = asdict(self)[key]
@@ -81,8 +88,14 @@ class LLMSettings:
                 faults.append(
                     f"{key} is {value!r}, it has to be a {'whole ' if whole else ''}number of at least {bound}"
                 )
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            faults.append(f"the environment variable {self.api_key_env!r} named by api_key_env is not set")
+        if self.api_key_env is not None and not os.environ.get(str(self.api_key_env)):
+            named = isinstance(self.api_key_env, str) and _VARIABLE.fullmatch(self.api_key_env)
+            faults.append(
+                f"the environment variable {self.api_key_env!r} named by api_key_env is not set"
+                if named
+                else "api_key_env has to be the name of an environment variable that is set, such as OPENAI_API_KEY; what is "
+                "given is none, and is not repeated here, for it may be the key itself"
+            )
         if faults:
             raise ConfigurationError(f"{environment}: llm: {faults[0]}")
 

@@ -2,14 +2,13 @@
 
 1. A checkpoint is written to a scratch folder beside the others and renamed when it is complete; a reader never sees half
    of one.
-2. `manifest.json` lists every file with its size and SHA-256. One that does not hold is refused with a sentence, and
-   the one before is taken.
+2. `manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these is refused
+   with a sentence, and the one before is taken (`checkpoint_store`).
 3. State is safetensors, JSON, and torch files read with `weights_only`: nothing in a checkpoint is executed.
 """
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mtrl_ray.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -61,40 +58,34 @@ def write_into(folder: Path, state: dict[str, Any], save: Callable[[Path], None]
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint and its state; None where there is none at all. Raises CheckpointError if all are broken."""
-    found = listed(folder)
-    problems = []
-    for path in reversed(found):
-        try:
-            return read(path)
-        except CheckpointError as error:
-            logger.warning("%s; trying the one before", error)
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError(f"no checkpoint in {folder} can be used: {problems[0]}")
-    return None
-
-
 def read(path: Path) -> tuple[Path, dict[str, Any]]:
     """A checkpoint's folder, verified, and its state. Raises CheckpointError."""
     verify(path)
-    return path, json.loads((path / STATE).read_text())
+    try:
+        state = json.loads((path / STATE).read_text())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: {STATE} is not JSON: {error}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path}: {STATE} holds {type(state).__name__}, not a run's state")
+    return path, state
 
 
 def verify(path: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, torn or altered."""
+    """Raises CheckpointError naming the first file that is missing, torn, altered, or not of the checkpoint."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from None
     if not isinstance(manifest, dict) or STATE not in manifest:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} does not list {STATE}, as every checkpoint's does")
+    there = {str(file.relative_to(path)) for file in _files(path)}
+    strange = sorted(there - manifest.keys() - {MANIFEST})
+    if strange:
+        raise CheckpointError(f"checkpoint {path} has {strange[0]}, which {MANIFEST} does not list")
     for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file():
+        if name not in there:
             raise CheckpointError(f"checkpoint {path} lacks {name}")
-        if _fingerprint(file) != expected:
+        if _fingerprint(path / name) != expected:
             raise CheckpointError(f"checkpoint {path}: {name} is not what was written (size or checksum differ)")
 
 

@@ -4,7 +4,8 @@
    them.
 2. An error this project explains becomes its sentence on standard error, without a traceback. Exit codes: 0 done; 1 the
    command's own negative answer; 2 a wrong command line, setting, log or checkpoint; 3 the infrastructure failed and
-   the same command may succeed later; 130 interrupted. Anything else is a defect, and keeps its traceback.
+   the same command may succeed later; 130 interrupted, 143 stopped (SIGTERM). Anything else is a defect, and keeps its
+   traceback.
 3. An error raised in a Ray actor arrives wrapped, with the remote traceback in its text; what is shown is its cause.
 """
 
@@ -20,11 +21,14 @@ COMMANDS = (
     "evaluate",
     "chat",
     "submit",
+    "scale",
+    "cluster",
     "import_",
     "fit_q",
     "fit_preferences",
     "study",
     "bench",
+    "chaos",
     "theory",
     "doctor",
     "version",

@@ -13,11 +13,12 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from mtrl_ray.confidential import refuse_secrets
 from mtrl_ray.errors import ConfigurationError
 
 
@@ -40,6 +41,20 @@ class RunSettings(Section):
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints; the last iteration always has one."""
     keep_checkpoints: int = Field(2, ge=1)
+    checkpoints: str | None = None
+    """Where checkpoints lie: a URI that pyarrow knows (s3://…, gs://…, file:///…) or an absolute path, under which each run
+    has a folder of its name; None: the run's own folder."""
+    recoveries: int = Field(5, ge=0)
+    """Failures of the machinery in a row, no iteration finished in between, after which the run gives up."""
+    wait_seconds: float = Field(3600.0, gt=0)
+    """Longest wait for one piece of work of an actor (a fit, an improvement); beyond it the actor counts as lost."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _absolute(cls, given: str | None) -> str | None:
+        if given is not None and "://" not in given and not os.path.isabs(given):
+            raise ValueError("it has to be a URI (s3://…, file:///…) or an absolute path")
+        return given
 
 
 class EnvironmentSettings(Section):
@@ -80,20 +95,47 @@ class ModelSettings(Section):
     warm_start: WarmStartSettings = WarmStartSettings()
 
 
+class WorkerRange(Section):
+    """Bounds between which a fleet follows demand."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkerRange":
+        if self.max < self.min:
+            raise ValueError(f"min is {self.min} and max is {self.max}; max has to be at least min")
+        return self
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1), Tag("<number>")] | Annotated[WorkerRange, Tag("<range>")],
+    Discriminator(lambda given: "<range>" if isinstance(given, dict | WorkerRange) else "<number>"),
+]
+"""A number, or a range. Tags in angle brackets are no part of a setting's name (`_sentence`)."""
+
+
 class RolloutSettings(Section):
     """How conversations are held."""
 
     engine: Literal["auto", "vllm", "huggingface"] = "auto"
     """`auto`: vLLM where it is installed."""
-    workers: int = Field(1, ge=1)
+    workers: Workers = 1
+    """How many, or `{min: …, max: …}`: as many as the run has use for (`cluster.demand`)."""
     concurrency: int = Field(128, ge=1)
     """Conversations (or single responses) in flight in one worker."""
     lease_size: int = Field(32, ge=1)
     """Conversations handed to a worker, and returned by it, at a time."""
     lease_seconds: float = Field(300.0, gt=0)
-    """Deadline of a lease; past it the lease is given to somebody else."""
+    """Deadline of `lease_size` leases; past it they are given to somebody else."""
+    exact: bool | None = None
+    """Whether conversations are cut into chunks that give the same bits every time (`rollout.chunks`), so that a run that
+    was killed and resumed is the undisturbed run; None: where the number of workers is fixed and users are scripted."""
     retries: int = Field(3, ge=0)
     """How often a failed lease is tried again before it is dropped and counted."""
+    data_errors: float = Field(0.5, ge=0, le=1)
+    """Share of an iteration's conversations that may be dropped for wrong data (an environment that raises, or answers
+    nonsense) before the run stops and names one."""
     temperature: float = Field(1.0, ge=0)
     reference: bool = False
     """Whether workers hold the initial policy beside the policy, for conversations of the two's mixture (MTPO-τ)."""
@@ -109,6 +151,13 @@ class RolloutSettings(Section):
     """Share of a GPU's memory that vLLM may take."""
     user_threads: int = Field(16, ge=1)
     """Threads for users that wait for a network (LLM users)."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        if isinstance(self.workers, WorkerRange):
+            return self.workers.min, self.workers.max
+        return self.workers, self.workers
 
 
 class ReplaySettings(Section):
@@ -204,6 +253,7 @@ def validate(tree: dict[str, Any], source: str) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {_sentence(error, Settings)}") from None
+    refuse_secrets(tree)
     algorithm = make_algorithm(settings.algorithm)
     make(settings.environment.name, **settings.environment.options)
     algorithm.check(settings)
@@ -229,7 +279,10 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     if os.sep not in recipe and named.is_file():
         text = named.read_text()
     elif path.is_file():
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"recipe {recipe!r} cannot be read as text: {error}") from None
     else:
         raise ConfigurationError(
             f"there is no recipe {recipe!r}; give a YAML file or one of {', '.join(recipe_names())}"
@@ -264,13 +317,15 @@ def apply(tree: dict[str, Any], override: str) -> None:
 def _sentence(error: ValidationError, section: type[BaseModel]) -> str:
     """The first of a validation's errors as one sentence that names key, value and what would work."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"] if not str(part).startswith("<")]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _keys(section, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{key} is not a setting; {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
     if not location:
         return message
@@ -283,7 +338,8 @@ def _keys(section: type[BaseModel], path: Sequence[str]) -> list[str]:
         if field is None:
             return []
         candidates = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        plain = [get_args(c)[0] if get_origin(c) is Annotated else c for c in candidates]
+        nested = [c for c in plain if isinstance(c, type) and issubclass(c, BaseModel)]
         if not nested:
             return []
         section = nested[0]

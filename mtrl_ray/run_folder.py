@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mtrl_ray.checkpoint_store import store_of
 from mtrl_ray.config import Settings, apply, dump, validate
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.tiny import TINY
@@ -27,13 +28,17 @@ def prepare(settings: Settings, fresh: bool, command: str) -> None:
     """
     folder = settings.run_folder
     _check_model(settings.model.path)
-    if any((folder / name).exists() for name in (CONFIG, "journal", "checkpoints")):
+    store = store_of(settings)
+    there = any((folder / name).exists() for name in (CONFIG, "journal", "checkpoints"))
+    if there or store.numbers():
         if not fresh:
             raise ConfigurationError(
                 f"the run {str(folder)!r} exists; resume it (mtrl train --resume {folder}), choose another run.name, "
                 "or replace it (--fresh)"
             )
-        shutil.rmtree(folder)
+        store.clear()
+        if folder.exists():
+            shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / COMMAND).write_text(f"{command}\n")

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtrl_ray.actors import Actors
+from mtrl_ray.collection import Collector
 from mtrl_ray.comparing import PreferenceSettings, compared, paired
 from mtrl_ray.config import Settings
 from mtrl_ray.conversation import SCHEMA
-from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation import turn_ranks
-from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.judging import JudgeSettings, judged
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.specification import (
@@ -39,12 +38,11 @@ from mtrl_ray.learner.specification import (
     TurnRewards,
 )
 from mtrl_ray.monitoring.view import View
-from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet, Result
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
-from mtrl_ray.rollout.worker import Report
+from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.single_turns import matched
-from mtrl_ray.weights.store import read_files, start_store
+from mtrl_ray.waiting import fetch
 
 
 @dataclass(frozen=True)
@@ -90,19 +88,10 @@ class System:
         self.settings, self.folder, self.view = settings, folder, view
         self.iteration = 0
         self.version = -1
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._store = start_store(scheduling_strategy=here)
-        ray.get(self._store.keep_files.remote(read_files(model_path)))
-        replay = settings.replay
-        buffer = ray.remote(ReplayBuffer).options(num_cpus=0, scheduling_strategy=here)
-        self.buffer = buffer.remote(
-            str(folder / "journal"),
-            max_conversations=replay.max_conversations,
-            max_bytes=int(replay.max_gib * 2**30),
-            max_staleness=replay.max_staleness,
-        )
-        self.fleet = Fleet(settings, model_path, self._store)
-        self.learner = LearnerGroup(settings.learner, settings.model, model_path, seed=settings.run.seed)
+        self._actors = Actors(settings, folder, model_path)
+        least, most = settings.rollout.bounds
+        bound = settings.replay.max_staleness
+        self.scaling = Scaling(folder, lambda: self.fleet, least, most, bound) if least < most else None
         self._metrics: dict[str, float] = {}
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
 
@@ -115,12 +104,39 @@ class System:
         self.take_metrics()
         return workers
 
+    def mend(self) -> list[str]:
+        """Make again the actors that were lost; their names. Nothing is in flight or promised afterwards (see `actors`)."""
+        self._metrics, self._promised = {}, []
+        return self._actors.mend()
+
+    def renew_learner(self) -> None:
+        """A learner as it was before the first iteration."""
+        self._actors.renew_learner()
+
     def stop(self) -> None:
         """End the actors."""
-        self.fleet.stop()
-        self.learner.stop()
-        for actor in (self.buffer, self._store):
-            ray.kill(actor)
+        if self.scaling is not None:
+            self.scaling.stop()
+        self._actors.stop()
+
+    @property
+    def buffer(self) -> Any:
+        """The replay buffer's handle."""
+        return self._actors.buffer
+
+    @property
+    def fleet(self) -> Fleet:
+        """The rollout workers."""
+        return self._actors.fleet
+
+    @property
+    def learner(self) -> LearnerGroup:
+        """The learner processes."""
+        return self._actors.learner
+
+    def fetch(self, references: Any, awaited: str) -> Any:
+        """What actors were asked for, awaited for at most `run.wait_seconds`. Raises EngineError past it."""
+        return fetch(references, awaited, self.settings.run.wait_seconds)
 
     def converse(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
         """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer.
@@ -128,21 +144,19 @@ class System:
         mixtures: the reference's share τ in the first sample, the second, …, and round again (`rollout.engine`); above 0
         they need `rollout.reference`.
         """
-        started = time.perf_counter()
         first = self.iteration * contexts
         leases = make_leases(
             self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixtures
         )
-        self.buffer.recall.remote(self.iteration)
-        known = set(ray.get(self.buffer.ids.remote(self.iteration)))
-        reports = self._hold_missing(leases, known)
-        self._metrics["collect/reused"] = float(len(known))
-        self._collected(reports, time.perf_counter() - started)
-        outcomes = ray.get(self.buffer.outcomes.remote(self.iteration))
-        self._metrics |= {
-            f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()
-        }
-        return Logged(self, self.iteration, outcomes["id"], outcomes["agent_turns"])
+        collector = Collector(
+            self._actors, self.settings, self.iteration, self.version, lambda doing: self.view.part("rollout", doing)
+        )
+        collected = collector.collect(leases)
+        if causes := collector.causes():
+            self.view.note(f"failures in iteration {self.iteration + 1}: {causes}")
+        self._metrics |= collected.metrics
+        self.view.part("rollout", "idle")
+        return Logged(self, self.iteration, collected.ids, collected.agent_turns)
 
     def fit_q(self, conversations: Any, specification: QFit) -> None:
         """Fit the response-level Q on a ref of conversations."""
@@ -206,7 +220,8 @@ class System:
 
     def keep_turn_scores(self, beta: float) -> None:
         """Write what the process reward model gives the turns of the first evaluation (`evaluation.turn_ranks`)."""
-        table = ray.get(self.learner.score_turns(turn_ranks.probed(self.folder), beta))
+        scored = self.learner.score_turns(turn_ranks.probed(self.folder), beta)
+        table = self.fetch(scored, "the learner to score turns")
         turn_ranks.keep(self.folder, self.iteration + 1, table)
 
     def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> Any:
@@ -239,7 +254,7 @@ class System:
 
     def adopt(self, model: PairModel, folder: str) -> None:
         """Take a preference or reward model from a folder, where the learner has none yet."""
-        ray.get(self.learner.adopt(model, folder))
+        self.fetch(self.learner.adopt(model, folder), f"the learner to read the {model} model")
 
     def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> None:
         """Update the preference or reward model on compared pairs; returns at once."""
@@ -273,8 +288,9 @@ class System:
     def publish(self) -> None:
         """Make the policy's weights, once the learner is done with what it was asked, the newest version."""
         self.version += 1
-        packed = self.learner.weights(self.version)
-        ray.get(self._store.publish.remote(self.version, [packed]))
+        packed, size = self.learner.packed(self.version)
+        self.fetch(size, "the learner to hand out the policy's weights")
+        fetch(self._actors.store.publish.remote(self.version, [packed]), "the weight store to take a version")
         self.buffer.advance.remote(self.version)
         self.view.part("weights", f"version {self.version}")
 
@@ -287,8 +303,12 @@ class System:
         metrics, promised = self._metrics, self._promised
         self._metrics, self._promised = {}, []
         for prefix, reference in promised:
-            metrics |= _numbers(prefix, ray.get(reference))
-        metrics |= _numbers("replay", ray.get(self.buffer.statistics.remote()))
+            metrics |= _numbers(prefix, self.fetch(reference, f"the numbers of {prefix}"))
+        metrics |= _numbers("replay", self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics"))
+        metrics |= {
+            "faults/dropped": float(self.fleet.statistics.dropped),
+            "faults/worker_deaths": float(self.fleet.statistics.deaths),
+        }
         metrics["weights/version"] = float(self.version)
         self.view.part("learner", "idle")
         return metrics
@@ -305,55 +325,8 @@ class System:
         self.view.part("rollout", f"holding {len(leases)} conversations apart from training")
         results: list[Result] = list(self.fleet.converse(leases, self.version))
         self.view.part("rollout", "idle")
-        tables = ray.get([result.table[0] for result in results])
+        tables = fetch([result.table[0] for result in results], "conversations on their way from the workers")
         return pa.concat_tables(tables).sort_by("id") if tables else SCHEMA.empty_table()
-
-    def _hold_missing(self, leases: list[Lease], known: set[str]) -> list[Report]:
-        """Hold the conversations that are not `known`; those whose tables were lost on the way are held again."""
-        reports: list[Report] = []
-        for _ in range(self.settings.rollout.retries + 1):
-            missing = [lease for lease in leases if lease.id not in known]
-            self.view.part("rollout", f"holding {len(missing)} conversations under version {self.version}")
-            appended = []
-            for result in self.fleet.converse(missing, self.version):
-                reports.append(result.report)
-                appended.append(self.buffer.append.remote(result.table))
-                self._say_progress(reports, len(missing))
-            answers = ray.get(appended)
-            self._check_refused(answers)
-            lost = [cause for answer in answers for cause in answer.lost.values()]
-            if not lost:
-                return reports
-            known = set(ray.get(self.buffer.ids.remote(self.iteration)))
-        raise EngineError(
-            f"conversations were lost between worker and replay buffer {self.settings.rollout.retries + 1} times in a "
-            f"row; the last cause: {lost[0]}"
-        )
-
-    def _say_progress(self, reports: list[Report], expected: int) -> None:
-        done = sum(report.finished for report in reports)
-        self.view.part("rollout", f"{done} of {expected} conversations")
-
-    def _collected(self, reports: list[Report], seconds: float) -> None:
-        tokens = sum(report.agent_tokens for report in reports)
-        self._metrics |= {
-            "collect/seconds": seconds,
-            "collect/conversations": float(sum(report.finished for report in reports)),
-            "collect/agent_turns": float(sum(report.agent_turns for report in reports)),
-            "collect/tokens": float(tokens),
-            "collect/tokens_per_second": tokens / seconds,
-            "collect/failures": float(sum(len(report.failures) for report in reports)),
-            "collect/dropped": float(self.fleet.statistics.dropped),
-            "collect/worker_deaths": float(self.fleet.statistics.deaths),
-        }
-        self.view.part("rollout", "idle")
-
-    def _check_refused(self, appended: list[Any]) -> None:
-        refused = [sentence for one in appended for sentence in one.refused]
-        if refused:
-            raise DataError(
-                f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}"
-            )
 
 
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:

@@ -1,32 +1,39 @@
 """The loop: iterate, record, checkpoint, and begin again where a run was left.
 
-`Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the evaluations
-before and after, the summary and the report. It knows nothing of any algorithm.
+1. `Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the
+   evaluations before and after, the summary and the report. It knows nothing of any algorithm.
+2. Where the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
+   same identities and seeds (`recovery`). A stop signal ends it with a checkpoint (`stopping`).
+3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
+   the buffer's index and position in the journal, this process's random states, and the iteration, to which the metrics
+   are cut back. Leases need not be held: they follow from the seed and the iteration.
 """
 
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from envs.registry import make
 from mtrl_ray import checkpoint
 from mtrl_ray.algorithms.registry import make_algorithm
+from mtrl_ray.checkpoint_store import store_of
 from mtrl_ray.config import Settings, validate
-from mtrl_ray.errors import EngineError, MtrlError
+from mtrl_ray.errors import CheckpointError, EngineError, MtrlError
 from mtrl_ray.evaluation import holdout
 from mtrl_ray.models.tiny import TINY, tiny_model
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.monitoring.report import write_report
 from mtrl_ray.monitoring.view import Silent, View
+from mtrl_ray.recovery import Recovery
+from mtrl_ray.stopping import GRACE_SECONDS, StopSignal
 from mtrl_ray.system import System
 
 BUDGET_SLACK = 1.0
@@ -45,12 +52,13 @@ class Trainer(tune.Trainable):
         self.settings = validate(config["settings"], "settings")
         self.folder = self.settings.run_folder
         self.environment = make(self.settings.environment.name, **self.settings.environment.options)
-        random.seed(self.settings.run.seed)
-        np.random.seed(self.settings.run.seed)
+        self._seed()
         self.algorithm = make_algorithm(self.settings.algorithm)
         self.kept: int | None = None  # iteration of the newest checkpoint
-        found = checkpoint.newest(self.folder / "checkpoints") if config.get("resume") else None
+        self.checkpoints = store_of(self.settings)
+        found = self.checkpoints.newest() if config.get("resume") else None
         self.model_path = self._model_path()
+        self.recovery = Recovery(self.settings.run.recoveries, self.view.note)
         self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
         self.system = System(self.settings, self.folder, self.model_path, self.view)
         if found is not None:
@@ -61,12 +69,17 @@ class Trainer(tune.Trainable):
 
     def step(self) -> dict[str, float]:
         """One iteration; its metrics."""
-        begun = time.perf_counter()
+        begun, scaling = time.perf_counter(), self.system.scaling
+        if scaling is not None:
+            scaling.begin()
         if self.system.iteration == 0:
             self.algorithm.begin(self.system)
         self.algorithm.iterate(self.system)
         metrics = self.system.take_metrics()
         metrics["iteration/seconds"] = time.perf_counter() - begun
+        metrics["faults/recoveries"] = float(self.recovery.total)
+        if scaling is not None:
+            metrics |= scaling.follow(metrics)
         self.system.iteration += 1
         return metrics
 
@@ -86,12 +99,28 @@ class Trainer(tune.Trainable):
         self.system.version = max(newest, self.system.version)
         self.system.publish()
 
-    def keep_checkpoint(self) -> Path:
-        """Write a checkpoint into the run's folder."""
+    def keep_checkpoint(self) -> None:
+        """Write a checkpoint where the run keeps them."""
         self.view.part("learner", "saving")
-        self.kept = self.system.iteration
-        keep = self.settings.run.keep_checkpoints
-        return checkpoint.write(self.folder / "checkpoints", self.kept, self._state(), self._save, keep)
+        iteration, keep = self.system.iteration, self.settings.run.keep_checkpoints
+        self.checkpoints.write(iteration, self._state(), self._save, keep)
+        self.kept = iteration
+
+    def recover(self) -> None:
+        """Make lost actors again and go back to the newest checkpoint, or to the beginning where there is none."""
+        made = self.system.mend()
+        self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
+        self.algorithm = make_algorithm(self.settings.algorithm)
+        found = self.checkpoints.newest()
+        if found is not None:
+            self._restore(*found)
+        else:
+            self.system.iteration, self.system.version = 0, -1
+            if "learner" not in made:
+                self.system.renew_learner()
+            self._seed()
+            self._begin()
+        self.system.publish()
 
     def cleanup(self) -> None:
         """End the actors and close the files."""
@@ -102,24 +131,40 @@ class Trainer(tune.Trainable):
         return {
             "iteration": self.system.iteration,
             "version": self.system.version,
-            "buffer": ray.get(self.system.buffer.state.remote()),
+            "buffer": self.system.fetch(self.system.buffer.state.remote(), "the replay buffer's state"),
+            "random": _random_state(),
+            "recoveries": self.recovery.total,
         }
 
     def _save(self, folder: Path) -> None:
-        ray.get(self.system.learner.save(folder))
+        self.system.fetch(self.system.learner.save(folder), "the learner to write its state")
 
     def _begin(self) -> None:
         """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
-        ray.get(self.system.buffer.rebuild.remote({"ids": [], "position": 0}))
+        self._rebuild({"ids": [], "position": 0})
         self.recorder.rewind(0)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
-        ray.get(self.system.learner.load(str(folder)))
-        ray.get(self.system.buffer.rebuild.remote(state["buffer"]))
-        self.system.iteration = self.kept = int(state["iteration"])
-        self.system.version = int(state["version"]) - 1
+        self.system.fetch(self.system.learner.load(str(folder)), "the learner to read its state")
+        try:
+            self._rebuild(state["buffer"])
+            _set_random_state(state["random"])
+            self.recovery.total = max(self.recovery.total, int(state["recoveries"]))
+            self.system.iteration = self.kept = int(state["iteration"])
+            self.system.version = int(state["version"]) - 1
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"
+            ) from None
         self.recorder.rewind(self.system.iteration)
         self.view.note(f"continuing after iteration {self.system.iteration}")
+
+    def _rebuild(self, state: dict[str, Any]) -> None:
+        self.system.fetch(self.system.buffer.rebuild.remote(state), "the replay buffer to read the journal")
+
+    def _seed(self) -> None:
+        random.seed(self.settings.run.seed)
+        np.random.seed(self.settings.run.seed)
 
     def _model_path(self) -> str:
         """The model's folder or hub name; the tiny model is copied into the run's folder, which then needs no cache."""
@@ -135,19 +180,26 @@ class Trainer(tune.Trainable):
         return str(own)
 
 
-def run(settings: Settings, view: View, resume: bool = False) -> dict[str, Any]:
+def run(
+    settings: Settings, view: View, resume: bool = False, watch: Callable[[Trainer], object] | None = None
+) -> dict[str, Any]:
     """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary.
 
-    Raises the project's errors, those of actors too; EngineError where an actor died that cannot be started again.
+    `watch` is told of the trainer when its actors run, before anything else happens.
+    Raises the project's errors, those of actors too; EngineError where the machinery fails again and again; `Stopped`
+    after a stop signal.
     """
-    with explained(settings.run_folder):
+    stop = StopSignal()
+    with explained(settings.run_folder), stop.listening():
         trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
+        budget = _Budget(settings.run.minutes)
         try:
-            if trainer.system.iteration == 0:
-                _evaluate(trainer, "start")
-                _scripted(trainer)
-            _train(trainer)
-            _evaluate(trainer, "end")
+            if watch is not None:
+                watch(trainer)
+            trainer.recovery.carry(lambda: _whole(trainer, budget, stop), trainer.recover)
+        except KeyboardInterrupt:
+            view.note(_standing(trainer))
+            raise
         finally:
             trainer.stop()
     write_report(trainer.folder)
@@ -173,26 +225,84 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _train(trainer: Trainer) -> None:
-    run_settings, every = trainer.settings.run, trainer.settings.evaluation.every
-    started, last = time.monotonic(), 0.0
-    trainer.view.begin()
-    while trainer.system.iteration < run_settings.iterations and not _spent(run_settings.minutes, started, last):
+def _whole(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+    if trainer.system.iteration == 0:
+        _evaluate(trainer, "start")
+        _scripted(trainer)
+    _train(trainer, budget, stop)
+    _evaluate(trainer, "end")
+
+
+def _train(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+    run_settings = trainer.settings.run
+    budget.begin(trainer.view)
+    while trainer.system.iteration < run_settings.iterations and not budget.spent():
         begun = time.monotonic()
-        metrics = trainer.step()
-        if every and trainer.system.iteration % every == 0:
-            estimate, _ = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
-            metrics |= {f"evaluation/{key}": value for key, value in estimate.as_dict().items()}
-        trainer.record(metrics)
-        if trainer.system.iteration % run_settings.checkpoint_every == 0:
-            trainer.keep_checkpoint()
-        last = time.monotonic() - begun
+        with stop.answered("grace"):
+            metrics = trainer.step() | _tried(trainer)
+        with stop.answered("held"):
+            trainer.record(metrics)
+            due = trainer.system.iteration % run_settings.checkpoint_every == 0
+            if due or stop.number is not None or time.monotonic() - begun > GRACE_SECONDS:
+                trainer.keep_checkpoint()
+        stop.check()
+        trainer.recovery.progressed()
+        budget.last = time.monotonic() - begun
     if trainer.kept != trainer.system.iteration:
-        trainer.keep_checkpoint()
+        with stop.answered("held"):
+            trainer.keep_checkpoint()
+        stop.check()
 
 
-def _spent(minutes: float | None, started: float, last: float) -> bool:
-    return minutes is not None and time.monotonic() - started + BUDGET_SLACK * last > 60 * minutes
+def _tried(trainer: Trainer) -> dict[str, float]:
+    """The policy's score on held-out contexts, where it is due."""
+    every = trainer.settings.evaluation.every
+    if not every or trainer.system.iteration % every:
+        return {}
+    estimate, _ = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+    return {f"evaluation/{key}": value for key, value in estimate.as_dict().items()}
+
+
+class _Budget:
+    """`run.minutes` of wall-clock time, from the first iteration on, recoveries included."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._minutes, self._started = minutes, 0.0
+        self.last = 0.0  # seconds of the last iteration
+
+    def begin(self, view: View) -> None:
+        if not self._started:
+            self._started = time.monotonic()
+            view.begin()
+
+    def spent(self) -> bool:
+        elapsed = time.monotonic() - self._started
+        return self._minutes is not None and elapsed + BUDGET_SLACK * self.last > 60 * self._minutes
+
+
+def _standing(trainer: Trainer) -> str:
+    """What a stopped run has, in a sentence."""
+    done, kept = trainer.system.iteration, trainer.kept
+    if kept is None:
+        return "stopped before the first checkpoint; a resumed run begins again with the conversations it has"
+    repeated = f"; the {done - kept} after it will be repeated" if done > kept else ""
+    return f"stopped; the checkpoint of iteration {kept} is kept{repeated}"
+
+
+def _random_state() -> dict[str, Any]:
+    """Of Python's and numpy's global generators, as JSON values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
 
 
 def _evaluate(trainer: Trainer, name: str) -> None:

@@ -1,4 +1,4 @@
-"""`mtrl bench`: speed as ratios within one run."""
+"""`mtrl bench`: speed as ratios within one run, and what it takes to grow and to shrink."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,22 @@ def learner(
     from mtrl_ray.bench.learner import bench_learner
 
     _show(bench_learner(rounds=rounds), json_path)
+
+
+@app.command()
+def elastic(
+    overrides: OverridesArgument = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Nodes that follow demand in one run: 1, 3, 1, by Ray's own autoscaler on this machine."""
+    import tempfile
+
+    from mtrl_ray.bench.elastic import bench_elastic
+
+    small = ["model.warm_start.conversations=500", "model.warm_start.steps=50"]
+    with tempfile.TemporaryDirectory(prefix="mtrl-elastic-") as folder:
+        story = bench_elastic(Path(folder), [*small, *(overrides or [])], typer.echo)
+    _show(story.figures(), json_path)
 
 
 def _show(result: dict[str, Any], json_path: Path | None) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,13 +106,12 @@ def _finite(value: Any) -> Any:
 
 def _run(settings: Any, resume: bool, address: str | None) -> dict[str, Any]:
     from cluster.session import connected
-    from mtrl_ray import checkpoint
+    from mtrl_ray.checkpoint_store import store_of
     from mtrl_ray.monitoring.live import LiveView
     from mtrl_ray.trainer import run
 
     about, folder = settings.run, settings.run_folder
-    found = checkpoint.newest(folder / "checkpoints") if resume else None
-    done = 0 if found is None else int(found[1]["iteration"])
+    done = max(store_of(settings).numbers(), default=0) if resume else 0
     shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes, table=settings.monitoring.live)
     try:
         with connected(settings, address) as connection, shown as view:
@@ -120,9 +120,9 @@ def _run(settings: Any, resume: bool, address: str | None) -> dict[str, Any]:
             if connection.shortage:
                 view.note(connection.shortage)
             return run(settings, view, resume)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         typer.echo(f"interrupted; continue with: mtrl train --resume {shlex.quote(str(folder))}", err=True)
-        raise
+        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
 
 
 def _show(folder: Path, summary: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from mtrl_ray import checkpoint
+from mtrl_ray.checkpoint_store import store_of
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.tiny import TINY
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.waiting import fetch
 from mtrl_ray.weights.store import read_files, start_store
 
 
@@ -24,16 +25,16 @@ def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
         if not (run / "model" / "config.json").is_file():
             raise CheckpointError(f"{str(run)!r} has not come so far as to make the model it starts from")
         return run / "model"
+    store = store_of(settings)
     if which != "newest":
         if not which.isdecimal():
             raise ConfigurationError(f"--checkpoint {which}: give newest, start, or a number")
-        path = run / "checkpoints" / f"{int(which):06d}"
-        if not path.is_dir():
-            known = ", ".join(str(int(one.name)) for one in checkpoint.listed(run / "checkpoints")) or "none"
+        numbers = store.numbers()
+        if int(which) not in numbers:
+            known = ", ".join(map(str, numbers)) or "none"
             raise CheckpointError(f"{str(run)!r} has no checkpoint {which}; it has: {known}")
-        checkpoint.verify(path)
-        return path / "policy"
-    found = checkpoint.newest(run / "checkpoints")
+        return store.fetch(int(which)) / "policy"
+    found = store.newest()
     if found is None:
         raise CheckpointError(
             f"{str(run)!r} has no checkpoint yet; evaluate its start (--checkpoint start) or train on"
@@ -44,12 +45,13 @@ def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
 def hold(settings: Settings, model: Path, split: str, contexts: int, tag: int = 0) -> pa.Table:
     """Conversations of the model with the first `contexts` contexts of a split; Ray has to be connected."""
     store = start_store()
-    ray.get(store.keep_files.remote(read_files(str(model))))
+    fetch(store.keep_files.remote(read_files(str(model))), "the weight store to take the model's files")
     fleet = Fleet(settings, str(model), store)
     try:
         fleet.wait_ready()
         leases = make_leases(settings.run.seed, split, tag, range(contexts))
-        tables = [ray.get(result.table[0]) for result in fleet.converse(leases, version=0)]
+        results = list(fleet.converse(leases, version=0))
+        tables = fetch([result.table[0] for result in results], "conversations on their way from the workers")
     finally:
         fleet.stop()
         ray.kill(store)

@@ -27,6 +27,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
+from mtrl_ray.waiting import sound
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -68,6 +69,9 @@ class LearnerActor:
             return None
         store = self._store or connect(*meeting, self._world, self._seconds)
         return join(store, self._rank, self._world, pick_device(self._arguments[0]), self._seconds)
+
+    def ready(self) -> None:
+        """Answers once everything asked before is done."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of `Learner`; only rank 0 gives its result."""
@@ -201,6 +205,14 @@ class LearnerGroup:
     def weights(self, version: int) -> Any:
         """Ref of the policy's `PackedWeights`, owned by the caller."""
         return self._call("weights", version)
+
+    def packed(self, version: int) -> tuple[Any, Any]:
+        """Refs of the policy's `PackedWeights` and of their size in bytes, by which it is known that they are there."""
+        return self._call_pair("packed", version)
+
+    def sound(self, seconds: float) -> bool:
+        """Whether every process is alive and done with what it was asked, in time; false as soon as one of them is lost."""
+        return bool(self._actors) and sound([actor.ready.remote() for actor in self._actors], seconds)
 
     def save(self, folder: str | Path) -> Any:
         """See `Learner.save`; the ref is ready when the files are written. The folder has to be rank 0's to write."""

@@ -244,6 +244,11 @@ class Learner:
         state = {name: tensor for name, tensor in network.state_dict().items() if name not in tied}
         return pack(revert_weight_conversion(network, state), version, getattr(torch, self.core.dtype))
 
+    def packed(self, version: int) -> tuple[PackedWeights, int]:
+        """`weights`, and their size in bytes."""
+        weights = self.weights(version)
+        return weights, weights.nbytes
+
     def save(self, folder: str | Path) -> None:
         """Write models, optimisers and random states into `folder`; only the first of several processes writes."""
         if self.collective.rank:

@@ -17,9 +17,10 @@ def chat_format(path: str) -> ChatFormat:
         eos = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers and tokenizers stumble over in a damaged file
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"no tokenizer could be loaded from {path!r}: {' '.join(str(error).split())[:300]}"
+            f"no tokenizer could be loaded from {path!r} ({type(error).__name__}: {reason})"
         ) from None
     listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return ChatFormat.from_tokenizer(tokenizer, listed)

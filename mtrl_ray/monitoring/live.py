@@ -177,6 +177,7 @@ def _details(metrics: Metrics) -> list[str]:
         "improve/kl_reference": "KL {:.4f}",
         "q/r": "Q r {:.2f}",
         "collect/tokens_per_second": "{:,.0f} tokens/s",
+        "workers/ready": "workers {:.0f}",
         FAILURES: "{:.0f} failed",
         SECONDS: "{:.1f} s",
     }

@@ -13,13 +13,18 @@ MEANINGS = {
     "collect/score_low": "lower end of its 95 % interval",
     "collect/score_high": "upper end of its 95 % interval",
     "collect/score_n": "conversations it is the mean of",
-    "collect/reused": "conversations found in the journal instead of being held again",
     "collect/conversations": "finished conversations",
     "collect/agent_turns": "agent turns in them",
     "collect/tokens": "tokens the agent sampled",
     "collect/tokens_per_second": "sampled tokens per second of collection",
     "collect/failures": "conversations dropped after their retries, never counted as a score",
+    "collect/staleness": "weight versions that the oldest conversation was behind when the learner got it",
     "respond/seconds": "seconds spent sampling single responses to logged states",
+    "workers/wanted": "rollout workers that demand, or somebody by hand, asks for",
+    "workers/ready": "rollout workers that take work",
+    "workers/leaving": "rollout workers that finish what they hold and then end",
+    "workers/waited_seconds": "seconds in which the learner had nothing to do but wait for the rollout workers",
+    "workers/joining_seconds": "most seconds from a new worker's engine being ready, and work being there, to its first work",
     "q/loss": "loss of the Q-function",
     "q/r": "correlation of Q's predictions with the returns of conversations it was not fitted on",
     "q/calibration": "expected calibration error of those predictions",
@@ -57,6 +62,11 @@ MEANINGS = {
     "improve/score": "mean score that Q gives the sampled responses",
     "improve/explained_variance": "share of the returns' variance that the critic explains",
     "improve/tokens_per_second": "trained tokens per second of improvement",
+    "faults/errors": "failures of single conversations in this iteration, each try counted",
+    "faults/dropped": "conversations and responses given up after their retries, since the run was started or resumed",
+    "faults/worker_deaths": "rollout workers that died or whose engine failed, since the run was started or resumed",
+    "faults/recoveries": "times the run went back to its last checkpoint because an actor or a node was lost",
+    "faults/reused": "conversations found in the journal instead of being held again",
     "replay/conversations": "conversations in the replay buffer",
     "replay/bytes": "bytes they take in the object store",
     "weights/version": "version of the newest published weights",
@@ -65,6 +75,20 @@ MEANINGS = {
     "evaluation/high": "upper end of its 95 % interval",
     "evaluation/n": "held-out contexts",
 }
+
+
+CLOCK = ("seconds", "per_second")
+"""What a clock measures ends in one of these."""
+MACHINERY = frozenset(
+    f"replay/{name}"
+    for name in ("bytes", "objects", "restored", "journaled", "journal_problems", "duplicates", "lost", "refused")
+)
+"""What depends on who brought which conversations together, and on what was interrupted."""
+
+
+def repeatable(key: str) -> bool:
+    """Whether the seed alone decides a metric in synchronous mode: not a time, nor what the machinery went through."""
+    return not key.endswith(CLOCK) and not key.startswith(("faults/", "workers/")) and key not in MACHINERY
 
 
 def in_order(keys: set[str]) -> list[str]:

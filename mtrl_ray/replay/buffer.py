@@ -189,10 +189,10 @@ class ReplayBuffer:
         return sorted(name for name in self._journal.ids(iteration) if name in self._counted)
 
     def outcomes(self, iteration: int) -> dict[str, list[Any]]:
-        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns` [conversations]."""
+        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns`, `agent_tokens` [conversations]."""
         index = self._memory.index
         index = index.filter(pc.equal(index["iteration"], iteration))
-        columns = {"id": "id", "score": "score", "agent_turns": "turns"}
+        columns = {"id": "id", "score": "score", "agent_turns": "turns", "agent_tokens": "agent_tokens"}
         return {name: index[column].to_pylist() for name, column in columns.items()}
 
     def recall(self, iteration: int) -> int:

@@ -25,6 +25,7 @@ MEASURES = pa.schema(
         pa.field("version", pa.int32()),  # least weight version among the agent's tokens; null where none is known
         pa.field("tokens", pa.int64()),
         pa.field("turns", pa.int32()),  # the agent's
+        pa.field("agent_tokens", pa.int64()),
     ]
 )
 
@@ -84,7 +85,10 @@ def measures(table: pa.Table) -> pa.Table:
     columns = {name: table[name].combine_chunks() for name in ("id", "iteration", "context_id", "score")}
     columns["version"] = pa.array(least.astype(np.int32), mask=unknown)
     columns["tokens"] = pa.array(np.bincount(turns.row, weights=lengths, minlength=turns.rows).astype(np.int64))
-    columns["turns"] = pa.array(np.bincount(turns.row[turns.agent], minlength=turns.rows).astype(np.int32))
+    agent = turns.row[turns.agent]
+    columns["turns"] = pa.array(np.bincount(agent, minlength=turns.rows).astype(np.int32))
+    spoken = np.bincount(agent, weights=lengths[turns.agent], minlength=turns.rows)
+    columns["agent_tokens"] = pa.array(spoken.astype(np.int64))
     return pa.table(columns, schema=MEASURES)
 
 

@@ -1,7 +1,8 @@
 """The seam between dialogues and a sampler: token ids in, token ids with log-probabilities out.
 
 1. `submit` never blocks; `step` does one unit of sampling for everything in flight and returns what finished.
-2. A request's seed decides its samples, whatever else is in flight and on whichever worker.
+2. A request's seed decides its samples, whatever else is in flight and on whichever worker; what else is in flight may
+   change the last bits of their log-probabilities (`rollout.chunks`).
 3. Log-probabilities are those of the distribution that was sampled (temperature included), in float32.
 4. `load_weights` is called between steps. What is in flight goes on under the new weights, its history computed again;
    every token carries the version it was sampled under.
@@ -65,6 +66,9 @@ class Engine(Protocol):
 
     def load_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """Replace the weights: (checkpoint name, tensor) pairs. Raises EngineError where a name or shape does not fit."""
+
+    def reset_cache(self) -> None:
+        """Forget cached prefixes, so that what follows is computed anew."""
 
     def close(self) -> None:
         """Free what the engine holds."""

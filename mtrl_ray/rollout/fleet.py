@@ -1,12 +1,14 @@
 """The fleet of rollout workers: who holds what, and what happens when one of them fails.
 
-1. Work comes in chunks: a chunk of leases, or a slice of logged states. A worker has as many chunks in flight as fill
-   its engine, one more waiting; the least loaded worker gets the next one.
+1. Work comes in chunks: a chunk of leases, or a slice of logged states (`rollout.chunks`). A worker has as many chunks in
+   flight as fill its engine, one more waiting (one in all where runs are exact); the least loaded worker gets the next one.
+   Who the workers are may change at any time (`rollout.members`): one that joins takes what waits, one that leaves
+   finishes what it holds.
 2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so
    they outlive the worker.
-3. A worker that dies, or whose engine fails, is started again by Ray; its chunks go back to the front of the queue, and
-   it gets no work until it answers. A chunk past its deadline is given to somebody else, and the worker that held it is
-   killed. Each costs every lease of the chunk one try.
+3. The chunks of a worker that dies, or whose engine fails, go back to the front of the queue, and it gets no work until
+   it answers again. A chunk past its deadline is given to somebody else, and the worker that held it is killed. Each
+   costs every lease of the chunk one try; no conversation is given up for that: past `rollout.retries` the fleet raises.
 4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause.
    Where nothing at all succeeds the fleet raises instead of going on.
 
@@ -16,35 +18,30 @@ RLlib's FaultTolerantActorManager was tried for this; it fetches every result in
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from mtrl_ray.config import Settings
-from mtrl_ray.errors import EngineError
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
+from mtrl_ray.rollout.loop import Failure
+from mtrl_ray.rollout.members import PROBE_SECONDS, Members, Phase, sentence
 from mtrl_ray.rollout.worker import Report, RolloutWorker
+from mtrl_ray.waiting import fetch
 
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 600.0
 """How long a worker may take until its engine runs."""
-PROBE_SECONDS = 0.2
-"""Between two questions to a worker that is being started again."""
+ABANDON_SECONDS = 30.0
+"""How long a worker may take to forget what it does: a step of its engine."""
 MOST_RESTARTS = 20
 """Deaths in one call after which the fleet gives up and says why."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of work for one worker: leases, or the half-open range of a table of states."""
-
-    leases: tuple[Lease, ...] = ()
-    states: tuple[int, int] = (0, 0)
-    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,29 @@ class _Flight:
 
 @dataclass
 class FleetStatistics:
-    """Since the fleet began: deaths of workers, chunks past their deadline, failures by cause, leases dropped."""
+    """Since the fleet began: deaths of workers, chunks past their deadline, failures by cause, leases dropped.
+
+    `joining`: for each worker that joined, or came back, the seconds from its engine being ready, and work being there, to its
+    first chunk.
+    """
 
     deaths: int = 0
     overdue: int = 0
     dropped: int = 0
     causes: Counter[str] = field(default_factory=Counter)
+    joining: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Use:
+    """What was asked of the fleet since this was asked last: seconds with work at hand, the most chunks at a time.
+
+    `joining`: as in `FleetStatistics`.
+    """
+
+    seconds: float = 0.0
+    chunks: int = 0
+    joining: list[float] = field(default_factory=list)
 
 
 class Fleet:
@@ -79,123 +93,200 @@ class Fleet:
     def __init__(self, settings: Settings, model_path: str, store: Any) -> None:
         self._settings = settings
         rollout = settings.rollout
-        self._in_flight_per_worker = -(-rollout.concurrency // rollout.lease_size) + 1
+        self._cutter = Cutter(settings)
         actor = ray.remote(RolloutWorker).options(
             num_cpus=rollout.cpus,
             num_gpus=rollout.gpus,
             max_restarts=-1,
-            max_concurrency=self._in_flight_per_worker + 3,
+            max_concurrency=self._cutter.in_flight + 3,
         )
         self._store = store  # kept: it ends with its last handle
-        name = ray.get(store.name.remote())
-        self._workers = [actor.remote(number, settings, model_path, name) for number in range(rollout.workers)]
-        self._recovering: dict[int, Any] = {}  # worker: its answer to `ready`, awaited
+        name = fetch(store.name.remote(), "the weight store's name")
+        self._least, _ = rollout.bounds
+        self.members = Members(
+            lambda number: actor.remote(number, settings, model_path, name),
+            home=ray.get_runtime_context().get_node_id(),
+        )
+        self.members.want(self._least)
+        self._use = Use()
+        self._failed: Failure | None = None  # in the present call, by itself
         self.statistics = FleetStatistics()
 
     def wait_ready(self) -> list[dict[str, Any]]:
-        """Wait until every worker's engine runs; what each says of itself. Raises EngineError past `START_SECONDS`."""
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                answers = [worker.ready.remote() for worker in self._workers]
-                return ray.get(answers, timeout=max(0.0, deadline - time.monotonic()))
-            except ActorUnavailableError:  # being started again
-                time.sleep(PROBE_SECONDS)
-            except GetTimeoutError:
-                wanted = (
-                    f"{len(self._workers)} x {self._settings.rollout.cpus} CPUs, {self._settings.rollout.gpus} GPUs"
-                )
-                raise EngineError(
-                    f"the rollout workers ({wanted}) were not ready after {START_SECONDS:.0f} s; the cluster has "
-                    f"{ray.cluster_resources()}, of which free {ray.available_resources()}"
-                ) from None
-            except RayError as error:
-                raise EngineError(f"a rollout worker could not start: {_root(error)}") from error
+        """Wait until as many workers as are needed, and none that failed, run their engines; what each says of itself.
 
-    def converse(self, leases: list[Lease], version: int) -> Iterator[Result]:
-        """Hold these conversations under weights of at least `version`; results as they come, in any order."""
-        size = self._chunk_size(len(leases), self._settings.rollout.lease_size)
-        chunks = [Chunk(leases=tuple(leases[start : start + size])) for start in range(0, len(leases), size)]
+        Raises EngineError where one cannot start, or past `START_SECONDS`.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            self.members.attend()
+            for lost in self.members.lost():
+                raise EngineError(f"rollout {lost}")
+            count = self.members.count()
+            if count[Phase.READY] >= self._least and not count[Phase.ILL]:
+                answers = self._describe()
+                if answers is not None:
+                    return answers
+            awaited = self.members.awaited()
+            if awaited:
+                ray.wait(awaited, timeout=PROBE_SECONDS)
+            else:
+                time.sleep(PROBE_SECONDS)
+        wanted = f"{self._least} x {self._settings.rollout.cpus} CPUs, {self._settings.rollout.gpus} GPUs"
+        raise EngineError(
+            f"the rollout workers ({wanted}) were not ready after {START_SECONDS:.0f} s; the cluster has "
+            f"{ray.cluster_resources()}, of which free {ray.available_resources()}"
+        )
+
+    def converse(self, leases: list[Lease], version: int, known: Set[str] = frozenset()) -> Iterator[Result]:
+        """Hold these conversations under weights of at least `version`; results as they come, in any order.
+
+        known: ids of those that need not be held; they are held all the same where an exact run's chunk needs them.
+        """
+        exact = self._cutter.exact
         return self._dispatch(
-            chunks,
-            lambda worker, chunk: worker.converse.options(num_returns=2).remote(list(chunk.leases), version),
+            self._cutter.leases(leases, known, self.members.wanted),
+            lambda worker, chunk: worker.converse.options(num_returns=2).remote(list(chunk.leases), version, exact),
         )
 
     def respond(
         self, states: Any, count: int, samples: int, seed: int, version: int, mixture: float = 0.0
     ) -> Iterator[Result]:
         """Sample `samples` responses in each of `count` logged states (a ref of their table)."""
-        size = self._chunk_size(count, max(1, self._settings.rollout.lease_size // samples))
-        chunks = [Chunk(states=(start, min(count, start + size))) for start in range(0, count, size)]
+        exact = self._cutter.exact
         return self._dispatch(
-            chunks,
+            self._cutter.states(count, samples, self.members.wanted),
             lambda worker, chunk: worker.respond.options(num_returns=2).remote(
-                states, *chunk.states, samples, seed, version, mixture
+                states, *chunk.states, samples, seed, version, mixture, exact
             ),
         )
 
     def worker_statistics(self) -> list[dict[str, float]]:
         """The dialogue loops' counters, one entry per worker."""
-        return ray.get([worker.statistics.remote() for worker in self._workers])
+        return fetch([member.actor.statistics.remote() for member in self.members.ready()], "the workers' counters")
+
+    def abandon(self) -> None:
+        """Make the workers forget what they are doing; one that does not answer in time is started again.
+
+        For a driver that begins anew: nobody waits for their results any more.
+        """
+        asked = {member.actor.abandon.remote(): member.number for member in self.members.started()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ABANDON_SECONDS) if asked else ([], [])
+        for answer, number in asked.items():
+            if answer not in answered:
+                self.members.restart(number)
+                continue
+            try:
+                ray.get(answer)
+            except RayError:
+                self.members.failed(number)
+
+    def take_use(self) -> Use:
+        """What was asked of the fleet since this was asked last."""
+        use, self._use = self._use, Use()
+        return use
 
     def stop(self) -> None:
         """End the workers."""
-        for worker in self._workers:
-            ray.kill(worker)
+        self.members.stop()
 
-    def _chunk_size(self, items: int, most: int) -> int:
-        """At most `most`, and small enough that every worker gets a share."""
-        return max(1, min(most, -(-items // len(self._workers))))
+    def _describe(self) -> list[dict[str, Any]] | None:
+        """What each worker says of itself; None where one does not answer, which is then known to be ill."""
+        answers = {member.number: member.actor.ready.remote() for member in self.members.ready()}
+        said = []
+        for number, answer in answers.items():
+            try:
+                said.append(ray.get(answer, timeout=START_SECONDS))
+            except RayError:
+                self.members.failed(number)
+        return said if len(said) == len(answers) else None
 
     def _dispatch(self, chunks: list[Chunk], call: Callable[[Any, Chunk], list[Any]]) -> Iterator[Result]:
-        waiting, flights = deque(chunks), dict[Any, _Flight]()
-        finished, deaths_before = 0, self.statistics.deaths
-        while waiting or flights:
-            self._revive()
-            self._send(waiting, flights, call)
-            ready = _first_ready([*flights, *self._recovering.values()], flights)
-            for reference in ready:
-                flight = flights.pop(reference)
-                result = self._collect(reference, flight, waiting)
-                if result is not None:
-                    finished += result.report.finished
-                    yield result
-            self._expire(waiting, flights)
-            if self.statistics.deaths - deaths_before > MOST_RESTARTS:
-                raise EngineError(f"rollout workers died {MOST_RESTARTS} times in one call; causes: {self._causes()}")
+        waiting, flights, load = deque(chunks), dict[Any, _Flight](), self.members.unburden()
+        finished, deaths_before, begun = 0, self.statistics.deaths, time.time()
+        self._failed = None
+        self._use.chunks = max(self._use.chunks, len(chunks))
+        try:
+            while waiting or flights:
+                self._attend()
+                self._send(waiting, flights, load, call, begun)
+                ready = _first_ready([*flights, *self.members.awaited()], flights)
+                for reference in ready:
+                    flight = flights.pop(reference)
+                    load[flight.worker] -= 1
+                    result = self._collect(reference, flight, waiting)
+                    if result is not None:
+                        finished += result.report.finished
+                        yield result
+                self._expire(waiting, flights, load)
+                if self.statistics.deaths - deaths_before > MOST_RESTARTS:
+                    raise EngineError(
+                        f"rollout workers died {MOST_RESTARTS} times in one call; causes: {self._causes()}"
+                    )
+        finally:
+            self._use.seconds += time.time() - begun
+            load.clear()
         if chunks and not finished:
-            raise EngineError(f"none of the {len(chunks)} chunks of work succeeded; causes: {self._causes()}")
+            raise self._nothing(len(chunks))
+
+    def _nothing(self, chunks: int) -> Exception:
+        """Why nothing at all succeeded: the data where conversations failed by themselves, else the machinery."""
+        said = f"none of the {chunks} chunks of work succeeded; causes: {self._causes()}"
+        if self._failed is None or self._failed.kind == EngineError.__name__:
+            return EngineError(said)
+        return DataError(f"{said}; the last conversation that failed is {self._failed.id}")
+
+    def _attend(self) -> None:
+        """Let workers join, come back and leave; count those that Ray gave up."""
+        self.members.attend()
+        for lost in self.members.lost():
+            self.statistics.deaths += 1
+            self.statistics.causes[lost[:300]] += 1
 
     def _send(
-        self, waiting: deque[Chunk], flights: dict[Any, _Flight], call: Callable[[Any, Chunk], list[Any]]
+        self,
+        waiting: deque[Chunk],
+        flights: dict[Any, _Flight],
+        load: Counter[int],
+        call: Callable[[Any, Chunk], list[Any]],
+        begun: float,
     ) -> None:
-        load = Counter(flight.worker for flight in flights.values())
-        alive = [number for number in range(len(self._workers)) if number not in self._recovering]
-        while waiting and alive:
-            number = min(alive, key=lambda worker: load[worker])
-            if load[number] >= self._in_flight_per_worker:
+        while waiting:
+            member = self.members.take(self._cutter.in_flight)
+            if member is None:
                 return
+            if member.given == 1:
+                seconds = time.time() - max(member.up, begun)
+                self.statistics.joining.append(seconds)
+                self._use.joining.append(seconds)
             chunk = waiting.popleft()
-            table, report = call(self._workers[number], chunk)
-            deadline = time.monotonic() + self._settings.rollout.lease_seconds * (1 + load[number])
-            flights[report] = _Flight(chunk, number, table, deadline)
-            load[number] += 1
+            table, report = call(member.actor, chunk)
+            deadline = time.monotonic() + self._cutter.seconds(chunk) * load[member.number]
+            flights[report] = _Flight(chunk, member.number, table, deadline)
 
     def _collect(self, reference: Any, flight: _Flight, waiting: deque[Chunk]) -> Result | None:
         try:
             report: Report = ray.get(reference)
         except RayError as error:
             origin = _cause(error)
-            if flight.worker not in self._recovering:
+            if isinstance(error, RayTaskError) and isinstance(origin, RayError):
+                raise EngineError(f"what the rollout workers need is lost: {sentence(origin)}") from error
+            if self.members.failed(flight.worker):
                 self.statistics.deaths += isinstance(origin, RayError | EngineError)
-                self._recovering[flight.worker] = self._workers[flight.worker].ready.remote()
-            self._again(flight.chunk, f"{type(origin).__name__}: {_root(origin)}", waiting)
+            self._hold_again(flight.chunk, f"{type(origin).__name__}: {sentence(origin)}", waiting)
             return None
         leases = {lease.id: lease for lease in flight.chunk.leases}
         for failure in report.failures:
+            self._failed = failure
             cause = f"{failure.kind}: {failure.message}"
             self._again(Chunk((leases[failure.id],), tries=flight.chunk.tries), cause, waiting)
         return Result([flight.table], report)
+
+    def _hold_again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
+        """Nothing is wrong with the chunk itself."""
+        if chunk.tries >= self._settings.rollout.retries:
+            raise EngineError(f"a chunk of work failed {chunk.tries + 1} times, though not by itself: {cause}")
+        self._again(chunk, cause, waiting)
 
     def _again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
         self.statistics.causes[cause[:300]] += 1
@@ -206,29 +297,15 @@ class Fleet:
         self.statistics.dropped += dropped
         logger.warning("%d piece(s) of work dropped after %d tries: %s", dropped, chunk.tries + 1, cause)
 
-    def _expire(self, waiting: deque[Chunk], flights: dict[Any, _Flight]) -> None:
+    def _expire(self, waiting: deque[Chunk], flights: dict[Any, _Flight], load: Counter[int]) -> None:
         now = time.monotonic()
         for reference in [reference for reference, flight in flights.items() if flight.deadline < now]:
             flight = flights.pop(reference)
+            load[flight.worker] -= 1
             self.statistics.overdue += 1
-            seconds = self._settings.rollout.lease_seconds
-            self._again(flight.chunk, f"worker {flight.worker} kept a lease longer than {seconds:.0f} s", waiting)
-            ray.kill(self._workers[flight.worker], no_restart=False)
-            self._recovering[flight.worker] = self._workers[flight.worker].ready.remote()
-
-    def _revive(self) -> None:
-        """Give work again to workers that answer; ask the others again."""
-        for number, probe in list(self._recovering.items()):
-            if not ray.wait([probe], timeout=0)[0]:
-                continue
-            try:
-                ray.get(probe)
-                del self._recovering[number]
-            except ActorDiedError as error:
-                raise EngineError(f"rollout worker {number} cannot be started again: {_root(error)}") from error
-            except RayError:
-                time.sleep(PROBE_SECONDS)
-                self._recovering[number] = self._workers[number].ready.remote()
+            seconds = self._cutter.seconds(flight.chunk)
+            self._hold_again(flight.chunk, f"worker {flight.worker} kept a lease longer than {seconds:.0f} s", waiting)
+            self.members.restart(flight.worker)
 
     def _causes(self) -> str:
         listed = [f"{count} x {cause}" for cause, count in self.statistics.causes.most_common(3)]
@@ -237,6 +314,9 @@ class Fleet:
 
 def _first_ready(awaited: list[Any], flights: dict[Any, _Flight]) -> list[Any]:
     """Wait a moment for anything; the finished references that are flights."""
+    if not awaited:  # every worker was given up, and the next one is not to be started yet
+        time.sleep(PROBE_SECONDS)
+        return []
     ready, _ = ray.wait(awaited, num_returns=1, timeout=1.0)
     return [reference for reference in ready if reference in flights]
 
@@ -246,9 +326,3 @@ def _cause(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
     return error
-
-
-def _root(error: BaseException) -> str:
-    """The last line of an error: the sentence of what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__

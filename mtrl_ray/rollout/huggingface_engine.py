@@ -75,6 +75,9 @@ class HuggingFaceEngine:
             raise EngineError(f"the weights of version {version}: missing {missing}, not of this model {unexpected}")
         self.version = version
 
+    def reset_cache(self) -> None:
+        """See `Engine.reset_cache`; nothing is cached between steps."""
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._waiting.clear()

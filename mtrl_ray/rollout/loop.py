@@ -32,7 +32,7 @@ IDLE_SECONDS = 0.05
 """Longest sleep of the loop while it waits for a job or a slow user."""
 
 LOAD_SECONDS = 600.0
-"""Longest wait for new weights to be taken."""
+"""Longest wait for something that is done between two steps."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,27 @@ class DialogueLoop:
 
     def load(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """Load weights between two steps; returns when it is done. Raises what the engine raises."""
-        job = Job(1)
+        self._between_steps(lambda: self._engine.load_weights(weights, version), f"weights of version {version}")
 
-        def command() -> None:
-            try:
-                self._engine.load_weights(weights, version)
-            except Exception as error:
-                job.error = error
-            job.done.set()
+    def reset(self) -> None:
+        """Make the engine forget what it has cached."""
+        self._between_steps(self._engine.reset_cache, "a cache to be forgotten")
 
-        if not self._submit(job, command).done.wait(LOAD_SECONDS):
-            raise EngineError(
-                f"weights of version {version} waited {LOAD_SECONDS:.0f} s for the engine to finish a step"
-            )
-        if job.error:
-            raise job.error
+    def abandon(self) -> None:
+        """Forget everything in flight between two steps: open jobs fail, slow users' answers are not heard."""
+        with self._jobs_lock:
+            abandoned = [job for job in self._jobs if not job.done.is_set()]
+
+        def forget() -> None:
+            self._engine.abort(list(self._speaking))
+            self._speaking.clear()
+            self._listening.clear()
+            self._waiting.clear()
+            for job in abandoned:
+                job.error = EngineError("this work was abandoned")
+                job.done.set()
+
+        self._between_steps(forget, "work to be abandoned")
 
     @property
     def stopped(self) -> bool:
@@ -169,6 +175,22 @@ class DialogueLoop:
         for generation in generations:
             self._spoke(generation)
 
+    def _between_steps(self, action: Callable[[], object], what: str) -> None:
+        """Have the loop's thread do something between two steps; returns when it is done. Raises what it raises."""
+        job = Job(1)
+
+        def command() -> None:
+            try:
+                action()
+            except Exception as error:
+                job.error = error
+            job.done.set()
+
+        if not self._submit(job, command).done.wait(LOAD_SECONDS):
+            raise EngineError(f"{what} waited {LOAD_SECONDS:.0f} s for the engine to finish a step")
+        if job.error:
+            raise job.error
+
     def _submit(self, job: Job, command: Callable[[], None]) -> Job:
         with self._jobs_lock:
             if self._stopped.is_set():
@@ -178,8 +200,9 @@ class DialogueLoop:
         return job
 
     def _take(self, job: Job, work: list[Work]) -> None:
-        self._waiting.extend(work)
-        job._check()
+        if not job.done.is_set():  # not abandoned meanwhile
+            self._waiting.extend(work)
+            job._check()
 
     def _receive(self, wait: float) -> None:
         try:

@@ -137,7 +137,7 @@ class VllmEngine:
         self.version = version
 
     def reset_cache(self) -> None:
-        """Forget cached prefixes, so that what follows is computed anew."""
+        """See `Engine.reset_cache`."""
         self._engine.reset_prefix_cache()
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import ray
 
 from envs.registry import make
 from mtrl_ray.config import Settings
-from mtrl_ray.conversation import Finish, to_table
+from mtrl_ray.conversation import Finish
 from mtrl_ray.errors import EngineError
 from mtrl_ray.models.chat import chat_format
 from mtrl_ray.responses import RESPONSES
@@ -28,11 +28,15 @@ from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation, Request, engine_name, make_engine
 from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.rollout.loop import DialogueLoop, Failure, Job
+from mtrl_ray.rollout.sifting import sift
+from mtrl_ray.waiting import fetch
 from mtrl_ray.weights.packed import unpack
 from mtrl_ray.weights.store import materialise
 
 logger = logging.getLogger(__name__)
 
+PULL_SECONDS = 600.0
+"""Longest wait for a model's files or weights on their way here."""
 FAREWELL_SECONDS = 1.0
 """For open calls to return the engine's error before the process ends."""
 
@@ -59,7 +63,7 @@ class RolloutWorker:
 
     def __init__(self, number: int, settings: Settings, model_path: str, store: str, threads: int = 1) -> None:
         self._number, self._store = number, ray.get_actor(store)
-        path = materialise(model_path, ray.get(self._store.files.remote()))
+        path = materialise(model_path, fetch(self._store.files.remote(), "the model's files", PULL_SECONDS))
         rollout = settings.rollout
         self._chat = chat_format(path)
         self._limits = Limits(rollout.response_tokens, settings.model.context_length, rollout.temperature)
@@ -67,6 +71,8 @@ class RolloutWorker:
         self._engine_kind = engine_name(rollout.engine)
         self._pulling = threading.Lock()
         self._version = 0  # the model folder's own weights
+        self._abandoned = 0  # times
+        self._epoch: int | None = None  # of the store's versions; the folder's weights are of none
         started: Future[DialogueLoop] = Future()
 
         def serve() -> None:
@@ -88,10 +94,11 @@ class RolloutWorker:
         # The engine is made on the thread that steps it: OpenMP counts threads per thread, and vLLM's kernels compare.
         threading.Thread(target=serve, name="engine", daemon=True).start()
         self._loop = started.result()
-        self._pull(ray.get(self._store.newest.remote()))
+        self._up = time.time()
+        self._pull(fetch(self._store.newest.remote(), "the newest version of the weights"))
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the engine runs: worker number, engine, weight version, node, process id.
+        """Answers once the engine runs: worker number, engine, weight version, node, process id, since when (`up`).
 
         Raises EngineError where the engine has failed and this process is about to end.
         """
@@ -104,28 +111,43 @@ class RolloutWorker:
             "version": self._version,
             "node": node,
             "pid": os.getpid(),
+            "up": self._up,
         }
 
-    def converse(self, leases: list[Lease], version: int) -> tuple[pa.Table, Report]:
-        """Hold these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report."""
+    def converse(self, leases: list[Lease], version: int, exact: bool = False) -> tuple[pa.Table, Report]:
+        """Hold these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report.
+
+        exact: from an engine that has cached nothing.
+        """
         started = time.perf_counter()
         self._pull(version)
+        if exact:
+            self._loop.reset()
         job = _finished(self._loop.converse(leases))
-        agent_turns = [turn for done in job.conversations for turn in done.turns if turn.logprobs or turn.finish]
+        table, kept, refused = sift(job.conversations)
+        agent_turns = [turn for done in kept for turn in done.turns if turn.logprobs or turn.finish]
         report = Report(
             worker=self._number,
-            finished=len(job.conversations),
+            finished=len(kept),
             agent_tokens=sum(len(turn.tokens) for turn in agent_turns),
             agent_turns=len(agent_turns),
-            score_sum=sum(done.score for done in job.conversations),
+            score_sum=sum(done.score for done in kept),
             seconds=time.perf_counter() - started,
             version=self._version,
-            failures=job.failures,
+            failures=[*job.failures, *refused],
         )
-        return to_table(sorted(job.conversations, key=lambda done: done.id)), report
+        return table, report
 
     def respond(
-        self, states: pa.Table, start: int, stop: int, samples: int, seed: int, version: int, mixture: float = 0.0
+        self,
+        states: pa.Table,
+        start: int,
+        stop: int,
+        samples: int,
+        seed: int,
+        version: int,
+        mixture: float = 0.0,
+        exact: bool = False,
     ) -> tuple[pa.Table, Report]:
         """Sample `samples` responses in each of the logged states `[start, stop)`; no user is asked.
 
@@ -134,6 +156,8 @@ class RolloutWorker:
         """
         started = time.perf_counter()
         self._pull(version)
+        if exact:
+            self._loop.reset()
         rows = states.slice(start, stop - start).to_pylist()
         keys = {}
         requests = []
@@ -157,6 +181,11 @@ class RolloutWorker:
             version=self._version,
         )
         return self._responses(generations, keys), report
+
+    def abandon(self) -> None:
+        """Forget everything in flight; its calls fail."""
+        self._abandoned += 1
+        self._loop.abandon()
 
     def statistics(self) -> dict[str, float]:
         """The loop's counters since the worker began."""
@@ -191,12 +220,16 @@ class RolloutWorker:
         return pa.table(columns, schema=RESPONSES)
 
     def _pull(self, version: int) -> None:
+        abandoned = self._abandoned
         with self._pulling:
-            if self._version >= version:
+            epoch = fetch(self._store.epoch.remote(), "the weight store's epoch")
+            if abandoned != self._abandoned:
+                raise EngineError("this work was abandoned while it waited for weights")
+            if self._version >= version and self._epoch in (None, epoch):
                 return
-            newest, reference = ray.get(self._store.get.remote(version))
-            self._loop.load(unpack(ray.get(reference[0])), newest)
-            self._version = newest
+            newest, reference = fetch(self._store.get.remote(version), f"the weight store's version {version}")
+            self._loop.load(unpack(fetch(reference[0], f"the weights of version {newest}", PULL_SECONDS)), newest)
+            self._version, self._epoch = newest, epoch
 
 
 def _finished(job: Job) -> Job:

@@ -111,7 +111,7 @@ def _bundles(settings: Sequence[Settings]) -> tune.PlacementGroupFactory:
     def bundles(one: Settings) -> list[dict[str, float]]:
         worker = {"CPU": one.rollout.cpus, "GPU": one.rollout.gpus}
         learner = {"CPU": one.learner.cpus, "GPU": one.learner.gpus}
-        return [worker] * one.rollout.workers + [learner] * one.learner.processes
+        return [worker] * one.rollout.bounds[1] + [learner] * one.learner.processes
 
     largest = max((bundles(one) for one in settings), key=lambda many: sum(sum(one.values()) for one in many))
     return tune.PlacementGroupFactory([{}, *({key: n for key, n in one.items() if n} for one in largest)])

@@ -4,6 +4,8 @@
    the process that published them (the driver), so a learner's death takes none of them away.
 2. Samplers pull: `get` gives the newest version at or above the one asked for. Nobody forms a group with anybody.
 3. The model's other files (configuration, tokenizer) travel the same way, for nodes that do not see the driver's disk.
+4. A run that goes back to a checkpoint publishes versions again: `rewind` forgets them and begins a new epoch, and what a
+   sampler has of another epoch is pulled anew, whatever its number.
 """
 
 import shutil
@@ -24,6 +26,7 @@ class WeightStore:
         self._name = name
         self._keep = keep
         self._versions: dict[int, list[Any]] = {}
+        self._epoch = 0
         self._files: dict[str, bytes] | None = None
 
     def publish(self, version: int, reference: list[Any]) -> None:
@@ -40,6 +43,15 @@ class WeightStore:
         if newest < at_least:
             raise EngineError(f"weights of version {at_least} were asked for; the newest published are {newest}")
         return newest, self._versions[newest]
+
+    def rewind(self) -> None:
+        """Forget every version; what is published from now on are other weights, whatever their numbers."""
+        self._versions.clear()
+        self._epoch += 1
+
+    def epoch(self) -> int:
+        """How often versions were forgotten: a version's number names its weights within one epoch only."""
+        return self._epoch
 
     def name(self) -> str:
         """The actor's name, by which workers find it."""

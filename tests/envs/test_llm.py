@@ -1,10 +1,7 @@
 """The LLM user against a real HTTP server that speaks the chat-completions protocol."""
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,49 +12,14 @@ from envs.llm import parse_ending
 from envs.registry import make
 from mtrl_ray.conversation import StopReason, validate
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
-
-Answer = Callable[[dict[str, Any]], tuple[int, Any]]
-
-
-class Endpoint:
-    """A chat-completions server on a free local port; `answer` maps a request's body to (status, content or body)."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.answer: Answer = lambda body: (200, "Hello.")
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.requests.append(body)
-                endpoint.keys.append(self.headers.get("Authorization", ""))
-                status, content = endpoint.answer(body) if self.path == "/v1/chat/completions" else (404, {})
-                message = {"role": "assistant", "content": content}
-                whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-                whole["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
-                payload = json.dumps(content if isinstance(content, dict) else whole).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *args: object) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+from tests.support.endpoint import Answer, Endpoint
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     served = Endpoint()
     yield served
-    served.server.shutdown()
-    served.server.server_close()
+    served.close()
 
 
 def llm_user(endpoint: Endpoint, name: str = "sales", **llm: Any) -> User:
@@ -246,6 +208,21 @@ def test_the_key_is_sent_and_never_told(endpoint: Endpoint, monkeypatch: pytest.
         user.reply("Hello.")
     assert "sk-secret-123" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"base_url": "https://me:sk-secret-123@h/v1"},
+        {"base_url": "https://h/v1?api_key=sk-secret-123"},
+        {"base_url": "http://h/v1", "api_key_env": "sk-secret-123"},
+        {"base_url": "http://h/v1", "api_key": "sk-secret-123"},
+    ],
+)
+def test_a_key_among_the_settings_is_refused_and_not_repeated(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="api_key") as caught:
+        make("sales", user="llm", llm={"model": "m", **given})
+    assert "sk-secret-123" not in str(caught.value)
 
 
 def test_scripted_agents_can_talk_to_it(endpoint: Endpoint) -> None:

@@ -1,5 +1,7 @@
 """What the fleet does when an engine, a user or an environment fails: real workers, real restarts."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import ray
 
 from mtrl_ray.config import load
 from mtrl_ray.conversation import from_table
-from mtrl_ray.errors import EngineError
+from mtrl_ray.errors import DataError
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.weights.store import read_files, start_store
@@ -21,7 +23,9 @@ def fleet_of(ray_cluster: None, blank_sales: Path, quick: list[str]):
     ray.get(store.keep_files.remote(read_files(str(blank_sales))))
 
     def make(*overrides: str) -> Fleet:
-        settings = load("sales", [*quick, "rollout.lease_size=6", "rollout.concurrency=6", *overrides])
+        settings = load(
+            "sales", [*quick, "rollout.lease_size=6", "rollout.concurrency=6", "rollout.exact=false", *overrides]
+        )
         made.append(Fleet(settings, str(blank_sales), store))
         return made[-1]
 
@@ -58,6 +62,26 @@ def test_a_worker_that_hangs_loses_its_leases_at_their_deadline(fleet_of, tmp_pa
     assert fleet.wait_ready()[0]["pid"] != first
 
 
+def test_a_worker_whose_process_stands_still_is_replaced_at_its_deadline(fleet_of):
+    fleet = fleet_of("rollout.lease_seconds=3")
+    first = fleet.wait_ready()[0]["pid"]
+    os.kill(first, signal.SIGSTOP)
+    assert held(fleet) == ids(18)
+    assert fleet.statistics.overdue >= 1 and fleet.statistics.dropped == 0
+    assert fleet.wait_ready()[0]["pid"] != first
+
+
+def test_work_that_is_abandoned_makes_room_for_the_same_work(fleet_of):
+    fleet = fleet_of()
+    pid = fleet.wait_ready()[0]["pid"]
+    results = fleet.converse(make_leases(0, "train", 0, range(18)), version=0)
+    next(results)
+    results.close()
+    fleet.abandon()
+    assert held(fleet) == ids(18), "under the identities of what was in flight"
+    assert fleet.wait_ready()[0]["pid"] == pid and fleet.statistics.deaths == 0
+
+
 def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted_by_cause(fleet_of):
     fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=2")
     fleet.wait_ready()
@@ -66,6 +90,6 @@ def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted
     assert fleet.statistics.deaths == 0 and fleet.statistics.dropped == len(failing)
     assert fleet.statistics.causes == {"DataError: the reader's file is torn": 3 * len(failing)}
     with pytest.raises(
-        EngineError, match=r"none of the 1 chunks of work succeeded; causes: .*the reader's file is torn"
+        DataError, match=r"none of the 1 chunks .*the reader's file is torn.* failed is train-000000-0000000"
     ):
         held(fleet, 1)

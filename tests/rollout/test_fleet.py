@@ -23,7 +23,7 @@ from tests.rollout.conftest import logprobs, shaken
 def settings(sales_settings: Settings) -> Settings:
     """Two workers with small chunks."""
     rollout = sales_settings.rollout.model_copy(
-        update={"workers": 2, "concurrency": 16, "lease_size": 8, "response_tokens": 12, "cpus": 0.5}
+        update={"workers": 2, "concurrency": 16, "lease_size": 8, "exact": False, "response_tokens": 12, "cpus": 0.5}
     )
     return sales_settings.model_copy(update={"rollout": rollout})
 

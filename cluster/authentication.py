@@ -1,0 +1,63 @@
+"""Ray's token authentication, for the clusters that this project starts and those that it joins.
+
+1. A cluster that is started has it on, unless RAY_AUTH_MODE=disabled says otherwise. A cluster that is joined is sent the token
+   where there is one.
+2. The token is Ray's own: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or `~/.ray/auth_token`. The last is made
+   where there is none, and kept readable by its owner alone.
+3. The token reaches no command line, no setting and no message; processes find it as they find any other of Ray's.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from ray import _raylet
+
+from mtrl_ray.errors import ConfigurationError
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+ON, OFF = "token", "disabled"
+
+
+def token_file() -> Path:
+    """Where Ray looks for the token by itself."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def switch_on() -> None:
+    """For a cluster that this process starts: the mode, and a token. Raises ConfigurationError where none can be kept."""
+    mode = os.environ.get(MODE, ON).lower()
+    if mode not in (ON, OFF):
+        raise ConfigurationError(f"{MODE} is {mode!r}; leave it out, or set it to {ON!r} or {OFF!r}")
+    if mode == OFF:
+        return
+    _use()
+    if not (os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH)):
+        _keep_token()
+
+
+def join() -> None:
+    """For a cluster that this process joins: send the token, where there is one and nothing else is said."""
+    known = os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH) or token_file().is_file()
+    if MODE not in os.environ and known:
+        _use()
+
+
+def _use() -> None:
+    os.environ[MODE] = ON
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]  # Ray read the mode when it was imported
+
+
+def _keep_token() -> None:
+    path = token_file()
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if path.is_file() and path.read_text().strip():
+            path.chmod(0o600)
+            return
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except OSError as error:
+        raise ConfigurationError(
+            f"a token for Ray cannot be kept in {path} ({error.strerror}); name a file that holds one with {TOKEN_PATH}"
+        ) from None

@@ -1,0 +1,206 @@
+"""Several nodes on this machine, grown and shrunk by Ray's own autoscaler: `mtrl cluster local`.
+
+1. The head is `ray start --head` with an autoscaling configuration whose provider (`fake_multinode`) starts a further raylet
+   here where a cloud's would rent a machine. Each node has logical CPUs of its own, whatever the machine has.
+2. Nothing is reachable from outside (`cluster.loopback`), and Ray's token authentication is on (`cluster.authentication`).
+3. Every process of the cluster carries its mark in its environment. When the cluster ends, those processes are ended,
+   and no others.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.authentication import switch_on
+from cluster.loopback import HERE, confine
+from mtrl_ray.errors import EngineError
+
+MARK = "MTRL_LOCAL_CLUSTER"
+"""Environment variable with the cluster's identity, in each of its processes."""
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Of each node."""
+START_SECONDS = 180.0
+END_SECONDS = 10.0
+"""For processes to end when they are asked to, before they are killed."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`nodes` from the start, the head among them, up to `most` when work waits; `cpus` of each; when an idle one goes."""
+
+    nodes: int = 1
+    most: int = 1
+    cpus: int = 1
+    idle_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running cluster: for `--address`, for a browser or a job, its identity, Ray's folder."""
+
+    address: str
+    dashboard: str
+    mark: str
+    folder: Path
+
+
+@contextmanager
+def local_cluster(shape: Shape, port: int | None = None) -> Iterator[LocalCluster]:
+    """The cluster, for as long as the context lasts. `port`: of its address. Raises EngineError where it does not start."""
+    switch_on()
+    confine()
+    mark = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="mtrl-", dir="/tmp", ignore_cleanup_errors=True) as name:  # sockets: short
+        folder = Path(name)
+        cluster = LocalCluster(f"{HERE}:{port or free_port()}", f"http://{HERE}:{free_port()}", mark, folder)
+        try:
+            _start(cluster, shape)
+            yield cluster
+        finally:
+            end(mark)
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    """The cluster's processes that run now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def nodes(mark: str) -> int:
+    """How many nodes the cluster has now: its raylets."""
+    return sum(_name(process) == "raylet" for process in processes(mark))
+
+
+def end(mark: str) -> None:
+    """End every process of the cluster; the autoscaler first, lest it starts others."""
+    for process in processes(mark):
+        if any("monitor.py" in part for part in _command(process)):
+            _quietly(process.kill)
+    for process in processes(mark):
+        _quietly(process.terminate)
+    deadline = time.monotonic() + END_SECONDS
+    while (left := processes(mark)) and time.monotonic() < deadline:
+        psutil.wait_procs(left, timeout=0.5)
+    while left := processes(mark):
+        for process in left:
+            _quietly(process.kill)
+        psutil.wait_procs(left, timeout=1.0)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HERE, 0))
+        return int(probe.getsockname()[1])
+
+
+def autoscaling(shape: Shape, address: str) -> dict[str, Any]:
+    """The autoscaler's configuration."""
+    resources = {"CPU": shape.cpus, "object_store_memory": OBJECT_STORE_BYTES}
+    return {
+        "cluster_name": "mtrl-local",
+        "max_workers": shape.most - 1,
+        "upscaling_speed": 100,
+        "idle_timeout_minutes": shape.idle_seconds / 60,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": shape.cpus}, "node_config": {}, "max_workers": 0},
+            "node": {
+                "resources": resources,
+                "node_config": {},
+                "min_workers": shape.nodes - 1,
+                "max_workers": shape.most - 1,
+            },
+        },
+        "auth": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands")},
+        **{key: [] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
+        **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands")},
+    }
+
+
+def _start(cluster: LocalCluster, shape: Shape) -> None:
+    configuration = cluster.folder / "autoscaling.json"
+    configuration.write_text(json.dumps(autoscaling(shape, cluster.address)))
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        f"--node-ip-address={HERE}",
+        f"--port={cluster.address.rpartition(':')[2]}",
+        f"--dashboard-host={HERE}",
+        f"--dashboard-port={cluster.dashboard.rpartition(':')[2]}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        f"--num-cpus={shape.cpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={cluster.folder}",
+        f"--autoscaling-config={configuration}",
+        "--disable-usage-stats",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", MARK: cluster.mark}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for this process, which ends them in order
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"the local cluster did not start within {START_SECONDS:.0f} s") from None
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise EngineError(f"the local cluster did not start: {said[-1][:500] if said else 'ray start said nothing'}")
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
+
+
+def _quietly(action: Any) -> None:
+    try:
+        action()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,87 @@
+"""The actors of one run: weight store, replay buffer, rollout workers, learners. Made, and made again where they are lost.
+
+1. Store and buffer live on the driver's node and end with it; workers and learners lie where Ray finds room.
+2. `mend` makes again what was lost and leaves what is sound, for engines and learners take seconds to start. Afterwards
+   nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
+   checkpoint, and publishes.
+3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mtrl_ray.config import Settings
+from mtrl_ray.learner.group import LearnerGroup
+from mtrl_ray.replay.buffer import ReplayBuffer
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.waiting import ANSWER_SECONDS, fetch, sound
+from mtrl_ray.weights.store import read_files, start_store
+
+
+class Actors:
+    """Handles of `store` and `buffer`, the `fleet`, the `learner` group."""
+
+    def __init__(self, settings: Settings, folder: Path, model_path: str) -> None:
+        self._settings, self._folder, self._model_path = settings, folder, model_path
+        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.store = self._new_store()
+        self.buffer = self._new_buffer()
+        self.fleet = self._new_fleet()
+        self.learner = self._new_learner()
+
+    def mend(self) -> list[str]:
+        """Make again what was lost; its names. Raises EngineError where that fails."""
+        made = []
+        if sound([self.store.rewind.remote()], ANSWER_SECONDS):
+            self.fleet.abandon()
+        else:
+            self.fleet.stop()
+            ray.kill(self.store)
+            self.store = self._new_store()
+            self.fleet = self._new_fleet()
+            made += ["weight store", "rollout workers"]
+        if not sound([self.buffer.problems.remote()], ANSWER_SECONDS):
+            ray.kill(self.buffer)
+            self.buffer = self._new_buffer()
+            made.append("replay buffer")
+        if not self.learner.sound(ANSWER_SECONDS):
+            self.renew_learner()
+            made.append("learner")
+        return made
+
+    def renew_learner(self) -> None:
+        """A learner as it was before the first iteration, in the place of the present one."""
+        self.learner.stop()
+        self.learner = self._new_learner()
+
+    def stop(self) -> None:
+        """End all of them."""
+        self.fleet.stop()
+        self.learner.stop()
+        for actor in (self.buffer, self.store):
+            ray.kill(actor)
+
+    def _new_store(self) -> Any:
+        store = start_store(scheduling_strategy=self._here)
+        fetch(store.keep_files.remote(read_files(self._model_path)), "the weight store to take the model's files")
+        return store
+
+    def _new_buffer(self) -> Any:
+        replay = self._settings.replay
+        buffer = ray.remote(ReplayBuffer).options(num_cpus=0, scheduling_strategy=self._here)
+        return buffer.remote(
+            str(self._folder / "journal"),
+            max_conversations=replay.max_conversations,
+            max_bytes=int(replay.max_gib * 2**30),
+            max_staleness=replay.max_staleness,
+        )
+
+    def _new_fleet(self) -> Fleet:
+        return Fleet(self._settings, self._model_path, self.store)
+
+    def _new_learner(self) -> LearnerGroup:
+        settings = self._settings
+        return LearnerGroup(settings.learner, settings.model, self._model_path, seed=settings.run.seed)

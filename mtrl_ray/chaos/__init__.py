@@ -1,0 +1,1 @@
+"""Killing parts of a real run at random, and counting what that costs: `mtrl chaos`."""

@@ -1,0 +1,216 @@
+"""A run that loses a part about every 20 seconds, beside the same run left alone.
+
+1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, then with kills. Both
+   are measured over `minutes` minutes from the end of their first iteration.
+2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter
+   more or less, and not before the fleet is whole again.
+3. Recovered is a run when as many workers as wanted are ready and, since the damage was repaired, one of them has taken a
+   lease: the replaced one where a worker was lost.
+4. Throughput is conversations in the journal per second. The time from a driver's death until its successor has recovered
+   is not counted: nobody but this command would have started one.
+5. Afterwards the journal is held against the leases (`audit`).
+"""
+
+import math
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.local import LocalCluster, Shape, local_cluster
+from mtrl_ray.chaos.audit import Audit, audit
+from mtrl_ray.chaos.driver import State
+from mtrl_ray.chaos.subject import START_SECONDS, Subject
+from mtrl_ray.config import Settings, validate
+from mtrl_ray.errors import EngineError
+from mtrl_ray.replay.journal import Journal
+from mtrl_ray.run_folder import prepare
+
+KINDS = ("worker", "engine", "node", "learner", "buffer", "driver")
+RECOVERY_SECONDS = 180.0
+"""For a run to recover; past it the command says so and ends."""
+TARGET_SECONDS = 20.0
+"""For a part to be there that can be killed."""
+NODES = 3
+SLACK = 0.25
+"""Share by which the time between two kills varies."""
+
+
+@dataclass
+class Kill:
+    """One kill: what was killed, when, and when the run had recovered (`time.time`)."""
+
+    kind: str
+    at: float
+    recovered: float
+
+    @property
+    def seconds(self) -> float:
+        """From the one to the other."""
+        return self.recovered - self.at
+
+
+@dataclass
+class Stretch:
+    """A measured part of a run: seconds, conversations that the journal got in them, kills."""
+
+    seconds: float
+    conversations: int
+    kills: list[Kill] = field(default_factory=list)
+    stop_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Conversations per second, driver's restarts left out."""
+        away = sum(kill.seconds for kill in self.kills if kill.kind == "driver")
+        return self.conversations / max(self.seconds - away, 1e-9)
+
+
+def disturb(
+    settings: Settings,
+    minutes: float,
+    every: float,
+    seed: int,
+    say: Callable[[str], None],
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, Any]:
+    """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
+    rng = random.Random(seed)
+    with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
+        calm = measure(cluster, prepared(settings, "undisturbed"), minutes, rng, say, None)
+        say(f"undisturbed: {calm.rate:.1f} conversations/s")
+        disturbed = prepared(settings, "disturbed")
+        stretch = measure(cluster, disturbed, minutes, rng, say, Schedule(every, kinds, rng))
+        say(f"disturbed: {stretch.rate:.1f} conversations/s, stopped in {stretch.stop_seconds:.0f} s")
+    return result(calm, stretch, audit(disturbed))
+
+
+def result(calm: Stretch, disturbed: Stretch, found: Audit) -> dict[str, Any]:
+    """The figures, by name."""
+    seconds = [kill.seconds for kill in disturbed.kills]
+    by_kind = Counter(kill.kind for kill in disturbed.kills)
+    return {
+        "kills": {**{kind: by_kind[kind] for kind in KINDS}, "total": len(disturbed.kills)},
+        "lost": found.lost,
+        "repeated": found.repeated,
+        "zero_filled": found.zero_filled,
+        "throughput_ratio": disturbed.rate / calm.rate if calm.rate else None,
+        "recovery_seconds": {
+            "median": statistics.median(seconds) if seconds else None,
+            "max": max(seconds, default=None),
+        },
+    }
+
+
+class Schedule:
+    """When the next kill comes and of what kind; `most`: how many there are (None: no bound)."""
+
+    def __init__(self, every: float, kinds: Sequence[str], rng: random.Random, most: int | None = None) -> None:
+        self._every, self._kinds, self._rng, self._left = every, kinds, rng, most
+        self._round: list[str] = []
+
+    @property
+    def spent(self) -> bool:
+        """Whether there are no more."""
+        return self._left == 0
+
+    def pause(self) -> float:
+        """Seconds until the next."""
+        return self._every * self._rng.uniform(1 - SLACK, 1 + SLACK)
+
+    def kind(self) -> str:
+        """What is killed next."""
+        if self._left is not None:
+            self._left -= 1
+        if not self._round:
+            self._round = self._rng.sample(self._kinds, len(self._kinds))
+        return self._round.pop()
+
+
+def measure(
+    cluster: LocalCluster,
+    settings: Settings,
+    minutes: float,
+    rng: random.Random,
+    say: Callable[[str], None],
+    schedule: Schedule | None,
+) -> Stretch:
+    """Drive a prepared run until `minutes` after its first iteration, or until the kills of `schedule` are spent; stop it.
+
+    Raises EngineError where it does not start, ends by itself, or does not recover.
+    """
+    subject, journal = Subject(cluster, settings.run_folder, rng), Journal(settings.run_folder / "journal")
+    subject.start()
+    if subject.wait(lambda state: state.iteration >= 1, START_SECONDS) is None:
+        raise EngineError(f"the run {settings.run.name} did not finish an iteration within {START_SECONDS:.0f} s")
+    begun, before = time.time(), journal.position.rows
+    stretch = Stretch(0.0, 0)
+    end = begun + 60 * minutes
+    while time.time() < end and not (schedule and schedule.spent):
+        pause = schedule.pause() if schedule else 1.0
+        time.sleep(max(0.0, min(pause, end - time.time())))
+        subject.check()
+        if schedule and time.time() < end and (kill := _strike(subject, schedule.kind(), say)):
+            stretch.kills.append(kill)
+    stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
+    stretch.stop_seconds = subject.stop()
+    return stretch
+
+
+def _strike(subject: Subject, kind: str, say: Callable[[str], None]) -> Kill | None:
+    deadline = time.monotonic() + TARGET_SECONDS
+    while (before := subject.now) is None or not subject.kill(kind):
+        if time.monotonic() > deadline:
+            say(f"there is no {kind} to be killed")
+            return None
+        time.sleep(0.1)
+    at = time.time()
+    if kind == "driver":
+        subject.start()
+    recovered = subject.wait(_Recovered(kind, at, before), RECOVERY_SECONDS, since=at)
+    if recovered is None:
+        raise EngineError(
+            f"{RECOVERY_SECONDS:.0f} s after its {kind} was killed the run had not recovered; it is at {subject.now}"
+        )
+    say(f"{kind} killed in iteration {before.iteration + 1}: whole again and at work after {recovered - at:.1f} s")
+    return Kill(kind, at, recovered)
+
+
+class _Recovered:
+    """Whether a state, and those before it, show that the run has recovered."""
+
+    def __init__(self, kind: str, at: float, before: State) -> None:
+        self._kind, self._at, self._before = kind, at, before
+        self._leases: int | None = None  # when the damage was known
+
+    def __call__(self, state: State) -> bool:
+        if state.ready < state.wanted:
+            return False
+        if self._kind == "driver":
+            return state.pid != self._before.pid and state.leases > 0
+        if self._kind in ("worker", "engine"):
+            return state.joined > self._at
+        if self._leases is None:
+            if state.recoveries > self._before.recoveries:
+                self._leases = state.leases
+            return self._kind == "node" and state.joined > self._at
+        return state.leases > self._leases
+
+
+def _cpus(settings: Settings) -> int:
+    """Of each node: two of them hold the whole run, one does not."""
+    from cluster.session import demand
+
+    return max(1, math.ceil(demand(settings)[0] / 2))
+
+
+def prepared(settings: Settings, name: str) -> Settings:
+    """The settings of one of the two runs, and its folder."""
+    tree = settings.model_dump(mode="json")
+    tree["run"] |= {"name": f"{settings.run.name}-{name}", "iterations": 10**6, "minutes": None, "checkpoint_every": 1}
+    made = validate(tree, name)
+    prepare(made, fresh=True, command=f"mtrl chaos ({name})")
+    return made

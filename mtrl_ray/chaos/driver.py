@@ -1,0 +1,117 @@
+"""The process whose run is disturbed: `python -m mtrl_ray.chaos.driver RUN ADDRESS`.
+
+1. It is `mtrl train`, or `--resume` where the run exists. On standard output it reports the fleet's state as JSON
+   lines, whenever that changes; what others print there (Ray does, when an actor dies) goes to standard error.
+2. A line `engine` on standard input makes one worker's engine raise at its next step: the one fault that no signal causes.
+"""
+
+import json
+import os
+import random
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mtrl_ray.monitoring.view import Silent
+from mtrl_ray.rollout.members import Members
+from mtrl_ray.trainer import Trainer, run
+
+REPORT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class State:
+    """`iteration`s done, `recoveries` so far, workers `wanted` and `ready`; `leases`: chunks handed out since it began.
+
+    `joined`: when the last engine that has got work since was ready (`time.time`).
+    """
+
+    pid: int
+    iteration: int
+    recoveries: int
+    wanted: int
+    ready: int
+    leases: int
+    joined: float
+
+
+class Reports:
+    """Counts what the workers get, over their deaths."""
+
+    def __init__(self, trainer: Trainer, output: IO[str]) -> None:
+        self._trainer, self._output = trainer, output
+        self._given: dict[tuple[int, float], int] = {}  # worker and when its engine was ready: chunks
+
+    def state(self) -> State:
+        """As it is now."""
+        members: Members = self._trainer.system.fleet.members
+        ready = members.ready()
+        self._given |= {(member.number, member.up): member.given for member in ready}
+        return State(
+            os.getpid(),
+            self._trainer.system.iteration,
+            self._trainer.recovery.total,
+            members.wanted,
+            len(ready),
+            sum(self._given.values()),
+            max((member.up for member in ready if member.given), default=0.0),
+        )
+
+    def keep_telling(self) -> None:
+        """Write a line for every change, for ever."""
+        before = None
+        while True:
+            state = self.state()
+            if state != before:
+                self._output.write(json.dumps({"time": time.time()} | asdict(state)) + "\n")
+                self._output.flush()
+                before = state
+            time.sleep(REPORT_SECONDS)
+
+
+def obey(trainer: Trainer) -> None:
+    """Break engines as often as standard input says."""
+    for line in sys.stdin:
+        ready = trainer.system.fleet.members.ready()
+        if line.strip() == "engine" and ready:
+            random.choice(ready).actor.__ray_call__.remote(break_engine)
+
+
+def break_engine(worker: Any) -> None:
+    """Make a worker's engine raise at its next step."""
+
+    def step() -> list[Any]:
+        raise RuntimeError("broken on purpose")
+
+    worker._loop._engine.step = step
+
+
+def own_output() -> IO[str]:
+    """Standard output for the reports alone."""
+    mine = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return mine
+
+
+def main(folder: Path, address: str) -> None:
+    """Begin or continue the run."""
+    from cluster.session import connected
+    from mtrl_ray.run_folder import resumed_settings
+
+    settings = resumed_settings(folder)
+    output = own_output()
+
+    def watch(trainer: Trainer) -> None:
+        for work in (Reports(trainer, output).keep_telling, lambda: obey(trainer)):
+            threading.Thread(target=work, daemon=True).start()
+
+    begun = any((folder / name).exists() for name in ("journal", "checkpoints"))
+    with connected(settings, address):
+        run(settings, Silent(), resume=begun, watch=watch)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

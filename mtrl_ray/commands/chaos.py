@@ -1,0 +1,57 @@
+"""`mtrl chaos`: kill parts of a real run at random, and count what is lost."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
+from mtrl_ray.errors import ConfigurationError
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
+DEFAULTS = ("rollout.workers=2", "monitoring.live=false", "monitoring.ray_metrics=false")
+"""Of the runs, unless the command line says otherwise."""
+
+
+def chaos(
+    recipe: RecipeArgument = "sales",
+    overrides: OverridesArgument = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="With kills; as many without come first.")] = 15.0,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two kills.")] = 20.0,
+    identical: Annotated[
+        int | None, typer.Option(min=1, help="Instead: so many runs whose driver is killed and resumed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is killed when.")] = 0,
+    json_path: JsonOption = None,
+) -> None:
+    """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards."""
+    from mtrl_ray.config import load
+
+    given = [*DEFAULTS, *(overrides or [])]
+    if not any(text.startswith("run.folder=") for text in given):
+        given.append(f"run.folder={tempfile.mkdtemp(prefix='mtrl-chaos-')}")
+    settings = load(recipe, given)
+    if settings.run.checkpoints is not None:
+        raise ConfigurationError("run.checkpoints is set; mtrl chaos reads the checkpoints of the run's own folder")
+    typer.echo(f"runs: {Path(settings.run.folder).absolute()}")
+    if identical is not None:
+        from mtrl_ray.chaos.identical import identical as trials
+
+        result = trials(settings, [recipe, *given], identical, seed, typer.echo)
+    else:
+        from mtrl_ray.chaos.disturbance import disturb
+
+        result = disturb(settings, minutes, every, seed, typer.echo)
+    _show(result)
+    write_json(json_path, result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        typer.echo(f"{key:>18}  {f'{value:.3f}' if isinstance(value, float) else value}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(chaos)

@@ -1,0 +1,86 @@
+"""What a run does when its machinery fails: say so, wait, mend, go on.
+
+1. Failures of the infrastructure are mended: an actor, a node or an object was lost, a disk or an endpoint refuses, a wait
+   passed its deadline. Ray's own errors and `EngineError` are such failures, wherever they were raised.
+2. Everything else is passed on: wrong data, settings or checkpoints would fail again in the same way, and a defect has
+   to be seen.
+3. Before the n-th recovery in a row it waits 0, 1, 2, 4 … `LONGEST_SECONDS` seconds; `progressed` ends a row. After
+   `most` in a row it gives up with a sentence that has the last cause.
+4. Mending may fail too; that counts as one more failure.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from mtrl_ray.errors import EngineError, MtrlError
+
+LONGEST_SECONDS = 60.0
+"""Longest wait before a recovery."""
+SENTENCE = 400
+"""Longest account of a failure, in characters."""
+
+T = TypeVar("T")
+
+
+class Recovery:
+    """Counts and spaces the recoveries of one run. `total`: since the run began."""
+
+    def __init__(
+        self, most: int, say: Callable[[str], None], total: int = 0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.total = total
+        self._most, self._say, self._sleep = most, say, sleep
+        self._row = 0
+
+    def carry(self, work: Callable[[], T], mend: Callable[[], object]) -> T:
+        """What `work` gives; `mend` is called before each further try. Raises EngineError when it gives up."""
+        broken = False
+        while True:
+            try:
+                if broken:
+                    mend()
+                    broken = False
+                return work()
+            except Exception as error:
+                reason = lost(error)
+                if reason is None:
+                    raise
+                self._space(reason, error)
+                broken = True
+
+    def progressed(self) -> None:
+        """Something was finished: the next failure is the first of its row."""
+        self._row = 0
+
+    def _space(self, reason: str, error: Exception) -> None:
+        if self._row >= self._most:
+            raise EngineError(f"{reason}; given up after {self._row} recoveries in a row") from error
+        wait = min(2.0 ** (self._row - 1), LONGEST_SECONDS) if self._row else 0.0
+        self._row += 1
+        self.total += 1
+        later = f", in {wait:.0f} s" if wait else ""
+        self._say(f"{reason}; recovery {self._row} of at most {self._most} in a row{later}")
+        self._sleep(wait)
+
+
+def lost(error: BaseException) -> str | None:
+    """One sentence where the infrastructure failed; None for any other error."""
+    cause = root(error)
+    if isinstance(cause, EngineError):
+        return " ".join(str(cause).split())[:SENTENCE]
+    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+        what = "an actor was lost" if isinstance(cause, RayActorError) else "Ray lost something"
+        return f"{what} ({type(cause).__name__}: {' '.join(str(cause).split())[:SENTENCE]})"
+    return None
+
+
+def root(error: BaseException) -> BaseException:
+    """What was raised in the first place: the cause inside Ray's wrappers of remote errors."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    while isinstance(error, MtrlError) and isinstance(inner := getattr(error, "cause", None), MtrlError):
+        error = inner
+    return error

@@ -1,0 +1,69 @@
+"""How work is cut into chunks: small ones, so that little is lost with a worker, or such that each gives the same bits.
+
+1. Small (`rollout.exact` false): `rollout.lease_size` leases each, several in flight per worker. What is known already is
+   left out before anything is cut.
+2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of
+   everything that is learned. So the whole list is cut, the same way whoever is there, into one chunk for each of the most
+   workers there may be; a worker holds one chunk at a time, from an empty cache to its end. A chunk of which anything is
+   missing is held again as a whole, and gives again what it gave: the replay buffer drops the doubles.
+3. By default runs are exact where the number of workers is fixed and the users are scripted. Users that wait for a network
+   answer whenever they do, and nothing would be the same twice.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from math import ceil
+
+from envs.registry import make
+from mtrl_ray.config import Settings
+from mtrl_ray.rollout.lease import Lease
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of work for one worker: leases, or the half-open range of a table of states."""
+
+    leases: tuple[Lease, ...] = ()
+    states: tuple[int, int] = (0, 0)
+    tries: int = 0
+
+
+def is_exact(settings: Settings) -> bool:
+    """Whether the run's chunks are cut as rule 2 says."""
+    if settings.rollout.exact is not None:
+        return settings.rollout.exact
+    least, most = settings.rollout.bounds
+    environment = make(settings.environment.name, **settings.environment.options)
+    return least == most and not environment.user(environment.context("train", 0), 0).blocking
+
+
+class Cutter:
+    """Cuts work for one fleet. `in_flight`: chunks that a worker may hold at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._rollout = settings.rollout
+        self.exact = is_exact(settings)
+        filling = -(-self._rollout.concurrency // self._rollout.lease_size)
+        self.in_flight = 1 if self.exact else filling + 1
+
+    def leases(self, leases: list[Lease], known: Set[str], workers: int) -> list[Chunk]:
+        """Chunks with all leases that are not `known`, for as many workers as there are now."""
+        if not self.exact:
+            leases = [lease for lease in leases if lease.id not in known]
+        size = self._size(len(leases), self._rollout.lease_size, workers)
+        chunks = [Chunk(leases=tuple(leases[start : start + size])) for start in range(0, len(leases), size)]
+        return [chunk for chunk in chunks if any(lease.id not in known for lease in chunk.leases)]
+
+    def states(self, count: int, samples: int, workers: int) -> list[Chunk]:
+        """Chunks with `count` states, each of which is answered `samples` times."""
+        size = self._size(count, max(1, self._rollout.lease_size // samples), workers)
+        return [Chunk(states=(start, min(count, start + size))) for start in range(0, count, size)]
+
+    def seconds(self, chunk: Chunk) -> float:
+        """Deadline of a chunk, from when a worker begins with it: `rollout.lease_seconds` for each `rollout.lease_size`."""
+        return self._rollout.lease_seconds * max(1, ceil(len(chunk.leases) / self._rollout.lease_size))
+
+    def _size(self, items: int, most: int, workers: int) -> int:
+        if self.exact:
+            return max(1, ceil(items / self._rollout.bounds[1]))
+        return max(1, min(most, ceil(items / workers)))

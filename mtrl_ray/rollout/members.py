@@ -1,0 +1,243 @@
+"""Who is in the fleet: workers that join, fall ill, come back and leave while work goes on.
+
+1. `want` says how many there should be. A missing one is started at once; where the cluster has no room for it, its actor
+   is pending, which is what makes Ray's autoscaler add a node.
+2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work.
+3. One that fails is started again by Ray, under the same number, and asked until it answers. One that Ray gives up
+   is replaced under a new number, after a pause that doubles up to a minute while none joins.
+4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
+   nodes become empty and can be given back; the driver's own node comes last. One that leaves gets no more work, finishes
+   what it holds, and is then ended. It is called back where it is wanted again before that.
+5. Nothing here waits. The dispatch and the thread of `rollout.scaling` both call it.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 0.2
+"""Between two questions to a worker that is being started again."""
+LONGEST_PAUSE = 60.0
+"""Before a worker that Ray gave up is replaced, at most."""
+
+
+class Phase(StrEnum):
+    """Where a worker is between its start and its end."""
+
+    STARTING = "starting"
+    """It has not answered yet: no node has room for it, or its engine is on its way."""
+    READY = "ready"
+    """It takes work."""
+    ILL = "ill"
+    """It failed, and has not answered since."""
+    LEAVING = "leaving"
+    """It takes no more work, and ends when it holds none."""
+
+
+@dataclass
+class Member:
+    """A worker: its number in reports, its actor, its phase, its node.
+
+    `up`: when its engine was ready, by its node's clock (`time.time`). `given`: pieces of work it got since. `answer`: what
+    it says to `ready`, awaited; where that failed it is asked again from `ask_at` on. `killed`: `up` of a process that was
+    killed, whose answers do not count.
+    """
+
+    number: int
+    actor: Any
+    phase: Phase = Phase.STARTING
+    given: int = 0
+    node: str | None = None
+    up: float = 0.0
+    answer: Any = None
+    ask_at: float = 0.0
+    killed: float = 0.0
+
+
+class Members:
+    """The fleet's workers. Safe for threads."""
+
+    def __init__(
+        self, start: Callable[[int], Any], home: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`start(number)` gives a worker's actor; `home`: the driver's node."""
+        self._start, self._home, self._clock = start, home, clock
+        self._lock = threading.RLock()
+        self._members: dict[int, Member] = {}
+        self._next = 0
+        self._pause, self._start_from = 0.0, 0.0
+        self._lost: list[str] = []
+        self._stopped = False
+        self._load = Counter[int]()
+        self.wanted = 0
+
+    def want(self, count: int) -> None:
+        """There should be `count` workers from now on."""
+        with self._lock:
+            self.wanted = count
+            self._adjust()
+
+    def attend(self) -> None:
+        """Hear who has answered, end those that have left, start those that are missing."""
+        with self._lock:
+            for member in list(self._members.values()):
+                self._hear(member)
+                if member.phase is Phase.LEAVING and self._load[member.number] == 0:
+                    self._end(member)
+            self._adjust()
+
+    def unburden(self) -> Counter[int]:
+        """Nobody holds anything that somebody waits for. Gives the pieces of work by worker, which `take` counts up from
+        now on, and the caller down.
+        """
+        with self._lock:
+            self._load = Counter()
+            return self._load
+
+    def take(self, most: int) -> Member | None:
+        """The least loaded worker that holds fewer than `most` pieces of work, counted as holding one more; or None."""
+        with self._lock:
+            able = [one for one in self.ready() if self._load[one.number] < most]
+            if not able:
+                return None
+            member = min(able, key=lambda one: self._load[one.number])
+            self._load[member.number] += 1
+            member.given += 1
+            return member
+
+    def failed(self, number: int) -> bool:
+        """A worker failed: it gets no work until it answers again. False where that was known."""
+        with self._lock:
+            member = self._members.get(number)
+            if member is None or member.phase is Phase.ILL:
+                return False
+            if member.phase is Phase.LEAVING:
+                self._end(member)
+                return True
+            member.phase = Phase.ILL
+            self._ask(member)
+            return True
+
+    def restart(self, number: int) -> None:
+        """Kill a worker that keeps its work too long; Ray starts it again."""
+        with self._lock:
+            member = self._members.get(number)
+            if member is not None and member.phase is not Phase.ILL:
+                ray.kill(member.actor, no_restart=False)
+                member.killed = member.up
+                self.failed(number)
+
+    def awaited(self) -> list[Any]:
+        """References that become ready when a worker has something to say."""
+        with self._lock:
+            return [one.answer for one in self._members.values() if one.answer is not None]
+
+    def ready(self) -> list[Member]:
+        """Those that take work, by number."""
+        with self._lock:
+            return [one for one in self._members.values() if one.phase is Phase.READY]
+
+    def started(self) -> list[Member]:
+        """Those that have joined, whatever became of them since, by number."""
+        with self._lock:
+            return [one for one in self._members.values() if one.phase is not Phase.STARTING]
+
+    def count(self) -> Counter[Phase]:
+        """How many are in which phase."""
+        with self._lock:
+            return Counter(one.phase for one in self._members.values())
+
+    def lost(self) -> list[str]:
+        """One sentence for each worker that Ray gave up since this was asked last."""
+        with self._lock:
+            lost, self._lost = self._lost, []
+            return lost
+
+    def stop(self) -> None:
+        """End them all."""
+        with self._lock:
+            self._stopped = True
+            for member in list(self._members.values()):
+                self._end(member)
+
+    def _adjust(self) -> None:
+        staying = [one for one in self._members.values() if one.phase is not Phase.LEAVING]
+        for member in [one for one in self._members.values() if one.phase is Phase.LEAVING]:
+            if len(staying) < self.wanted:
+                member.phase = Phase.READY
+                staying.append(member)
+        while len(staying) < self.wanted and self._clock() >= self._start_from and not self._stopped:
+            staying.append(self._begin())
+        while len(staying) > self.wanted:
+            member = first_to_leave(staying, self._home)
+            staying.remove(member)
+            if member.phase is Phase.READY and self._load[member.number]:
+                member.phase = Phase.LEAVING
+            else:
+                self._end(member)
+
+    def _begin(self) -> Member:
+        member = Member(self._next, self._start(self._next))
+        self._members[member.number] = member
+        self._next += 1
+        self._ask(member)
+        return member
+
+    def _end(self, member: Member) -> None:
+        del self._members[member.number]
+        ray.kill(member.actor)
+
+    def _ask(self, member: Member) -> None:
+        member.answer = member.actor.ready.remote()
+
+    def _hear(self, member: Member) -> None:
+        if member.phase not in (Phase.STARTING, Phase.ILL):
+            return
+        if member.answer is None:
+            if self._clock() >= member.ask_at:
+                self._ask(member)
+            return
+        if not ray.wait([member.answer], timeout=0)[0]:
+            return
+        try:
+            said = ray.get(member.answer)
+        except ActorDiedError as error:
+            self._give_up(member, error)
+            return
+        except RayError:
+            said = None
+        if said is None or said["up"] <= member.killed:
+            member.answer, member.ask_at = None, self._clock() + PROBE_SECONDS
+        else:
+            member.phase, member.answer, member.given = Phase.READY, None, 0
+            member.node, member.up = said["node"], said["up"]
+            self._pause = 0.0
+
+    def _give_up(self, member: Member, error: ActorDiedError) -> None:
+        del self._members[member.number]
+        self._pause = min(max(2 * self._pause, 1.0), LONGEST_PAUSE)
+        self._start_from = self._clock() + self._pause
+        self._lost.append(f"worker {member.number} cannot be started: {sentence(error)}")
+        logger.warning("rollout %s; the next one is started in %.0f s", self._lost[-1], self._pause)
+
+
+def first_to_leave(members: list[Member], home: str | None) -> Member:
+    """Of these the one to let go first (rule 4); the youngest where all else is equal."""
+    crowd = Counter(one.node for one in members)
+    return min(members, key=lambda one: (one.phase is Phase.READY, one.node == home, crowd[one.node], -one.number))
+
+
+def sentence(error: BaseException) -> str:
+    """The last line of an error: the sentence of what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

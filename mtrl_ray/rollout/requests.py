@@ -1,0 +1,136 @@
+"""How another process speaks with a living run about its workers: two small files in the run's folder.
+
+1. The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request
+   that it has heard. It is removed when the run ends.
+2. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Whoever sees the run's folder can ask, from any
+   process of any node; no connection to Ray is needed. A request that nobody hears is taken back.
+3. Both files are replaced in one step.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtrl_ray.errors import ConfigurationError, EngineError
+
+STATE, REQUEST = "fleet.json", "scale.json"
+PATIENCE_SECONDS = 30.0
+"""For a living driver to hear a request, file systems that other nodes share included."""
+AGAIN_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class FleetState:
+    """What `fleet.json` says. `by`: "demand" or "hand"; `heard`: the identity of the last request."""
+
+    least: int
+    most: int
+    wanted: int
+    ready: int = 0
+    starting: int = 0
+    ill: int = 0
+    leaving: int = 0
+    by: str = "demand"
+    heard: str | None = None
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """`workers`: the number asked for; None: the policy's."""
+
+    id: str
+    workers: int | None
+
+
+def write_state(folder: Path, state: FleetState) -> None:
+    """Say how the fleet is, as this process, the driver."""
+    _replace(folder / STATE, {**asdict(state), "host": socket.gethostname(), "pid": os.getpid()})
+
+
+def read_state(folder: Path) -> FleetState | None:
+    """How the fleet is; None where no driver says."""
+    tree = _read(folder / STATE)
+    try:
+        return None if tree is None else FleetState(**tree)
+    except TypeError:
+        return None
+
+
+def read_request(folder: Path) -> Request | None:
+    """What is asked for; None where nothing is, or nothing that can be read."""
+    tree = _read(folder / REQUEST)
+    if tree is None or not isinstance(tree.get("id"), str):
+        return None
+    workers = tree.get("workers")
+    return Request(tree["id"], workers if isinstance(workers, int) and not isinstance(workers, bool) else None)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier driver, or somebody who asked one, left."""
+    for name in (STATE, REQUEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -> FleetState:
+    """Ask a living run for so many workers (None: as the policy says); how its fleet is then.
+
+    Raises ConfigurationError for a number outside the run's bounds, EngineError where the run is not living.
+    """
+    state = living(folder)
+    if workers is not None and not state.least <= workers <= state.most:
+        raise ConfigurationError(
+            f"{workers} workers are outside of what the run {str(folder)!r} allows: {state.least} to {state.most} "
+            "(rollout.workers); resume it with other bounds to change them"
+        )
+    request = Request(uuid.uuid4().hex, workers)
+    _replace(folder / REQUEST, asdict(request))
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        now = read_state(folder)
+        if now is not None and now.heard == request.id:
+            return now
+        time.sleep(AGAIN_SECONDS)
+    if read_request(folder) == request:
+        (folder / REQUEST).unlink(missing_ok=True)
+    raise EngineError(f"the run {str(folder)!r} did not answer within {patience:.0f} s; its driver is gone or hangs")
+
+
+def living(folder: Path) -> FleetState:
+    """The state of a run that is trained now. Raises EngineError where it is not."""
+    state = read_state(folder)
+    if state is None or (state.host == socket.gethostname() and not _runs(state.pid)):
+        raise EngineError(
+            f"the run {str(folder)!r} is not being trained now; start it again with: mtrl train --resume {folder}"
+        )
+    return state
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _replace(path: Path, tree: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(tree) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,41 @@
+"""Waiting for actors: every wait has a deadline and says what it waited for.
+
+`fetch` is `ray.get` with a name for what is awaited; `sound` asks whether an actor still answers. Past the deadline the
+actor counts as lost, as one that died does, and `recovery` decides what follows.
+"""
+
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from mtrl_ray.errors import EngineError
+
+ANSWER_SECONDS = 60.0
+"""For answers that take no work: a number, an acknowledgement."""
+
+
+def fetch(references: Any, awaited: str, seconds: float = ANSWER_SECONDS) -> Any:
+    """The value of a ref, or of a list of refs. Raises EngineError past the deadline, and what the actor raised."""
+    try:
+        return ray.get(references, timeout=seconds)
+    except GetTimeoutError as error:
+        if isinstance(error, RayTaskError):
+            raise
+        raise EngineError(f"waited {seconds:.0f} s for {awaited} and got no answer") from None
+
+
+def sound(references: list[Any], seconds: float) -> bool:
+    """Whether all of these calls are answered in time; false as soon as one of them fails because its actor is lost."""
+    waiting, left = list(references), seconds
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+        if not ready:
+            return False
+        try:
+            ray.get(ready)
+        except RayTaskError:
+            continue
+        except RayError:
+            return False
+    return True

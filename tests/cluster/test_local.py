@@ -1,0 +1,60 @@
+"""`mtrl cluster local`: nodes that are there, reached from here with a token alone, and gone after Ctrl-C."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.local import MARK, Shape, autoscaling
+from tests.support.processes import ROOT, environment, mtrl, survivors, wait_until
+from tests.support.reach import reach
+
+
+def of_cluster(folder: Path) -> list[psutil.Process]:
+    """The processes of the cluster whose command runs with this folder in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            variables = process.environ()
+        except psutil.Error:
+            continue
+        if variables.get("MTRL_TEST_FOLDER") == str(folder) and MARK in variables:
+            found.append(process)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        command = [sys.executable, "-m", "mtrl_ray", "cluster", "local", "--nodes", "2"]
+        variables = environment(MTRL_TEST_FOLDER=str(tmp_path))
+        running = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: "Ctrl-C ends it" in said.read_text(), 200, running)
+        wait_until(lambda: sum(one.name() == "raylet" for one in of_cluster(tmp_path)) == 2, 60, running)
+        dashboard = re.search(r"dashboard: +http://(\S+)", said.read_text())[1]
+        started = of_cluster(tmp_path)
+        assert reach(started, dashboard) == {"listening": ["127.0.0.1"], "without": 401, "with": 200}
+        assert "--address 127.0.0.1:" in said.read_text()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+        left = [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        assert not left and not of_cluster(tmp_path)
+    finally:
+        running.kill()
+        survivors(of_cluster(tmp_path), 5)
+
+
+def test_more_nodes_from_the_start_than_at_most_is_one_sentence():
+    done = mtrl("cluster", "local", "--nodes", "3", "--autoscale", "2")
+    assert done.returncode == 2 and done.stderr == "mtrl: --autoscale 2 is less than --nodes 3; give at least as many\n"
+
+
+def test_the_autoscaler_keeps_the_nodes_of_the_start_and_adds_up_to_the_most():
+    node = autoscaling(Shape(nodes=2, most=5, cpus=4, idle_seconds=30), "127.0.0.1:1")["available_node_types"]["node"]
+    assert (node["min_workers"], node["max_workers"], node["resources"]["CPU"]) == (1, 4, 4)
