@@ -26,12 +26,30 @@ def test_overrides_reach_every_depth():
 
 
 @pytest.mark.parametrize(
+    ("given", "bounds"),
+    [("3", (3, 3)), ("{min: 2, max: 5}", (2, 5)), ("{max: 4}", (1, 4)), ("{min: 1, max: 1}", (1, 1))],
+)
+def test_workers_are_a_number_or_a_range(given, bounds):
+    settings = load("sales", [f"rollout.workers={given}"])
+    assert settings.rollout.bounds == bounds
+    assert validate(yaml.safe_load(dump(settings)), "copy") == settings
+
+
+@pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("rollout.wrokers=2", r"rollout.wrokers is not a setting; did you mean 'workers'\?"),
         ("rolout.workers=2", r"rolout is not a setting; did you mean 'rollout'\?"),
         ("rollout.workers=many", r"rollout.workers is 'many': .*integer"),
         ("rollout.workers=0", r"rollout.workers is 0: .*greater than or equal to 1"),
+        (
+            "rollout.workers={min: 3, max: 1}",
+            r"rollout.workers is .*: min is 3 and max is 1; max has to be at least min",
+        ),
+        ("rollout.workers={min: 0, max: 1}", r"rollout.workers.min is 0: .*greater than or equal to 1"),
+        ("rollout.workers={min: 1}", r"rollout.workers.max is missing"),
+        ("rollout.workers={max: 2, mix: 1}", r"rollout.workers.mix is not a setting; did you mean '(min|max)'\?"),
+        ("rollout.workers=[1, 3]", r"rollout.workers is \[1, 3\]: .*integer"),
         ("rollout.workers", r"'rollout.workers' is not an override; write key.path=value"),
         ("=3", r"'=3' is not an override"),
         ("run.name=../up", r"run.name is '../up'"),

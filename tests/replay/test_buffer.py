@@ -436,7 +436,7 @@ def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
     resumed = ReplayBuffer(tmp_path)
     resumed.rebuild(state)
     assert resumed.ids(1) == []
-    assert resumed.outcomes(1) == {"id": [], "score": [], "agent_turns": []}
+    assert resumed.outcomes(1) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
     assert resumed.recall(1) == 3
     assert resumed.recall(1) == 0
     assert resumed.ids(1) == [one.id for one in batch(1)[:3]]
@@ -453,7 +453,7 @@ def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None
     buffer.append([ref(batch(0))])
     buffer.append([ref(batch(1))])
     assert buffer.ids(0) == [one.id for one in batch(0)]
-    assert buffer.outcomes(0) == {"id": [], "score": [], "agent_turns": []}
+    assert buffer.outcomes(0) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
     assert buffer.ids(2) == []
 
 

@@ -5,12 +5,14 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mtrl_ray import checkpoint
+from mtrl_ray.checkpoint_store import LocalStore
 from mtrl_ray.errors import CheckpointError
 
 
@@ -35,15 +37,19 @@ def no_file_over(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    return LocalStore(folder).newest()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_the_newest_is_found_with_its_state(tmp_path):
-    assert checkpoint.newest(tmp_path / "nothing yet") is None
+    assert newest(tmp_path / "nothing yet") is None
     for iteration in (5, 10, 999_999, 1_000_000):
         path = write(tmp_path, iteration)
-        assert checkpoint.newest(tmp_path) == (path, {"iteration": iteration})
+        assert newest(tmp_path) == (path, {"iteration": iteration})
 
 
 def test_nothing_but_whole_checkpoints_is_ever_seen(tmp_path):
@@ -52,7 +58,7 @@ def test_nothing_but_whole_checkpoints_is_ever_seen(tmp_path):
     def die(folder: Path) -> None:
         save(folder)
         assert names(tmp_path) == [".000002.scratch", "000001"]
-        assert checkpoint.newest(tmp_path)[1] == {"iteration": 1}
+        assert newest(tmp_path)[1] == {"iteration": 1}
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -65,15 +71,15 @@ def test_what_a_killed_process_left_behind_is_no_checkpoint_and_in_nobodys_way(t
     left = tmp_path / ".000002.scratch"
     left.mkdir()
     save(left)
-    assert checkpoint.newest(tmp_path)[1] == {"iteration": 1}
+    assert newest(tmp_path)[1] == {"iteration": 1}
     write(tmp_path, 2)
-    assert checkpoint.newest(tmp_path)[1] == {"iteration": 2} and names(tmp_path) == ["000001", "000002"]
+    assert newest(tmp_path)[1] == {"iteration": 2} and names(tmp_path) == ["000001", "000002"]
 
 
 def test_a_checkpoint_can_be_written_again(tmp_path):
     write(tmp_path, 3)
     checkpoint.write(tmp_path, 3, {"iteration": 3, "again": True}, save, keep=2)
-    assert checkpoint.newest(tmp_path)[1]["again"] and names(tmp_path) == ["000003"]
+    assert newest(tmp_path)[1]["again"] and names(tmp_path) == ["000003"]
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -111,6 +117,10 @@ def empty_the_manifest(path: Path) -> None:
     (path / "manifest.json").write_text("{}")
 
 
+def add_a_file(path: Path) -> None:
+    (path / "policy" / "pytorch_model.bin").write_bytes(b"not of the checkpoint")
+
+
 def change_the_state(path: Path) -> None:
     (path / "state.json").write_text(json.dumps({"iteration": 99}))
 
@@ -122,6 +132,7 @@ DAMAGES = {
     lose_the_manifest: r"no readable manifest.json",
     tear_the_manifest: r"no readable manifest.json",
     empty_the_manifest: r"manifest.json does not list state.json",
+    add_a_file: r"has policy/pytorch_model.bin, which manifest.json does not list",
     change_the_state: r"state.json is not what was written",
 }
 
@@ -132,10 +143,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_taken(tmp_path, d
     damage(damaged)
     with pytest.raises(CheckpointError, match=rf"000002.*{DAMAGES[damage]}"):
         checkpoint.verify(damaged)
-    assert checkpoint.newest(tmp_path) == (sound, {"iteration": 1})
+    assert newest(tmp_path) == (sound, {"iteration": 1})
     damage(sound)
     with pytest.raises(CheckpointError, match=rf"no checkpoint in .* can be used: .*{DAMAGES[damage]}"):
-        checkpoint.newest(tmp_path)
+        newest(tmp_path)
 
 
 def save_with_torch(folder: Path) -> None:
@@ -151,4 +162,4 @@ def test_a_disk_that_takes_no_more_leaves_the_former_checkpoint(tmp_path, saved)
     write(tmp_path, 1)
     with no_file_over(8192), pytest.raises(CheckpointError, match=r"000002 could not be written: .*free some space"):
         checkpoint.write(tmp_path, 2, {"iteration": 2}, saved, keep=1)
-    assert names(tmp_path) == ["000001"] and checkpoint.newest(tmp_path)[1] == {"iteration": 1}
+    assert names(tmp_path) == ["000001"] and newest(tmp_path)[1] == {"iteration": 1}

@@ -14,13 +14,15 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 from tests.support.processes import ROOT, environment
 
 OWN = """
-import json, ray
+import json, psutil, ray
 from cluster.session import connected
 from mtrl_ray.config import load
+from tests.support.reach import reach
 settings = load("sales", ["rollout.workers=3", "rollout.cpus=2", "learner.cpus=1.5"])
 with connected(settings) as connection:
     found = ray.cluster_resources()
     print(json.dumps([connection.address, connection.dashboard, connection.shortage, found["CPU"]]))
+    print(json.dumps(reach([psutil.Process(), *psutil.Process().children(recursive=True)], connection.dashboard)))
 print(json.dumps(ray.is_initialized()))
 """
 
@@ -28,9 +30,11 @@ print(json.dumps(ray.is_initialized()))
 def test_what_a_run_holds():
     overrides = ["rollout.workers=3", "rollout.cpus=2", "rollout.gpus=0.5", "learner.processes=2", "learner.cpus=1.5"]
     assert demand(load("sales", overrides)) == (9.0, 1.5)
+    elastic = load("sales", [*overrides[1:], "rollout.workers={min: 1, max: 4}"])
+    assert (demand(elastic), demand(elastic, workers=1)) == ((11.0, 2.0), (5.0, 0.5))
 
 
-def test_a_ray_of_ones_own_has_as_many_cpus_as_the_run_asks_for():
+def test_a_ray_of_ones_own_has_as_many_cpus_as_the_run_asks_for_and_is_reached_from_here_with_a_token_alone():
     done = subprocess.run(
         [sys.executable, "-c", OWN],
         env=environment(),
@@ -40,9 +44,10 @@ def test_a_ray_of_ones_own_has_as_many_cpus_as_the_run_asks_for():
         timeout=120,
         check=True,
     )
-    (address, dashboard, lacking, cpus), still = (json.loads(line) for line in done.stdout.splitlines())
+    (address, dashboard, lacking, cpus), reached, still = (json.loads(line) for line in done.stdout.splitlines())
     assert (address, lacking, cpus, still) == ("local", None, max(os.cpu_count(), 8), False)
     assert dashboard.startswith("127.0.0.1:")
+    assert reached == {"listening": ["127.0.0.1"], "without": 401, "with": 200}
 
 
 def test_what_a_cluster_lacks_is_one_sentence(ray_cluster):

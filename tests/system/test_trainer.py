@@ -17,15 +17,13 @@ from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.config import Settings, load
 from mtrl_ray.conversation import Conversation, from_table, validate
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.monitoring import names
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.fleet import Result
 from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
 from tests.support.letters import Letters
-
-CLOCK = ("seconds", "tokens_per_second")
-"""Metrics that no two runs share end in these."""
 
 
 def settings_of(quick: list[str], folder: Path, name: str, *overrides: str) -> Settings:
@@ -43,8 +41,8 @@ def journaled(run: Path) -> dict[str, Conversation]:
 
 
 def repeatable(run: Path) -> list[dict[str, float]]:
-    """The metrics without those that a clock makes."""
-    return [{key: row[key] for key in row if not key.endswith(CLOCK)} for row in read_metrics(run)]
+    """The metrics that the seed decides."""
+    return [{key: row[key] for key in row if names.repeatable(key)} for row in read_metrics(run)]
 
 
 def policy(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,7 +90,7 @@ def test_every_iteration_has_its_metrics(finished_run: Path):
     for number, row in enumerate(rows, start=1):
         assert row["collect/conversations"] == row["collect/score_n"] == 12
         assert row["weights/version"] == number and row["replay/conversations"] == 12 * number
-        assert row["collect/failures"] == row["collect/dropped"] == row["collect/reused"] == 0
+        assert row["collect/failures"] == row["faults/dropped"] == row["faults/reused"] == 0
         assert row["improve/policy_steps"] > 0 and 0 < row["improve/entropy"] < 10
         assert row["collect/score_low"] < row["collect/score_mean"] < row["collect/score_high"]
         assert row["collect/seconds"] + row["respond/seconds"] < row["iteration/seconds"]
@@ -173,7 +171,7 @@ def test_tune_can_save_and_restore_it(stepping, tmp_path):
     stepping.restore(saved)
     assert stepping.system.iteration == iteration and stepping.system.version > version + 1
     again = stepping.step()
-    assert again["collect/reused"] == 12, "the journal has that iteration already"
+    assert again["faults/reused"] == 12, "the journal has that iteration already"
     same = ("collect/score_mean", "q/loss", "q/r", "improve/policy_loss", "improve/entropy")
     assert {key: again[key] for key in same} == pytest.approx({key: first[key] for key in same}, rel=1e-4)
 
@@ -194,8 +192,8 @@ def orphaned(table: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 def test_conversations_lost_on_their_way_are_held_again(stepping, monkeypatch):
     system, converse, lost = stepping.system, stepping.system.fleet.converse, []
 
-    def losing(leases, version):
-        for result in converse(leases, version):
+    def losing(leases, version, known):
+        for result in converse(leases, version, known):
             if not lost:
                 lost.extend(from_table(ray.get(result.table[0])))
                 result = Result(orphaned(result.table), result.report)
@@ -264,7 +262,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_with_the_conversa
     shutil.rmtree(run / "checkpoints")
     trainer.run(resumed_settings(run), Silent(), resume=True)
     rows, before = repeatable(run), repeatable(finished_run)
-    assert [row["collect/reused"] for row in rows] == [12, 12]
+    assert [row["faults/reused"] for row in rows] == [12, 12]
     learned = [key for key in before[0] if key.startswith(("q/", "improve/", "collect/score"))]
     assert [{key: row[key] for key in learned} for row in rows] == [
         {key: row[key] for key in learned} for row in before

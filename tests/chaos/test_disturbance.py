@@ -1,0 +1,74 @@
+"""A real run on three nodes that loses a node, an engine and its driver; and how its account is made."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from cluster.local import Shape, local_cluster
+from mtrl_ray.chaos.audit import Audit, audit
+from mtrl_ray.chaos.disturbance import KINDS, Kill, Schedule, Stretch, measure, prepared, result
+from mtrl_ray.config import load
+from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.replay.journal import Journal
+from mtrl_ray.run_folder import resumed_settings
+
+UNSEEN = ("node", "engine", "driver")
+"""Kinds that no other test kills in a run."""
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_a_node_an_engine_and_its_driver_loses_no_conversation(quick, tmp_path: Path):
+    overrides = [*quick, "rollout.workers=2", "rollout.cpus=0.5", "learner.cpus=0.5", f"run.folder={tmp_path}"]
+    settings = prepared(load("sales", [*overrides, "monitoring.live=false"]), "disturbed")
+    rng, said = random.Random(0), []
+    with local_cluster(Shape(nodes=3, most=3, cpus=1, idle_seconds=3600)) as cluster:
+        stretch = measure(cluster, settings, 20, rng, said.append, Schedule(0.5, UNSEEN, rng, most=len(UNSEEN)))
+    assert sorted(kill.kind for kill in stretch.kills) == sorted(UNSEEN), said
+    found = audit(settings)
+    assert found == Audit(found.leases, 0, 0, 0) and found.leases > 0, said
+    assert all(kill.seconds > 0 for kill in stretch.kills) and stretch.stop_seconds < 30
+
+
+def test_the_account():
+    calm, disturbed = Stretch(100, 1000), Stretch(100, 720)
+    disturbed.kills = [Kill("worker", 5, 7), Kill("driver", 20, 30), Kill("worker", 50, 53)]
+    told = result(calm, disturbed, Audit(720, 1, 2, 3))
+    assert told == {
+        "kills": {**dict.fromkeys(KINDS, 0), "worker": 2, "driver": 1, "total": 3},
+        "lost": 1,
+        "repeated": 2,
+        "zero_filled": 3,
+        "throughput_ratio": pytest.approx(0.8),
+        "recovery_seconds": {"median": 3, "max": 10},
+    }
+
+
+def test_kinds_take_turns():
+    schedule = Schedule(20, KINDS, random.Random(1))
+    drawn = [schedule.kind() for _ in range(3 * len(KINDS))]
+    rounds = [drawn[start : start + len(KINDS)] for start in range(0, len(drawn), len(KINDS))]
+    assert all(set(one) == set(KINDS) for one in rounds) and rounds[0] != rounds[1]
+    assert all(15 <= schedule.pause() <= 25 for _ in range(100))
+
+
+def test_what_is_lost_doubled_or_empty_is_found(finished_run, tmp_path):
+    import shutil
+
+    run = tmp_path / "finished"
+    shutil.copytree(finished_run, run)
+    settings = resumed_settings(run)
+    assert audit(settings) == Audit(24, 0, 0, 0)
+    journal = Journal(run / "journal")
+    held = journal.read()
+    [first] = [path for path in (run / "journal").glob("*.parquet") if "-000000-000000-" in path.name]
+    first.unlink()
+    kept = held.filter([name.startswith("train-000000") for name in held["id"].to_pylist()])
+    journal.append(kept.slice(2))  # two are lost
+    journal.append(kept.slice(5, 3))  # three are there twice
+    assert audit(settings) == Audit(24, 2, 3, 0)
+    [silent] = from_table(kept.slice(1, 1))
+    for turn in silent.agent_turns:
+        silent.turns[turn].tokens, silent.turns[turn].logprobs, silent.turns[turn].versions = [], [], []
+    journal.append(to_table([silent]))
+    assert audit(settings) == Audit(24, 1, 3, 1)

@@ -1,0 +1,119 @@
+"""A run whose actors are killed mends itself and ends as if nothing had happened."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from mtrl_ray import trainer
+from mtrl_ray.checkpoint import MANIFEST, STATE, listed
+from mtrl_ray.config import load
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.monitoring.names import repeatable
+from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.monitoring.view import Silent
+from mtrl_ray.replay.journal import Journal
+from mtrl_ray.run_folder import prepare
+from mtrl_ray.trainer import Trainer
+
+
+class Saboteur(Silent):
+    """Does something to a run while responses are sampled, once in each of the iterations named."""
+
+    def __init__(self, plan: dict[int, Callable[[Trainer], object]]) -> None:
+        self.notes: list[str] = []
+        self._plan = plan
+
+    def watch(self, made: Trainer) -> None:
+        self._trainer = made
+
+    def part(self, name: str, doing: str) -> None:
+        if name == "rollout" and doing.startswith("holding"):
+            self.learner = pid_of(self._trainer.system.learner._actors[0])  # idle now, soon at work
+        if name == "rollout" and "responses" in doing:
+            self._plan.pop(self._trainer.system.iteration, lambda _: None)(self._trainer)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def run(quick: list[str], folder: Path, saboteur: Saboteur, *overrides: str) -> Path:
+    settings = load("sales", [*quick, f"run.folder={folder}", "run.name=mended", *overrides])
+    prepare(settings, fresh=False, command="mtrl train")
+    trainer.run(settings, saboteur, watch=saboteur.watch)
+    return settings.run_folder
+
+
+def pid_of(actor: object) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def kill_buffer(of: Trainer) -> None:
+    os.kill(pid_of(of.system.buffer), signal.SIGKILL)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [{key: row[key] for key in row if repeatable(key)} for row in read_metrics(run)]
+
+
+def learned(run: Path) -> dict[str, str]:
+    """Checksums of everything in the last checkpoint but the account of what the run went through."""
+    manifest = json.loads((listed(run / "checkpoints")[-1] / MANIFEST).read_text())
+    return {name: entry["sha256"] for name, entry in manifest.items() if name != STATE}
+
+
+def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one(finished_run, quick, tmp_path):
+    saboteur = Saboteur({0: kill_buffer, 1: lambda of: os.kill(saboteur.learner, signal.SIGKILL)})
+    disturbed = run(quick, tmp_path, saboteur)
+    said = "\n".join(saboteur.notes)
+    assert "made again: replay buffer" in said and "continuing after iteration 1" in said
+    assert "recovery 1 of at most 5 in a row" in said and "made again: learner" in said
+    assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
+    rows = read_metrics(disturbed)
+    assert [row["faults/recoveries"] for row in rows] == [1, 2]
+    assert [row["faults/reused"] for row in rows] == [12, 12], "what the journal had was not held again"
+    journal, before = Journal(disturbed / "journal"), Journal(finished_run / "journal")
+    assert journal.position.rows == 24 and journal.read().sort_by("id").equals(before.read().sort_by("id"))
+
+
+def fill_disk(of: Trainer) -> None:
+    """No file of the replay buffer may grow any more."""
+    pid = pid_of(of.system.buffer)
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    of.recovery._sleep = lambda seconds: resource.prlimit(pid, resource.RLIMIT_FSIZE, before) if seconds else None
+
+
+def test_a_full_disk_stops_a_run_until_there_is_room(quick, tmp_path):
+    saboteur = Saboteur({0: fill_disk})
+    mended = run(quick, tmp_path, saboteur)
+    said = [note for note in saboteur.notes if "recovery" in note]
+    assert len(said) == 2 and all(str(mended / "journal") in note for note in said), said
+    assert "recovery 2 of at most 5 in a row, in 1 s" in said[1]
+    journal = Journal(mended / "journal")
+    assert len(journal.ids()) == journal.position.rows == 24 and not journal.problems
+
+
+def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path):
+    def no_learner(of: Trainer) -> None:
+        os.kill(saboteur.learner, signal.SIGKILL)
+        of.recovery._sleep = lambda seconds: None
+        of.system._actors._new_learner = lambda: (_ for _ in ()).throw(EngineError("no node has room for a learner"))
+
+    saboteur = Saboteur({0: no_learner})
+    with pytest.raises(EngineError, match="no node has room for a learner; given up after 2 recoveries in a row"):
+        run(quick, tmp_path, saboteur, "run.recoveries=2")
+
+
+def test_data_that_is_wrong_too_often_stops_the_run_with_the_conversation(quick, tmp_path):
+    saboteur = Saboteur({})
+    troubled = ["environment.options={trouble: some}", "rollout.retries=1", "rollout.data_errors=0.1"]
+    with pytest.raises(
+        DataError, match=r"of 12 conversations failed 2 times each .*the first, train-\S+: DataError: the"
+    ):
+        run(quick, tmp_path, saboteur, *troubled)
+    assert not any("recovery" in note for note in saboteur.notes)
