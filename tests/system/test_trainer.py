@@ -262,7 +262,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_with_the_conversa
     shutil.rmtree(run / "checkpoints")
     trainer.run(resumed_settings(run), Silent(), resume=True)
     rows, before = repeatable(run), repeatable(finished_run)
-    assert [row["faults/reused"] for row in rows] == [12, 12]
+    assert [row["faults/reused"] for row in read_metrics(run)] == [12, 12]
     learned = [key for key in before[0] if key.startswith(("q/", "improve/", "collect/score"))]
     assert [{key: row[key] for key in learned} for row in rows] == [
         {key: row[key] for key in learned} for row in before
