@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
+from mtrl_ray.stopping import StopSignal
 
 app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
 
@@ -59,7 +60,7 @@ def elastic(
     from mtrl_ray.bench.elastic import bench_elastic
 
     small = ["model.warm_start.conversations=500", "model.warm_start.steps=50"]
-    with tempfile.TemporaryDirectory(prefix="mtrl-elastic-") as folder:
+    with StopSignal().listening(), tempfile.TemporaryDirectory(prefix="mtrl-elastic-") as folder:
         story = bench_elastic(Path(folder), [*small, *(overrides or [])], typer.echo)
     _show(story.figures(), json_path)
 

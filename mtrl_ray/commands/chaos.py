@@ -8,6 +8,7 @@ import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.stopping import StopSignal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
 DEFAULTS = ("rollout.workers=2", "monitoring.live=false", "monitoring.ray_metrics=false")
@@ -35,14 +36,15 @@ def chaos(
     if settings.run.checkpoints is not None:
         raise ConfigurationError("run.checkpoints is set; mtrl chaos reads the checkpoints of the run's own folder")
     typer.echo(f"runs: {Path(settings.run.folder).absolute()}")
-    if identical is not None:
-        from mtrl_ray.chaos.identical import identical as trials
+    with StopSignal().listening():  # a cluster of its own processes ends with this one
+        if identical is not None:
+            from mtrl_ray.chaos.identical import identical as trials
 
-        result = trials(settings, [recipe, *given], identical, seed, typer.echo)
-    else:
-        from mtrl_ray.chaos.disturbance import disturb
+            result = trials(settings, [recipe, *given], identical, seed, typer.echo)
+        else:
+            from mtrl_ray.chaos.disturbance import disturb
 
-        result = disturb(settings, minutes, every, seed, typer.echo)
+            result = disturb(settings, minutes, every, seed, typer.echo)
     _show(result)
     write_json(json_path, result)
 
