@@ -33,7 +33,7 @@ def settings_of(quick: list[str], folder: Path, name: str, *overrides: str) -> S
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
-    overrides = ["environment.options={trouble: some}", "rollout.retries=0"]
+    overrides = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.data_errors=1"]
     settings = settings_of(quick, tmp_path_factory.mktemp("itpo"), "stepping", *overrides)
     made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
     yield made

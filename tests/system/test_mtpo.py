@@ -36,7 +36,12 @@ def settings_of(quick: list[str], folder: Path, name: str, tree: dict[str, Any],
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
-    overrides = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.reference=true"]
+    overrides = [
+        "environment.options={trouble: some}",
+        "rollout.retries=0",
+        "rollout.data_errors=1",
+        "rollout.reference=true",
+    ]
     settings = settings_of(quick, tmp_path_factory.mktemp("mtpo"), "stepping", TREE, *overrides)
     made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
     yield made
