@@ -92,7 +92,7 @@ def nodes(mark: str) -> int:
 def end(mark: str) -> None:
     """End every process of the cluster; the autoscaler first, lest it starts others."""
     for process in processes(mark):
-        if any("monitor.py" in part for part in _command(process)):
+        if any("monitor.py" in part for part in command_of(process)):
             _quietly(process.kill)
     for process in processes(mark):
         _quietly(process.terminate)
@@ -185,7 +185,8 @@ def _start(cluster: LocalCluster, shape: Shape) -> None:
         raise EngineError(f"the local cluster did not start: {said[-1][:500] if said else 'ray start said nothing'}")
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
+    """What a process was started with; empty where it has ended meanwhile."""
     try:
         return list(process.cmdline())
     except psutil.Error:

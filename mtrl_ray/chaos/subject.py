@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from cluster.local import LocalCluster, processes
+from cluster.local import LocalCluster, command_of, processes
 from mtrl_ray.chaos.driver import State
 from mtrl_ray.errors import EngineError
 
@@ -132,7 +132,7 @@ class Subject:
     def _raylets(self) -> list[psutil.Process]:
         """Nodes that hold a worker or a learner, the driver's left out."""
         raylets = [process for process in self._processes() if os.path.basename(_title(process)) == "raylet"]
-        others = [process for process in raylets if "--head" not in _command(process)]
+        others = [process for process in raylets if "--head" not in command_of(process)]
         held = (TITLES["worker"], TITLES["learner"])
         return [process for process in others if any(_title(child).startswith(held) for child in _children(process))]
 
@@ -140,15 +140,8 @@ class Subject:
         return processes(self._cluster.mark)
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
-
-
 def _title(process: psutil.Process) -> str:
-    return (_command(process) or [""])[0]
+    return (command_of(process) or [""])[0]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -161,10 +161,6 @@ class Fleet:
             ),
         )
 
-    def worker_statistics(self) -> list[dict[str, float]]:
-        """The dialogue loops' counters, one entry per worker."""
-        return fetch([member.actor.statistics.remote() for member in self.members.ready()], "the workers' counters")
-
     def abandon(self) -> None:
         """Make the workers forget what they are doing; one that does not answer in time is started again.
 

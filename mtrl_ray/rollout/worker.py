@@ -187,10 +187,6 @@ class RolloutWorker:
         self._abandoned += 1
         self._loop.abandon()
 
-    def statistics(self) -> dict[str, float]:
-        """The loop's counters since the worker began."""
-        return dict(vars(self._loop.statistics))
-
     def _run(self, loop: DialogueLoop) -> None:
         """The loop; where its engine fails this process ends, and Ray starts the worker again with a sound one."""
         try:

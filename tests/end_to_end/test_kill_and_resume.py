@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from mtrl_ray import checkpoint
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.replay.journal import Journal, JournalFile
-from tests.support.processes import ROOT, environment, family, mtrl, survivors, wait_until
+from tests.support.processes import background, family, mtrl, survivors, wait_until
 
 CONTEXTS = 48
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
@@ -41,9 +39,7 @@ def killed(quick: list[str], tmp_path: Path) -> Path:
         "rollout.lease_size=6",
         "rollout.concurrency=6",
     ]
-    command = [sys.executable, "-m", "mtrl_ray", "train", "sales", *overrides]
-    with (tmp_path / "log").open("w") as log:
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    driver = background(tmp_path / "log", "train", "sales", *overrides)
     run = tmp_path / "killed"
     started = []
     try:

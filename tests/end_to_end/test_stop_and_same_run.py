@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from mtrl_ray import checkpoint
 from mtrl_ray.chaos.identical import identical
 from mtrl_ray.config import load
 from mtrl_ray.monitoring.recorder import read_metrics
-from tests.support.processes import ROOT, environment, family, survivors, wait_until
+from tests.support.processes import background, family, survivors, wait_until
 
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """Ray's own; they end by themselves a minute after the node they belonged to."""
@@ -34,9 +32,7 @@ def test_a_stop_signal_ends_a_run_with_a_checkpoint_of_what_it_has_finished(sett
         "run.iterations=1000",
         "run.checkpoint_every=500",
     ]
-    command = [sys.executable, "-m", "mtrl_ray", "train", "sales", *overrides]
-    with (tmp_path / "log").open("w") as log:
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    driver = background(tmp_path / "log", "train", "sales", *overrides)
     run = tmp_path / "stopped"
     try:
         wait_until(lambda: (run / "metrics.jsonl").is_file() and len(read_metrics(run)) >= 2, 250, driver)

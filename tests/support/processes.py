@@ -34,6 +34,13 @@ def mtrl(*arguments: str, said: str | None = None, seconds: float = 200, **chang
     )
 
 
+def background(log: Path, *arguments: str) -> subprocess.Popen:
+    """Start `mtrl ARGUMENTS`, what it says going to the file `log`."""
+    command = [sys.executable, "-m", "mtrl_ray", *arguments]
+    with log.open("w") as said:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=said, stderr=said)
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all that descend from it."""
     try:
