@@ -17,9 +17,9 @@ from pathlib import Path
 
 from envs.base import Environment
 from envs.measure import MIXTURE, conversations
-from mtrl_ray.config import EnvironmentSettings, LearnerSettings, ModelSettings
+from mtrl_ray.config import EnvironmentSettings, ModelSettings
 from mtrl_ray.conversation import Conversation, to_table
-from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.imitation import imitate
 from mtrl_ray.learner.specification import Supervision
 from mtrl_ray.models.chat import chat_format
 from mtrl_ray.monitoring.view import View
@@ -71,7 +71,6 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     blank_model(folder, model, spoken)
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
-    learner = Learner(LearnerSettings(), folder)
     view.part("warm start", f"{warm.steps} supervised steps on {len(spoken)} conversations")
     supervision = Supervision(
         steps=warm.steps,
@@ -79,8 +78,7 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
         minibatch_conversations=warm.batch_conversations,
         learning_rate=warm.learning_rate,
     )
-    metrics = learner.supervise(encoded, supervision)
-    learner.core.models.network.save_pretrained(folder)
+    metrics = imitate(folder, encoded, supervision)
     view.part("warm start", f"done, loss {metrics['loss']:.3f}")
     return metrics
 
