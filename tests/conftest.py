@@ -1,5 +1,9 @@
 """What the whole test session shares: one Ray cluster, one vLLM engine, the models.
 
+Two processes (`pytest -n 2 --dist loadgroup`, as `make test` does) share them too: everything that needs the cluster or the
+engine is one group, what starts clusters of its own another, and the other files go to whoever is free. `pytest` alone runs
+all in one process.
+
 The Ray cluster is made for two cores, its dashboard off. `blank_sales` has random weights and a real tokenizer, which is
 all that exactness needs.
 """
@@ -15,6 +19,26 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on this machine alone (`cluster.loopback`)
+
+
+SHARED = {"ray_cluster", "vllm_engine"}
+OWN_CLUSTERS = {"chaos", "cluster", "end_to_end"}
+"""Folders whose tests start clusters of their own and mostly wait for them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put every test into its group, the two long ones first."""
+
+    def group(item: pytest.Item) -> str:
+        if SHARED & set(getattr(item, "fixturenames", ())):
+            return "0 shared"
+        path = item.path.relative_to(Path(__file__).parent)
+        return "1 own clusters" if path.parts[0] in OWN_CLUSTERS else str(path)
+
+    items.sort(key=group)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,8 @@ def test_time_left(study):
     _, _, (finished, new, broken) = study
     now = [0.0]
     progress = Progress([finished, new, broken], [], 1, lambda line: None, lambda: now[0])
-    assert progress.seconds_left() == 3 * 7 * 60, "the budget of minutes, before anything is measured"
+    budget = 60 * new.settings.run.minutes
+    assert progress.seconds_left() == 3 * budget, "the budget of minutes, before anything is measured"
     progress.begin(finished)
     now[0] = 100.0
     progress.end(finished, completed=True)
@@ -157,4 +158,4 @@ def test_time_left(study):
     now[0] = 130.0
     assert progress.seconds_left() == 170
     two = Progress([new, broken], [], 2, lambda line: None, lambda: now[0])
-    assert two.seconds_left() == 7 * 60 and two.done == 0
+    assert two.seconds_left() == budget and two.done == 0
