@@ -21,14 +21,14 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on this machine alone (`cluster.loopback`)
 
 
-SHARED = {"ray_cluster", "vllm_engine"}
+SHARED = {"engine", "ray_cluster", "vllm_engine"}
 OWN_CLUSTERS = {"chaos", "cluster", "end_to_end"}
 """Folders whose tests start clusters of their own and mostly wait for them."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every test into its group, the two long ones first."""
+    """Put every test into its group, the two long ones first; after pytest has put users of one fixture together."""
 
     def group(item: pytest.Item) -> str:
         if SHARED & set(getattr(item, "fixturenames", ())):

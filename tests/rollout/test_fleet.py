@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray
+from transformers import LlamaForCausalLM
 
 from mtrl_ray.config import Settings
 from mtrl_ray.conversation import from_table
@@ -46,6 +47,15 @@ def fleet(settings: Settings, store, blank_sales: Path):
     fleet.stop()
 
 
+@pytest.fixture(scope="module")
+def newest(store, blank_sales: Path) -> LlamaForCausalLM:
+    """The model that is published as version 4."""
+    model = shaken(LlamaForCausalLM.from_pretrained(blank_sales).eval(), 3)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    ray.get(store.publish.remote(4, [ray.put(pack(weights, 4))]))
+    return model
+
+
 def collect(results) -> dict[str, object]:
     """All conversations of an iterator of results, by id."""
     tables = [ray.get(result.table[0]) for result in results]
@@ -76,27 +86,22 @@ def test_a_killed_workers_leases_are_held_by_the_others_and_it_comes_back(fleet)
     assert victim not in {answer["pid"] for answer in fleet.wait_ready()}
 
 
-def test_workers_pull_the_version_they_are_asked_for(fleet, store, reference):
-    weights = ray.put(
-        pack({name: t for name, t in shaken(reference, 3).state_dict().items() if name != "lm_head.weight"}, 4)
-    )
-    ray.get(store.publish.remote(4, [weights]))
+def test_workers_pull_the_version_they_are_asked_for(fleet, newest):
     held = collect(fleet.converse(make_leases(0, "train", 2, range(24)), version=4))
     for done in list(held.values())[:6]:
         for turn in done.agent_turns:
             said = done.turns[turn]
             assert set(said.versions) == {4}
-            expected = logprobs(reference, done.history(turn), said.tokens)
+            expected = logprobs(newest, done.history(turn), said.tokens)
             assert max(abs(a - b) for a, b in zip(expected.tolist(), said.logprobs, strict=True)) < 1e-5
 
 
-def test_weights_that_nobody_published_are_an_error_with_its_cause(fleet):
+def test_weights_that_nobody_published_are_an_error_with_its_cause(fleet, newest):
     with pytest.raises(EngineError, match=r"version 99 were asked for; the newest published are 4"):
         list(fleet.converse(make_leases(0, "train", 3, range(4)), version=99))
 
 
-def test_responses_on_logged_states(fleet, reference):
-    shaken(reference, 3)  # what was published as version 4
+def test_responses_on_logged_states(fleet, newest):
     held = collect(fleet.converse(make_leases(0, "train", 4, range(6)), version=4))
     rows = [(done.id, turn, done.history(turn)) for done in held.values() for turn in done.agent_turns]
     names = ("conversation_id", "turn", "tokens")
@@ -108,7 +113,7 @@ def test_responses_on_logged_states(fleet, reference):
     asked = {(row["conversation_id"], row["turn"], row["sample"]) for row in table.to_pylist()}
     assert asked == {(*key, sample) for key in histories for sample in range(3)}
     for row in table.slice(0, 5).to_pylist():
-        expected = logprobs(reference, histories[row["conversation_id"], row["turn"]], row["tokens"])
+        expected = logprobs(newest, histories[row["conversation_id"], row["turn"]], row["tokens"])
         assert max(abs(a - b) for a, b in zip(expected.tolist(), row["logprobs"], strict=True)) < 1e-5
 
 
