@@ -1,16 +1,19 @@
 """What the whole test session shares: one Ray cluster, one vLLM engine, the models.
 
-Two processes (`pytest -n 2 --dist loadgroup`, as `make test` does) share them too: everything that needs the cluster or the
-engine is one group, what starts clusters of its own another, and the other files go to whoever is free. `pytest` alone runs
-all in one process.
+Two processes (`pytest -n 2 --no-loadscope-reorder`, as `make test` runs it) share them too: everything that needs the cluster
+or the engine is one group, what starts clusters of its own another, and the other files go to whoever is free. `pytest`
+alone runs all in one process.
 
 The Ray cluster is made for two cores, its dashboard off. `blank_sales` has random weights and a real tokenizer, which is
 all that exactness needs.
 """
 
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,24 +24,46 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on this machine alone (`cluster.loopback`)
 
 
-SHARED = {"engine", "ray_cluster", "vllm_engine"}
-OWN_CLUSTERS = {"chaos", "cluster", "end_to_end"}
+OWN_CLUSTERS = ("chaos", "cluster", "end_to_end")
 """Folders whose tests start clusters of their own and mostly wait for them."""
 
 
-@pytest.hookimpl(trylast=True)
+def _group(nodeid: str) -> str:
+    """What one process runs in one go: `nodeid` is `tests/FOLDER/FILE::TEST`, with or without `tests/`."""
+    path = nodeid.split("::")[0].removeprefix("tests/")
+    if path.startswith(OWN_CLUSTERS):
+        return "0 own clusters"
+    return "1 shared" if path in _shared() else path
+
+
+@cache
+def _shared() -> frozenset[str]:
+    """Test files, relative to this folder, that use the one cluster or engine themselves or by the conftest beside them."""
+    root = Path(__file__).parent
+    names = re.compile("ray_cluster|finished_run|vllm_engine")
+    beside = {path.parent for path in root.glob("*/conftest.py") if names.search(path.read_text())}
+    return frozenset(
+        str(path.relative_to(root))
+        for path in root.rglob("test_*.py")
+        if path.parent in beside or names.search(path.read_text())
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every test into its group, the two long ones first; after pytest has put users of one fixture together."""
+    """The two long groups come first; within one, the order stays."""
+    items.sort(key=lambda item: _group(item.nodeid))
 
-    def group(item: pytest.Item) -> str:
-        if SHARED & set(getattr(item, "fixturenames", ())):
-            return "0 shared"
-        path = item.path.relative_to(Path(__file__).parent)
-        return "1 own clusters" if path.parts[0] in OWN_CLUSTERS else str(path)
 
-    items.sort(key=group)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups instead of files. (`loadgroup` does not see its marks with this pytest.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,6 @@ from cluster.local import Shape, local_cluster
 from mtrl_ray.chaos.audit import Audit, audit
 from mtrl_ray.chaos.disturbance import KINDS, Kill, Schedule, Stretch, measure, prepared, result
 from mtrl_ray.config import load
-from mtrl_ray.conversation import from_table, to_table
-from mtrl_ray.replay.journal import Journal
-from mtrl_ray.run_folder import resumed_settings
 
 UNSEEN = ("node", "engine", "driver")
 """Kinds that no other test kills in a run."""
@@ -50,25 +47,3 @@ def test_kinds_take_turns():
     rounds = [drawn[start : start + len(KINDS)] for start in range(0, len(drawn), len(KINDS))]
     assert all(set(one) == set(KINDS) for one in rounds) and rounds[0] != rounds[1]
     assert all(15 <= schedule.pause() <= 25 for _ in range(100))
-
-
-def test_what_is_lost_doubled_or_empty_is_found(finished_run, tmp_path):
-    import shutil
-
-    run = tmp_path / "finished"
-    shutil.copytree(finished_run, run)
-    settings = resumed_settings(run)
-    assert audit(settings) == Audit(24, 0, 0, 0)
-    journal = Journal(run / "journal")
-    held = journal.read()
-    [first] = [path for path in (run / "journal").glob("*.parquet") if "-000000-000000-" in path.name]
-    first.unlink()
-    kept = held.filter([name.startswith("train-000000") for name in held["id"].to_pylist()])
-    journal.append(kept.slice(2))  # two are lost
-    journal.append(kept.slice(5, 3))  # three are there twice
-    assert audit(settings) == Audit(24, 2, 3, 0)
-    [silent] = from_table(kept.slice(1, 1))
-    for turn in silent.agent_turns:
-        silent.turns[turn].tokens, silent.turns[turn].logprobs, silent.turns[turn].versions = [], [], []
-    journal.append(to_table([silent]))
-    assert audit(settings) == Audit(24, 1, 3, 1)

@@ -1,0 +1,28 @@
+"""What the audit of a run's journal finds."""
+
+import shutil
+
+from mtrl_ray.chaos.audit import Audit, audit
+from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.replay.journal import Journal
+from mtrl_ray.run_folder import resumed_settings
+
+
+def test_what_is_lost_doubled_or_empty_is_found(finished_run, tmp_path):
+    run = tmp_path / "finished"
+    shutil.copytree(finished_run, run)
+    settings = resumed_settings(run)
+    assert audit(settings) == Audit(24, 0, 0, 0)
+    journal = Journal(run / "journal")
+    held = journal.read()
+    [first] = [path for path in (run / "journal").glob("*.parquet") if "-000000-000000-" in path.name]
+    first.unlink()
+    kept = held.filter([name.startswith("train-000000") for name in held["id"].to_pylist()])
+    journal.append(kept.slice(2))  # two are lost
+    journal.append(kept.slice(5, 3))  # three are there twice
+    assert audit(settings) == Audit(24, 2, 3, 0)
+    [silent] = from_table(kept.slice(1, 1))
+    for turn in silent.agent_turns:
+        silent.turns[turn].tokens, silent.turns[turn].logprobs, silent.turns[turn].versions = [], [], []
+    journal.append(to_table([silent]))
+    assert audit(settings) == Audit(24, 1, 3, 1)
