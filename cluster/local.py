@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,29 @@ def end(mark: str) -> None:
     for process in processes(mark):
         if any("monitor.py" in part for part in command_of(process)):
             _quietly(process.kill)
-    for process in processes(mark):
+    known = set(processes(mark))
+    for process in list(known):
+        with suppress(psutil.NoSuchProcess):
+            known |= set(
+                process.children(recursive=True)
+            )  # an agent may have overwritten its environment with its title
+    for process in known:
         _quietly(process.terminate)
     deadline = time.monotonic() + END_SECONDS
-    while (left := processes(mark)) and time.monotonic() < deadline:
-        psutil.wait_procs(left, timeout=0.5)
-    while left := processes(mark):
-        for process in left:
-            _quietly(process.kill)
-        psutil.wait_procs(left, timeout=1.0)
+    while known := _running(known) | set(processes(mark)):
+        if time.monotonic() > deadline:
+            for process in known:
+                _quietly(process.kill)
+        psutil.wait_procs(known, timeout=0.5)
+
+
+def _running(known: set[psutil.Process]) -> set[psutil.Process]:
+    alive = set()
+    for process in known:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                alive.add(process)
+    return alive
 
 
 def free_port() -> int:
