@@ -1,10 +1,11 @@
-"""Imitation on all cores of this machine: a model trained on conversations, in processes of its own.
+"""Imitation in two processes: a model trained on conversations, a step shared by two cores of this machine.
 
 1. Each process has one thread and computes its share of every step (`learner.collective`); rank 0 saves. A tiny model's
    steps are too small for two threads: where threads sleep while they wait for each other (`mtrl_ray`), two of them
    took 1.2 times as long as one, and two processes about half.
 2. Their number is fixed, so that the sums are added up in the same order on every machine.
-3. No Ray: the model is made before there is anything to run on, and in processes whose torch has a group already.
+3. Processes of their own, without Ray: models are also made where no cluster runs, and by processes whose torch has joined
+   another group.
 """
 
 import json
