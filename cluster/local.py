@@ -94,12 +94,10 @@ def end(mark: str) -> None:
     for process in processes(mark):
         if any("monitor.py" in part for part in command_of(process)):
             _quietly(process.kill)
-    known = set(processes(mark))
+    known = set(processes(mark))  # waited for by name: one that is ending may have no environment left to be found by
     for process in list(known):
         with suppress(psutil.NoSuchProcess):
-            known |= set(
-                process.children(recursive=True)
-            )  # an agent may have overwritten its environment with its title
+            known |= set(process.children(recursive=True))
     for process in known:
         _quietly(process.terminate)
     deadline = time.monotonic() + END_SECONDS
@@ -111,6 +109,7 @@ def end(mark: str) -> None:
 
 
 def _running(known: set[psutil.Process]) -> set[psutil.Process]:
+    """Those that still run; zombies, whose parent may be gone, do not."""
     alive = set()
     for process in known:
         with suppress(psutil.NoSuchProcess):

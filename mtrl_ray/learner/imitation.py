@@ -3,7 +3,8 @@
 1. Each process has one thread and computes its share of every step (`learner.collective`); rank 0 saves. A tiny model's
    steps are too small for two threads: where threads sleep while they wait for each other (`mtrl_ray`), two of them
    took 1.2 times as long as one, and two processes about half.
-2. Their number is fixed, so that the sums are added up in the same order on every machine.
+2. Their number is fixed, and they compute on CPUs where there are GPUs too, so that a model depends on the machine by no
+   more than its rounding.
 3. Processes of their own, without Ray: models are also made where no cluster runs, and by processes whose torch has joined
    another group.
 """
@@ -72,12 +73,14 @@ def _run(commands: Sequence[list[str]], task: Path) -> None:
 
 def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     """One process."""
+    import torch
+
     from mtrl_ray.learner.collective import connect, join
-    from mtrl_ray.learner.learner import Learner, pick_device
+    from mtrl_ray.learner.learner import Learner
 
     settings = LearnerSettings(processes=PROCESSES, threads=1, device="cpu")
     store = connect(_HOST, port, PROCESSES, PARTNER_SECONDS)
-    group = join(store, rank, PROCESSES, pick_device(settings), PARTNER_SECONDS)
+    group = join(store, rank, PROCESSES, torch.device("cpu"), PARTNER_SECONDS)
     learner = Learner(settings, folder, collective=group)
     supervision = Supervision.model_validate_json((task / "supervision.json").read_text())
     metrics = learner.supervise(pq.read_table(task / "conversations.parquet"), supervision)

@@ -4,8 +4,8 @@
    these conversations, the model on their agent turns.
 2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
    run with the same settings finds it there.
-3. The number of training steps decides how strong it is, not the clock, so that it is the same on every machine;
-   `warm_start.seconds` only bounds a machine that is too slow.
+3. The number of training steps decides how strong it is, not the clock; `warm_start.seconds` only bounds a machine that is
+   too slow. Weights still differ between machines: a thousand steps carry the rounding of the first ones far.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.local import MARK, Shape, autoscaling
+from cluster.local import MARK, Shape, autoscaling, end
 from tests.support.processes import ROOT, environment, mtrl, survivors, wait_until
 from tests.support.reach import reach
 
@@ -48,6 +48,19 @@ def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
     finally:
         running.kill()
         survivors(of_cluster(tmp_path), 5)
+
+
+def test_what_no_longer_carries_the_clusters_mark_ends_with_its_parent():
+    command = f"{sys.executable} -c \"import subprocess; subprocess.run(['env', '-u', '{MARK}', 'sleep', '600'])\""
+    parent = subprocess.Popen(command, shell=True, env=environment(**{MARK: "a-mark"}))
+    try:
+        wait_until(lambda: "sleep" in [one.name() for one in psutil.Process(parent.pid).children(recursive=True)], 60)
+        [sleeper] = [one for one in psutil.Process(parent.pid).children(recursive=True) if one.name() == "sleep"]
+        end("a-mark")
+        assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+    finally:
+        parent.kill()
+        parent.wait()
 
 
 def test_more_nodes_from_the_start_than_at_most_is_one_sentence():
