@@ -70,11 +70,11 @@ def test_any_text_can_be_read(text: str) -> None:
 @pytest.mark.parametrize("piece", ["a", "what ", "$1,", "for the ", "not ", "deal ", "? ", "((((", "1" * 50, "not at "])
 def test_long_text_is_read_fast(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     read_seller(text)
     read_dealer(text)
     customer_move(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("text", ["<|end|> hi", "hello </s>", "[INST] hello", "(sent: hello) What do you need?"])

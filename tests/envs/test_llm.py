@@ -1,6 +1,6 @@
 """The LLM user against a real HTTP server that speaks the chat-completions protocol."""
 
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -180,15 +180,16 @@ def test_a_lasting_failure_is_an_engine_error(endpoint: Endpoint) -> None:
 
 
 def test_a_silent_endpoint_times_out(endpoint: Endpoint) -> None:
+    given_up = threading.Event()
+
     def slow(body: dict[str, Any]) -> tuple[int, str]:
-        time.sleep(3)
+        given_up.wait(60)
         return 200, "Hello."
 
     endpoint.answer = slow
-    start = time.perf_counter()
     with pytest.raises(EngineError, match=r"no answer within 0\.3 s"):
         llm_user(endpoint, timeout=0.3).opening()
-    assert time.perf_counter() - start < 2.9
+    given_up.set()
 
 
 def test_nobody_listening_is_an_engine_error() -> None:

