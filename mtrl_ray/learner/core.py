@@ -2,7 +2,7 @@
 alone.
 
 1. `evaluate` and `update` are `passes` on models by name. An update of the policy makes its published weights
-   outdated.
+   outdated. What frozen models read is kept (`frozen_readings`).
 2. Random numbers come from (seed, name of the stream, how often it was asked): they do not depend on the number of
    processes, and a checkpoint only has to remember counters.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mtrl_ray.errors import CheckpointError
-from mtrl_ray.learner.models import Models, Trained, Valued
+from mtrl_ray.learner.frozen_readings import FrozenReadings
+from mtrl_ray.learner.models import FROZEN, Models, Trained, Valued
 from mtrl_ray.learner.packing import BRANCH_TOKENS, Rows
 from mtrl_ray.learner.passes import LossFunction, Passes, Reading, Step
 from mtrl_ray.models.inputs import reads_trees
@@ -36,6 +37,7 @@ class Core:
 
     def __init__(self, models: Models, passes: Passes, dtype: str, seed: int) -> None:
         self.models, self.passes, self.dtype, self.seed = models, passes, dtype, seed
+        self._frozen_readings = FrozenReadings()
         self.branch_tokens = BRANCH_TOKENS if reads_trees(models.policy.decoder, passes.device) else 0
         self.counters: Counter[str] = Counter()
         self.policy_steps = 0
@@ -55,7 +57,10 @@ class Core:
         self, name: Name, rows: Rows, reading: Reading | None = None, selection: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """See `Passes.evaluate`."""
-        return self.passes.evaluate(self.model(name), rows, reading, selection)
+        model, reading = self.model(name), reading or Reading()
+        if isinstance(model, PolicyReader) and name in FROZEN and selection is None:
+            return self._frozen_readings.get(model, rows, reading, lambda: self.passes.evaluate(model, rows, reading))
+        return self.passes.evaluate(model, rows, reading, selection)
 
     def update(
         self,

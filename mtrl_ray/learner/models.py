@@ -25,6 +25,7 @@ from mtrl_ray.models.policy import PolicyReader, load_policy
 from mtrl_ray.models.value import ValueModel
 
 Frozen = Literal["reference", "anchor"]
+FROZEN: tuple[Frozen, ...] = ("reference", "anchor")
 Valued = Literal["critic", "value", "q", "q_target", "preference", "reward"]
 VALUED: tuple[Valued, ...] = ("critic", "value", "q", "q_target", "preference", "reward")
 Trained = Literal["policy", "prm", "critic", "value", "q", "preference", "reward"]
@@ -138,8 +139,7 @@ class Models:
     def load(self, folder: Path) -> None:
         """Replace everything by what `save` wrote. Raises CheckpointError."""
         self.policy = self._reader(folder / "policy")
-        names: tuple[Frozen, ...] = ("reference", "anchor")
-        kept = [name for name in names if (folder / name).is_dir()]
+        kept = [name for name in FROZEN if (folder / name).is_dir()]
         self._frozen = {name: self._reader(folder / name).requires_grad_(False) for name in kept}
         self._prm = self._reader(folder / "prm") if (folder / "prm").is_dir() else None
         valued = [name for name in VALUED if (folder / name).is_dir()]

@@ -1,0 +1,193 @@
+"""What a buffer is after its process, its checkpoint, its objects or its disk were lost."""
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.replay.buffer import Appended, ReplayBuffer
+from mtrl_ray.replay.journal import Journal
+from tests.replay.making import batch, dropped, ids, ref
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_new_buffer_begins_with_the_newest_of_the_journal(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    for iteration in range(4):
+        buffer.append([ref(batch(iteration))])
+    again = ReplayBuffer(tmp_path)
+    assert again.window(99).equals(buffer.window(99))
+    assert again.append([ref(batch(2))]) == Appended(added=0, duplicates=4)
+    small = ReplayBuffer(tmp_path, max_conversations=6)
+    assert ids(small.window(99)) == ids(buffer.window(99))[-6:]
+    assert dropped(small) == {}
+    assert small.append([ref(batch(0))]) == Appended(added=0, duplicates=4)
+
+
+def test_a_resumed_buffer_is_the_one_of_the_checkpoint(tmp_path: Path) -> None:
+    undisturbed = ReplayBuffer(tmp_path / "one", max_conversations=10)
+    resumed = ReplayBuffer(tmp_path / "two", max_conversations=10)
+    for buffer in (undisturbed, resumed):
+        for iteration in range(3):
+            buffer.append([ref(batch(iteration))])
+        buffer.advance(3)
+        buffer.update_priorities([one.id for one in batch(2)], [1, 2, 3, 4])
+    state = json.loads(json.dumps(resumed.state()))
+    resumed.append([ref(batch(3)[:3])])  # after the checkpoint, before the kill
+    resumed = ReplayBuffer(tmp_path / "two", max_conversations=10)
+    assert resumed.rebuild(state) == 10
+    for iteration in (3, 4):
+        for buffer in (undisturbed, resumed):
+            assert buffer.append([ref(batch(iteration))]) == Appended(added=4, duplicates=0)
+            buffer.advance(iteration + 1)
+        assert resumed.window(99).equals(undisturbed.window(99))
+        assert resumed.sample(5, iteration, "priority").equals(undisturbed.sample(5, iteration, "priority"))
+    one, two = undisturbed.statistics(), resumed.statistics()
+    for measured in (one, two):
+        del measured["objects"], measured["bytes"]
+    assert one == two
+    assert Journal(tmp_path / "two").position.rows == 20
+
+
+def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append([ref(batch(0))])
+    state = buffer.state()
+    buffer.append([ref(batch(1)[:3])])
+    resumed = ReplayBuffer(tmp_path)
+    resumed.rebuild(state)
+    assert resumed.ids(1) == []
+    assert resumed.outcomes(1) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
+    assert resumed.recall(1) == 3
+    assert resumed.recall(1) == 0
+    assert resumed.ids(1) == [one.id for one in batch(1)[:3]]
+    found = resumed.outcomes(1)
+    assert found["score"] == [0.5] * 3
+    assert (len(set(found["id"])), sum(found["agent_turns"])) == (3, 6)
+    assert resumed.append([ref(batch(1))]) == Appended(added=1, duplicates=3)
+    assert from_table(resumed.window(2)) == batch(0) + batch(1)
+    assert Journal(tmp_path).position.rows == 8
+
+
+def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path, max_conversations=3)
+    buffer.append([ref(batch(0))])
+    buffer.append([ref(batch(1))])
+    assert buffer.ids(0) == [one.id for one in batch(0)]
+    assert buffer.outcomes(0) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
+    assert buffer.ids(2) == []
+
+
+def test_a_checkpoint_of_another_journal_is_refused(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path / "one")
+    buffer.append([ref(batch(0))])
+    with pytest.raises(DataError, match=r"names 4 conversations that the journal .*two does not have"):
+        ReplayBuffer(tmp_path / "two").rebuild(buffer.state())
+
+
+def test_a_full_disk_takes_nothing_and_the_append_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", _full)
+        with pytest.raises(EngineError, match="no space is left"):
+            buffer.append([ref(batch(0))])
+    assert buffer.window(1).num_rows == 0
+    assert buffer.append([ref(batch(0))]) == Appended(added=4, duplicates=0)
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Owns the objects it puts, and takes them along when it dies."""
+
+    def put(self, table: pa.Table) -> list[ray.ObjectRef]:
+        return [ray.put(table)]
+
+
+def _of_a_dead_owner(table: pa.Table) -> ray.ObjectRef:
+    owner = Owner.remote()
+    [lost] = ray.get(owner.put.remote(table))
+    ray.kill(owner)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # the death of an owner takes Ray a second or two to notice
+        try:
+            ray.get(lost, timeout=5)
+        except ray.exceptions.ObjectLostError:
+            return lost
+        time.sleep(0.1)
+    pytest.fail("the object of a killed owner is still there after 30 s")
+
+
+def test_tables_that_cannot_be_fetched_are_named_and_the_others_taken(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=0, max_retries=0)
+    def failing() -> pa.Table:
+        raise EngineError("the sampler is gone")
+
+    buffer = ReplayBuffer(tmp_path)
+    refs = [_of_a_dead_owner(to_table(batch(1))), ref(batch(0)), failing.remote()]
+    appended = buffer.append(refs)
+    assert appended.added == 4
+    assert appended.lost[0].startswith("OwnerDiedError: ")
+    assert appended.lost[2] == "EngineError: the sampler is gone"
+    assert set(appended.lost) == {0, 2}
+    assert Journal(tmp_path).iterations() == [0]
+    assert buffer.statistics()["lost"] == 2
+
+
+def test_a_lost_object_is_read_from_the_journal_again(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    conversations = batch(0)[::-1] + batch(1)[::-1]
+    buffer.append([ref(conversations)])
+    [segment] = buffer._memory._segments.values()
+    segment.ref = _of_a_dead_owner(to_table(conversations))
+    assert from_table(buffer.window(2)) == batch(0) + batch(1)
+    assert buffer.statistics()["restored"] == 8
+    assert from_table(buffer.window(1)) == batch(1)
+    assert buffer.statistics()["restored"] == 8
+
+
+def test_what_is_lost_everywhere_is_said(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append([ref(batch(0))])
+    [segment] = buffer._memory._segments.values()
+    segment.ref = _of_a_dead_owner(to_table(batch(0)))
+    for path in tmp_path.glob("*.parquet"):
+        path.write_bytes(b"torn")
+    with pytest.raises(EngineError, match="4 conversations was lost, and 4 of them could not be restored"):
+        buffer.window(1)
+    assert buffer.statistics()["journal_problems"] == len(buffer.problems()) == 1
+
+
+def test_the_actor_hands_on_tables_by_ref_and_survives_its_own_death(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=0)
+    def learn(table: pa.Table) -> list[str]:
+        return ids(table)
+
+    buffer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayBuffer).remote(str(tmp_path))
+    for iteration in range(2):
+        appended = ray.get(buffer.append.remote([ref(batch(iteration)), ref(batch(iteration)[:2])]))
+        assert appended == Appended(added=4, duplicates=2)
+    expected = [one.id for one in batch(0) + batch(1)]
+    assert ray.get(learn.remote(buffer.window.remote(2))) == expected
+    before = ray.get(buffer.states.remote(5, 1))
+    held = buffer.window.remote(1)
+    ray.wait([held])
+    ray.kill(buffer, no_restart=False)
+    assert ray.get(learn.remote(buffer.window.remote(2))) == expected
+    assert ids(ray.get(held)) == expected[4:]
+    assert ray.get(buffer.states.remote(5, 1)).equals(before)
+    assert ray.get(buffer.append.remote([ref(batch(1))])) == Appended(added=0, duplicates=4)
+    with pytest.raises(DataError, match="holds 8"):
+        ray.get(buffer.sample.remote(9, 0))
+    ray.kill(buffer)
