@@ -4,9 +4,9 @@ An iteration of T seconds asks the rollouts for work during R of them (conversat
 the learner has nothing to do: it waits. In the other T - R seconds the rollouts wait for the learner.
 
 1. With n workers, m of them would take W·n/m seconds in place of W: the iteration is shortened by W·(1 - n/m). The n-th
-   worker is worth having while it shortens the iteration by at least `WORTH_HAVING` of its length, and `HAVING_SECONDS`.
+   worker is worth having while it shortens the iteration by at least `WORTH_HAVING` of its length, and `having_seconds`.
 2. One too many: without it the iteration would be longer by R·(n/(n-1) - 1) at most. It is let go where that is less than
-   `WORTH_KEEPING` of the iteration, or than `KEEPING_SECONDS`. What lies between the two thresholds changes nothing, so a
+   `WORTH_KEEPING` of the iteration, or than `keeping_seconds`. What lies between the two thresholds changes nothing, so a
    steady load never flaps.
 3. A worker more than there were chunks of work at a time would have nothing to hold.
 4. Conversations that reach the learner as stale as the buffer's bound allows were collected too early: a quarter of the
@@ -18,10 +18,17 @@ the learner has nothing to do: it waits. In the other T - R seconds the rollouts
 from collections import deque
 from dataclasses import dataclass
 
-WORTH_HAVING, HAVING_SECONDS = 0.10, 1.5
-WORTH_KEEPING, KEEPING_SECONDS = 0.05, 1.0
-"""Shares of an iteration, and the least that counts: below it are the costs of every call, which more workers do not share."""
+WORTH_HAVING, WORTH_KEEPING = 0.10, 0.05
+"""Shares of an iteration."""
 UP, DOWN = 2, 3
+
+
+@dataclass(frozen=True)
+class LeastSeconds:
+    """The least that counts of an iteration: below it are the costs of every call, which more workers do not share."""
+
+    having: float = 1.5
+    keeping: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class Load:
 class Demand:
     """The policy, with its memory of the last iterations."""
 
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
+    def __init__(self, least: int, most: int, counts: LeastSeconds | None = None) -> None:
+        self._least, self._most, self._counts = least, most, counts or LeastSeconds()
         self._answers: deque[int] = deque(maxlen=max(UP, DOWN))
         self._workers = 0
 
@@ -67,7 +74,7 @@ class Demand:
         if load.too_stale:
             self._answers.clear()
             return self._bounded(min(now, asked) - max(1, now // 4))
-        self._answers.append(self._bounded(answer(load)))
+        self._answers.append(self._bounded(answer(load, self._counts)))
         last = list(self._answers)
         if len(last) >= UP and min(last[-UP:]) > asked:
             return min(last[-UP:])
@@ -79,15 +86,16 @@ class Demand:
         return min(max(count, self._least), self._most)
 
 
-def answer(load: Load) -> int:
+def answer(load: Load, counts: LeastSeconds | None = None) -> int:
     """The number of workers that one iteration by itself asks for (rules 1 to 3); at least 1."""
+    counts = counts or LeastSeconds()
     now, most = max(load.workers, 1), max(load.chunks, 1)
     wanted = min(now, most)
-    while wanted < most and _gain(load, wanted) >= max(WORTH_HAVING * _length(load, wanted), HAVING_SECONDS):
+    while wanted < most and _gain(load, wanted) >= max(WORTH_HAVING * _length(load, wanted), counts.having):
         wanted += 1
     if wanted > now:
         return wanted
-    while wanted > 1 and _loss(load, wanted) < max(WORTH_KEEPING * _cautious_length(load, wanted), KEEPING_SECONDS):
+    while wanted > 1 and _loss(load, wanted) < max(WORTH_KEEPING * _cautious_length(load, wanted), counts.keeping):
         wanted -= 1
     return wanted
 

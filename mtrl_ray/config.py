@@ -100,11 +100,20 @@ class WorkerRange(Section):
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
+    having_seconds: float = Field(1.5, gt=0)
+    """What one more worker has to save of an iteration, at least, to be asked for."""
+    keeping_seconds: float = Field(1.0, ge=0)
+    """What one fewer has to cost, at least, for all to be kept."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "WorkerRange":
         if self.max < self.min:
             raise ValueError(f"min is {self.min} and max is {self.max}; max has to be at least min")
+        if self.having_seconds <= self.keeping_seconds:
+            raise ValueError(
+                f"having_seconds is {self.having_seconds} and keeping_seconds is {self.keeping_seconds}; having_seconds "
+                "has to be greater, or the number of workers would swing"
+            )
         return self
 
 

@@ -21,7 +21,7 @@ import ray
 from mtrl_ray.actors import Actors
 from mtrl_ray.collection import Collector
 from mtrl_ray.comparing import PreferenceSettings, compared, paired
-from mtrl_ray.config import Settings
+from mtrl_ray.config import Settings, WorkerRange
 from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.judging import JudgeSettings, judged
@@ -89,9 +89,10 @@ class System:
         self.iteration = 0
         self.version = -1
         self._actors = Actors(settings, folder, model_path)
-        least, most = settings.rollout.bounds
-        bound = settings.replay.max_staleness
-        self.scaling = Scaling(folder, lambda: self.fleet, least, most, bound) if least < most else None
+        self.scaling: Scaling | None = None
+        workers = settings.rollout.workers
+        if isinstance(workers, WorkerRange) and workers.min < workers.max:
+            self.scaling = Scaling(folder, lambda: self.fleet, workers, settings.replay.max_staleness)
         self._metrics: dict[str, float] = {}
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
 

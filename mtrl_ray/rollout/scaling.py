@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cluster.demand import Demand, Load, waited
+from cluster.demand import Demand, LeastSeconds, Load, waited
+from mtrl_ray.config import WorkerRange
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.fleet import Fleet, Use
 from mtrl_ray.rollout.members import Phase
@@ -29,14 +30,14 @@ class Scaling:
     """Belongs to the driver of a run; `stop` ends its thread."""
 
     def __init__(
-        self, folder: Path, fleet: Callable[[], Fleet], least: int, most: int, bound: int | None = None
+        self, folder: Path, fleet: Callable[[], Fleet], workers: WorkerRange, bound: int | None = None
     ) -> None:
         """`fleet`: gives the present one, for a run that lost it makes another. `bound`: of the staleness of conversations,
         in weight versions (`replay.max_staleness`).
         """
-        self._folder, self._fleet, self._bounds, self._bound = folder, fleet, (least, most), bound
-        self._demand = Demand(least, most)
-        self._wanted = least
+        self._folder, self._fleet, self._bounds, self._bound = folder, fleet, (workers.min, workers.max), bound
+        self._demand = Demand(*self._bounds, LeastSeconds(workers.having_seconds, workers.keeping_seconds))
+        self._wanted = workers.min
         self._by_hand = False
         self._heard: str | None = None
         self._said: FleetState | None = None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.demand import DOWN, UP, Demand, Load, answer, waited
+from cluster.demand import DOWN, UP, Demand, LeastSeconds, Load, answer, waited
 
 
 def load(workers: int, work: float, learner: float, chunks: int = 100, overlapped: float = 0.0, **more: float) -> Load:
@@ -38,6 +38,9 @@ def test_a_learner_that_waits_gets_more_workers_until_one_more_is_not_worth_it()
 def test_what_costs_every_call_the_same_is_no_demand():
     assert follow(Demand(1, 8), 1, 6, work=0.9, learner=0.1)[-1] == 1
     assert follow(Demand(1, 8), 3, 9, work=0.9, learner=0.1)[-1] == 1
+    busy = {"work": 4.0, "learner": 0.1}  # on a machine where each call takes long
+    assert follow(Demand(1, 8), 2, 9, **busy)[-1] == 2
+    assert follow(Demand(1, 8, LeastSeconds(having=3.0, keeping=2.5)), 2, 9, **busy)[-1] == 1
 
 
 def test_rollouts_that_wait_for_the_learner_are_let_go():

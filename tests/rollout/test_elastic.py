@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from mtrl_ray.commands.scale import scale
-from mtrl_ray.config import dump, load
+from mtrl_ray.config import WorkerRange, dump, load
 from mtrl_ray.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests
@@ -51,7 +51,7 @@ def fleet(ray_cluster: None, blank_sales: Path):
 def scaling(fleet: Fleet, tmp_path: Path):
     """What follows demand, and hears requests in a run's folder."""
     fleet.members.want(1)
-    made = Scaling(tmp_path, lambda: fleet, 1, 3)
+    made = Scaling(tmp_path, lambda: fleet, WorkerRange(min=1, max=3))
     yield made
     made.stop()
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_asked_for_is_one_sentence(scaling: Scaling, tmp_path: Pa
 def test_a_run_that_is_not_trained_now_says_so(fleet: Fleet, tmp_path: Path):
     with pytest.raises(EngineError, match=r"is not being trained now; start it again with: mtrl train --resume"):
         requests.ask(tmp_path, 1)
-    made = Scaling(tmp_path, lambda: fleet, 1, 3)
+    made = Scaling(tmp_path, lambda: fleet, WorkerRange(min=1, max=3))
     state = requests.read_state(tmp_path)
     made.stop()
     assert not list(tmp_path.iterdir()), "nothing is left behind"
