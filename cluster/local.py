@@ -1,7 +1,7 @@
 """Several nodes on this machine, grown and shrunk by Ray's own autoscaler: `mtrl cluster local`.
 
-1. The head is `ray start --head` with an autoscaling configuration whose provider (`fake_multinode`) starts a further raylet
-   here where a cloud's would rent a machine. Each node has logical CPUs of its own, whatever the machine has.
+1. The head is `ray start --head` with an autoscaling configuration whose provider (`cluster.local_nodes`) starts a further
+   raylet here where a cloud's would rent a machine. Each node has logical CPUs of its own, whatever the machine has.
 2. Nothing is reachable from outside (`cluster.loopback`), and Ray's token authentication is on (`cluster.authentication`).
 3. Every process of the cluster carries its mark in its environment. When the cluster ends, those processes are ended,
    and no others.
@@ -134,7 +134,8 @@ def autoscaling(shape: Shape, address: str) -> dict[str, Any]:
         "upscaling_speed": 100,
         "idle_timeout_minutes": shape.idle_seconds / 60,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "cluster.local_nodes.LocalNodes",
             "gcs_address": address,
             "launch_multiple": True,
             "use_node_id_as_ip": True,

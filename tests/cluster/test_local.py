@@ -1,4 +1,5 @@
-"""`mtrl cluster local`: nodes that are there, reached from here with a token alone, and gone after Ctrl-C."""
+"""`mtrl cluster local`: nodes that are there, replaced when one is lost, reached from here with a token alone, and gone after
+Ctrl-C."""
 
 import re
 import signal
@@ -27,6 +28,11 @@ def of_cluster(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def raylets(folder: Path) -> list[psutil.Process]:
+    """A node's heart each."""
+    return [one for one in of_cluster(folder) if one.name() == "raylet"]
+
+
 @pytest.mark.timeout(300)
 def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
     said = tmp_path / "said"
@@ -36,7 +42,10 @@ def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
         running = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
     try:
         wait_until(lambda: "Ctrl-C ends it" in said.read_text(), 200, running)
-        wait_until(lambda: sum(one.name() == "raylet" for one in of_cluster(tmp_path)) == 2, 60, running)
+        wait_until(lambda: len(raylets(tmp_path)) == 2, 60, running)
+        [lost] = [one for one in raylets(tmp_path) if "--head" not in one.cmdline()]
+        lost.kill()
+        wait_until(lambda: len(set(raylets(tmp_path)) - {lost}) == 2, 60, running)
         dashboard = re.search(r"dashboard: +http://(\S+)", said.read_text())[1]
         started = of_cluster(tmp_path)
         assert reach(started, dashboard) == {"listening": ["127.0.0.1"], "without": 401, "with": 200}
