@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from cluster.demand import LeastSeconds
 from mtrl_ray.confidential import refuse_secrets
 from mtrl_ray.errors import ConfigurationError
 
@@ -100,9 +101,9 @@ class WorkerRange(Section):
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
-    having_seconds: float = Field(1.5, gt=0)
+    having_seconds: float = Field(LeastSeconds.having, gt=0)
     """What one more worker has to save of an iteration, at least, to be asked for."""
-    keeping_seconds: float = Field(1.0, ge=0)
+    keeping_seconds: float = Field(LeastSeconds.keeping, ge=0)
     """What one fewer has to cost, at least, for all to be kept."""
 
     @model_validator(mode="after")
