@@ -17,7 +17,7 @@ from tests.rollout.test_engines import drain, requests
 @pytest.fixture(scope="module", params=["vllm", "huggingface"])
 def mixing(request: pytest.FixtureRequest, blank_sales: Path, chat, sales_settings) -> Iterator[object]:
     """An engine that holds the reference beside the policy."""
-    rollout = sales_settings.rollout.model_copy(update={"reference": True, "kv_cache_gib": 0.5})
+    rollout = sales_settings.rollout.model_copy(update={"reference": True})
     if request.param == "huggingface":
         yield HuggingFaceEngine(str(blank_sales), chat.stop_ids, rollout, sales_settings.model)
         return
