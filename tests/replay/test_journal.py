@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.replay import journal as journal_module
 from mtrl_ray.replay import storage
 from mtrl_ray.replay.journal import Journal, Position
+from tests.support.s3 import s3_bucket
 
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
@@ -93,14 +95,19 @@ def test_lone_surrogates_are_refused_before_anything_is_written(tmp_path: Path) 
     assert Journal(tmp_path).position == Position(0, 0, 0)
 
 
-@pytest.mark.parametrize("kind", ["path", "file uri", "mock"])
-def test_every_filesystem_gives_back_what_was_appended(tmp_path: Path, kind: str) -> None:
-    if kind == "mock":
-        mock = fs._MockFileSystem()
-        writer, reader = Journal("runs/a/journal", mock), Journal("runs/a/journal", mock)
+@pytest.fixture(params=["path", "file uri", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a journal may lie."""
+    if request.param == "s3":
+        with s3_bucket("bucket") as uri:
+            yield uri.format("deep/journal")
     else:
-        uri = tmp_path.as_uri() + "/deep/journal" if kind == "file uri" else tmp_path / "deep" / "journal"
-        writer, reader = Journal(uri), Journal(uri)
+        folder = tmp_path / "deep" / "journal"
+        yield folder.as_uri() if request.param == "file uri" else str(folder)
+
+
+def test_every_filesystem_gives_back_what_was_appended(place: str) -> None:
+    writer, reader = Journal(place), Journal(place)
     assert reader.read().num_rows == 0
     names = [writer.append(table("a", "b")), writer.append(table("c", iteration=3))]
     assert names == sorted(names)

@@ -1,6 +1,8 @@
 """Checkpoints on other filesystems: whole or not at all, verified where they are read, the former one kept."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from mtrl_ray import checkpoint
 from mtrl_ray.checkpoint_store import LocalStore, RemoteStore, store_of
 from mtrl_ray.config import load
 from mtrl_ray.errors import CheckpointError, ConfigurationError, EngineError
+from mtrl_ray.replay.storage import locate
 from mtrl_ray.run_folder import prepare
+from tests.support.s3 import s3_bucket
 
-URI = "mock://bucket"
+URI = "far://bucket"
 
 
 def save(folder: Path) -> None:
@@ -23,17 +27,23 @@ def save(folder: Path) -> None:
     save_file({"weight": torch.arange(4096.0)}, folder / "policy" / "model.safetensors")
 
 
-def filesystem_of(kind: str, folder: Path) -> fs.FileSystem:
-    if kind == "mock":
-        return fs._MockFileSystem()
+@contextmanager
+def elsewhere(folder: Path) -> Iterator[fs.FileSystem]:
     (folder / "far").mkdir()
-    return fs.SubTreeFileSystem(str(folder / "far"), fs.LocalFileSystem())
+    yield fs.SubTreeFileSystem(str(folder / "far"), fs.LocalFileSystem())
 
 
-@pytest.fixture(params=["mock", "subtree"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStore:
+@contextmanager
+def s3(folder: Path) -> Iterator[fs.FileSystem]:
+    with s3_bucket("bucket") as uri:
+        yield locate(uri.format("runs"))[0]
+
+
+@pytest.fixture(params=[s3, elsewhere])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteStore]:
     """An empty store on a filesystem that is not this machine's disk."""
-    return RemoteStore(filesystem_of(request.param, tmp_path), "runs/first", tmp_path / "run" / ".checkpoint", URI)
+    with request.param(tmp_path) as filesystem:
+        yield RemoteStore(filesystem, "bucket/runs/first", tmp_path / "run" / ".checkpoint", URI)
 
 
 def write(store: RemoteStore, number: int, keep: int = 5, **state: Any) -> None:
@@ -41,7 +51,7 @@ def write(store: RemoteStore, number: int, keep: int = 5, **state: Any) -> None:
 
 
 def files(store: RemoteStore) -> list[str]:
-    infos = store._filesystem.get_file_info(fs.FileSelector("runs", allow_not_found=True, recursive=True))
+    infos = store._filesystem.get_file_info(fs.FileSelector("bucket/runs", allow_not_found=True, recursive=True))
     return sorted(info.path for info in infos if info.type == fs.FileType.File)
 
 
@@ -71,13 +81,13 @@ def test_the_last_few_are_kept_and_nothing_else_is_left(store, tmp_path):
         write(store, number, keep=2)
     assert store.numbers() == [4, 5]
     names = ("manifest.json", "policy/model.safetensors", "state.json")
-    assert files(store) == [f"runs/first/{number:06d}/{name}" for number in (4, 5) for name in names]
+    assert files(store) == [f"bucket/runs/first/{number:06d}/{name}" for number in (4, 5) for name in names]
     assert not (tmp_path / "run" / ".checkpoint").exists()
     store.clear()
     assert store.numbers() == [] and files(store) == []
 
 
-MODEL, MANIFEST = "runs/first/000002/policy/model.safetensors", "runs/first/000002/manifest.json"
+MODEL, MANIFEST = "bucket/runs/first/000002/policy/model.safetensors", "bucket/runs/first/000002/manifest.json"
 DAMAGES = {
     "torn": (MODEL, lambda content: content[:-100], "is not what was written"),
     "altered": (MODEL, lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is not what was written"),
@@ -95,7 +105,7 @@ def test_a_damaged_one_is_refused_and_the_one_before_is_taken(store, damage):
         store.fetch(2)
     assert store.newest()[1] == {"iteration": 1}
     overwrite(store, path.replace("000002", "000001"), b"{}")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in mock://bucket .* can be used"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in far://bucket .* can be used"):
         store.newest()
 
 
@@ -130,7 +140,7 @@ Failing.__abstractmethods__ = frozenset()
 
 def test_a_filesystem_that_does_not_answer_is_no_reason_for_an_older_checkpoint(tmp_path):
     store = RemoteStore(fs.PyFileSystem(Failing()), "runs/first", tmp_path / ".checkpoint", URI)
-    with pytest.raises(EngineError, match=r"mock://bucket .* cannot be listed: .*no route to host"):
+    with pytest.raises(EngineError, match=r"far://bucket .* cannot be listed: .*no route to host"):
         store.newest()
     with pytest.raises(CheckpointError, match=r"000001 could not be written: .*no route to host; the one before stays"):
         write(store, 1)
@@ -146,6 +156,10 @@ def test_the_setting_says_where(tmp_path):
         store.write(7, {"iteration": 7}, save, keep=1)
         assert checkpoint.read(far / "first" / "000007")[1] == {"iteration": 7}
         assert store.newest()[1] == {"iteration": 7} and isinstance(store, RemoteStore)
+    with s3_bucket("bucket") as uri:
+        store = store_of(load("sales", [*given, f"run.checkpoints={uri.format('runs')}"]))
+        store.write(8, {"iteration": 8}, save, keep=1)
+        assert store.newest()[1] == {"iteration": 8} and store.numbers() == [8]
     assert isinstance(store_of(load("sales", given)), LocalStore)
     with pytest.raises(ConfigurationError, match=r"run.checkpoints is 'far': .*URI .* or an absolute path"):
         load("sales", ["run.checkpoints=far"])
