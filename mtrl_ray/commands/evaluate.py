@@ -43,7 +43,7 @@ def _evaluate(
         table = hold(settings, model, split, contexts)
     keep(run, f"{split}-{checkpoint}", table)
     estimates = {"policy": mean_interval(table["score"].to_numpy())}
-    estimates |= {agent: scripted(environment, agent, contexts, split) for agent in SCRIPTED}
+    estimates |= {agent: scripted(environment, agent, contexts, settings.rollout, split) for agent in SCRIPTED}
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 

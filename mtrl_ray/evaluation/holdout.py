@@ -1,6 +1,7 @@
 """Held-out evaluation: the policy, and the scripted agents, on the same contexts of the test split."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.base import Environment
-from envs.measure import conversations
+from envs.measure import converse
 from mtrl_ray.conversation import from_table
+from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import Estimate, mean_interval
 
 if TYPE_CHECKING:
+    from mtrl_ray.config import RolloutSettings
     from mtrl_ray.system import System
 
 SCRIPTED = ("expert", "greedy", "random")
@@ -26,9 +29,35 @@ def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
     return mean_interval(table["score"].to_numpy()), table
 
 
-def scripted(environment: Environment, agent: str, contexts: int, split: str = "test") -> Estimate:
-    """Mean score of a scripted agent over the same contexts."""
-    return mean_interval([done.score for done in conversations(environment, agent, contexts, split)])
+def scripted(
+    environment: Environment, agent: str, contexts: int, rollout: "RolloutSettings", split: str = "test"
+) -> Estimate:
+    """Mean score of a scripted agent over the same contexts.
+
+    As in training: users that wait for a network are waited for side by side (`rollout.user_threads`), a conversation in
+    which one does not answer is held again (`rollout.retries`), one whose data are wrong is left out, up to a share of
+    `rollout.data_errors`. Raises the EngineError or DataError beyond.
+    """
+
+    def score(index: int) -> float | DataError:
+        context, failed = environment.context(split, index), 0
+        while True:
+            try:
+                return converse(environment, context, agent, seed=0).score
+            except DataError as error:
+                return error
+            except EngineError:
+                failed += 1
+                if failed > rollout.retries:
+                    raise
+
+    waits = contexts > 0 and environment.user(environment.context(split, 0), 0).blocking
+    with ThreadPoolExecutor(rollout.user_threads if waits else 1) as pool:
+        found = list(pool.map(score, range(contexts)))
+    wrong = [one for one in found if isinstance(one, DataError)]
+    if len(wrong) > rollout.data_errors * contexts:
+        raise wrong[0]
+    return mean_interval([one for one in found if not isinstance(one, DataError)])
 
 
 def well_formed(environment: Environment, table: pa.Table) -> Estimate:

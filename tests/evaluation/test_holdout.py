@@ -1,0 +1,77 @@
+"""Scripted agents meet users behind a network: some do not answer at once, some talk nonsense."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from envs.base import Environment
+from envs.registry import make
+from mtrl_ray.config import load
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.evaluation.holdout import scripted
+from tests.support.endpoint import Endpoint
+
+CONTEXTS = 6
+LEAVES, NONSENSE = "Bye. [END: left]", "I take it! [END: bought a unicorn]"
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    served = Endpoint()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def environment(endpoint: Endpoint) -> Environment:
+    llm = {"base_url": endpoint.url, "model": "person", "retries": 0, "timeout": 5}
+    return make("sales", user="llm", llm=llm, as_is=1.0, edited=0.0, ignored=0.0)
+
+
+def settings(**changes: Any):
+    return load("sales").rollout.model_copy(update=changes)
+
+
+def test_a_conversation_is_held_again_when_its_user_does_not_answer(endpoint, environment):
+    failed, lock = set(), threading.Lock()
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        with lock:
+            if body["seed"] not in failed:
+                failed.add(body["seed"])
+                return 503, {}
+        return 200, LEAVES if len(body["messages"]) > 2 else "Hello."
+
+    endpoint.answer = answer
+    assert scripted(environment, "greedy", CONTEXTS, settings(retries=1)).n == CONTEXTS == len(failed)
+    failed.clear()
+    with pytest.raises(EngineError, match="HTTP status 503"):
+        scripted(environment, "greedy", CONTEXTS, settings(retries=0))
+
+
+def test_users_behind_a_network_are_waited_for_side_by_side(endpoint, environment):
+    together = threading.Barrier(CONTEXTS)  # nobody is answered before everybody has asked
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        together.wait(timeout=60)
+        return 200, LEAVES if len(body["messages"]) > 2 else "Hello."
+
+    endpoint.answer = answer
+    assert scripted(environment, "greedy", CONTEXTS, settings(user_threads=CONTEXTS)).n == CONTEXTS
+
+
+def test_nonsense_is_left_out_until_there_is_too_much_of_it(endpoint, environment):
+    seeds: list[int] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        if body["seed"] not in seeds:
+            seeds.append(body["seed"])
+        said = NONSENSE if seeds.index(body["seed"]) % 3 == 0 else LEAVES
+        return 200, said if len(body["messages"]) > 2 else "Hello."
+
+    endpoint.answer = answer
+    assert scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.4)).n == 4
+    with pytest.raises(DataError, match="unicorn"):
+        scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.3))
