@@ -132,6 +132,8 @@ def heard(text: str, sent: str | None) -> str:
 
 GAIN = "gain_{}"
 """Metric in which a simulated user that keeps such a record says how much an agent turn (from 0) brought out, at least 0."""
+TURN_WEIGHTS = "turn_weights"
+"""Optional column of a table of conversations: a judge's weights of the agent's turns, list<float32>."""
 
 
 TURN = pa.struct(

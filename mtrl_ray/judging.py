@@ -17,9 +17,8 @@ from pydantic import model_validator
 from envs.judge import LLMJudge, recorded_weights
 from envs.llm import LLMSettings
 from mtrl_ray.config import Section
-from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
-from mtrl_ray.learner.batch import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def judge(conversations: pa.Table, weigh: Weigh, threads: int, retries: int) -> 
     kept = [not isinstance(answer, Exception) for answer in answers]
     weights = [answer for answer in answers if not isinstance(answer, Exception)]
     table = conversations.filter(pa.array(kept, pa.bool_()))
-    table = table.append_column(WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
+    table = table.append_column(TURN_WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
     return table, {"judged": float(len(weights)), "unjudged": float(len(causes))}
 
 

@@ -72,6 +72,12 @@ def test_the_help_lists_every_command_and_imports_nothing_heavy():
     assert all(name.strip("_").replace("_", "-") in done.stdout for name in cli.COMMANDS)
 
 
+def test_a_runs_driver_leaves_torch_to_its_actors():
+    script = "import sys, mtrl_ray.trainer; print([name for name in ('torch', 'scipy.stats', 'vllm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_version(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mtrl", "version"])
     with pytest.raises(SystemExit, match="0"):

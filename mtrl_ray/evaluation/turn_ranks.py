@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import spearmanr
 
 from mtrl_ray.errors import DataError
 
@@ -73,6 +72,8 @@ def _by_conversation(scores: pa.Table) -> tuple[list[np.ndarray], list[np.ndarra
 
 
 def _agreement(ours: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> float:
+    from scipy.stats import spearmanr  # slow to import, and every driver imports this module
+
     correlations = [
         spearmanr(one, other).statistic
         for one, other in zip(ours, last, strict=True)

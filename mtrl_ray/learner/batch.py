@@ -17,13 +17,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from mtrl_ray.conversation import GAIN, Role
+from mtrl_ray.conversation import GAIN, TURN_WEIGHTS, Role
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.packing import Rows, turn_states, turn_tokens
 from mtrl_ray.learner.tables import Dialogues, Tables, as_table, starts_of
-
-WEIGHTS = "turn_weights"
-"""Optional column of a table of conversations: a judge's weights of the agent's turns, list<float32>."""
 
 
 class Layout:
@@ -96,7 +93,7 @@ class Batch:
             words=_words(pc.struct_field(agent, "text")),
             logprobs=pc.list_flatten(logprobs).to_numpy(),
             versions=pc.list_flatten(versions).to_numpy(),
-            weights=_judged(table, turns, dialogues) if WEIGHTS in table.column_names else None,
+            weights=_judged(table, turns, dialogues) if TURN_WEIGHTS in table.column_names else None,
             gains=_gains(table, turns, dialogues),
         )
 
@@ -164,15 +161,17 @@ def _with_tokens(turns: pa.Array, dialogues: Dialogues) -> np.ndarray:
 
 
 def _judged(table: pa.Table, turns: pa.Array, dialogues: Dialogues) -> np.ndarray:
-    column = table[WEIGHTS].combine_chunks()
+    column = table[TURN_WEIGHTS].combine_chunks()
     counts = np.bincount(dialogues.turn_conversation[dialogues.agent], minlength=len(dialogues))
     wrong = np.flatnonzero(pc.fill_null(pc.list_value_length(column), -1).to_numpy() != counts)
     if len(wrong):
         name = dialogues.ids[int(wrong[0])].as_py()
-        raise DataError(f"conversation {name!r} has {counts[wrong[0]]} agent turns; {WEIGHTS} gives another number")
+        raise DataError(
+            f"conversation {name!r} has {counts[wrong[0]]} agent turns; {TURN_WEIGHTS} gives another number"
+        )
     flat = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.float32)[_with_tokens(turns, dialogues)]
     if not (np.isfinite(flat) & (flat >= 0)).all():
-        raise DataError(f"{WEIGHTS} has weights that are negative or not finite; they have to be at least 0")
+        raise DataError(f"{TURN_WEIGHTS} has weights that are negative or not finite; they have to be at least 0")
     return flat
 
 

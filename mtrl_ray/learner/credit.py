@@ -35,8 +35,9 @@ from mtrl_ray.algorithms.turn_rewards import (
     top_agreement,
     turn_sums,
 )
+from mtrl_ray.conversation import TURN_WEIGHTS
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner.batch import WEIGHTS, Batch, Layout
+from mtrl_ray.learner.batch import Batch, Layout
 from mtrl_ray.learner.core import Core
 from mtrl_ray.learner.specification import IMPLICIT, SPLITS, Advantages, TurnRewards
 from mtrl_ray.learner.updates import explained_variance
@@ -100,7 +101,7 @@ def _credit(core: Core, batch: Batch, layout: Layout, spec: TurnRewards, tokens:
 
 def _judged(batch: Batch) -> np.ndarray:
     if batch.weights is None:
-        raise DataError(f"scheme 'judge' takes the column {WEIGHTS!r} of the conversations; this table has none")
+        raise DataError(f"scheme 'judge' takes the column {TURN_WEIGHTS!r} of the conversations; this table has none")
     return batch.weights
 
 

@@ -30,7 +30,6 @@ from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.rollout.loop import DialogueLoop, Failure, Job
 from mtrl_ray.rollout.sifting import sift
 from mtrl_ray.waiting import fetch
-from mtrl_ray.weights.packed import unpack
 from mtrl_ray.weights.store import materialise
 
 logger = logging.getLogger(__name__)
@@ -223,6 +222,8 @@ class RolloutWorker:
                 raise EngineError("this work was abandoned while it waited for weights")
             if self._version >= version and self._epoch in (None, epoch):
                 return
+            from mtrl_ray.weights.packed import unpack  # torch: the driver, which names this class, goes without
+
             newest, reference = fetch(self._store.get.remote(version), f"the weight store's version {version}")
             self._loop.load(unpack(fetch(reference[0], f"the weights of version {newest}", PULL_SECONDS)), newest)
             self._version, self._epoch = newest, epoch

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 
 from envs.judge import LLMJudge, parse_weights, recorded_weights, transcript
 from envs.llm import LLMSettings
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.judging import JudgeSettings, judge
-from mtrl_ray.learner.batch import WEIGHTS
 from tests.envs.test_llm import Endpoint, endpoint  # noqa: F401
 
 
@@ -66,7 +65,7 @@ def test_conversations_that_cannot_be_judged_are_left_out_and_counted(endpoint: 
     talks = [talk("a", {}), talk("b", {}, turns=4), talk("c", {})]
     table, numbers = judge(to_table(talks), LLMJudge(settings_for(endpoint)).weights, threads=2, retries=1)
     assert [one.id for one in from_table(table)] == ["a", "c"] and numbers == {"judged": 2, "unjudged": 1}
-    assert table[WEIGHTS].to_pylist() == [pytest.approx([0.25, 0.75, 0.0])] * 2
+    assert table[TURN_WEIGHTS].to_pylist() == [pytest.approx([0.25, 0.75, 0.0])] * 2
     seeds = [request["seed"] for request in endpoint.requests if "about 3" in request["messages"][1]["content"]]
     assert len(seeds) == 2 and seeds[0] != seeds[1], "every try has a seed of its own"
     with pytest.raises(DataError, match="none of 1 conversations could be judged; the last cause: the LLM judge's"):
@@ -75,7 +74,7 @@ def test_conversations_that_cannot_be_judged_are_left_out_and_counted(endpoint: 
 
 def test_no_conversations_are_judged_to_none():
     table, numbers = judge(to_table([]), recorded_weights, threads=1, retries=0)
-    assert table.num_rows == 0 and table.schema.field(WEIGHTS).type == pa.list_(pa.float32())
+    assert table.num_rows == 0 and table.schema.field(TURN_WEIGHTS).type == pa.list_(pa.float32())
     assert numbers == {"judged": 0, "unjudged": 0}
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import Conversation, from_table, to_table
+from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner.batch import WEIGHTS, Batch
+from mtrl_ray.learner.batch import Batch
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import (
     KL,
@@ -38,7 +38,7 @@ def talks() -> pa.Table:
 def judged(talks: pa.Table) -> pa.Table:
     """The same with a judge's weights: the later a turn, the more."""
     weights = [[1.0 + turn for turn in range(len(talked.agent_turns))] for talked in from_table(talks)]
-    return talks.append_column(WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
+    return talks.append_column(TURN_WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
 
 
 def turn_lengths(talked: Conversation) -> list[int]:
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_refused(learner: Learner, talks: pa.Table, judged: pa
         learner.turn_rewards(talks, TurnRewards(scheme="judge"))
     wrong = pa.array([[1.0]] * judged.num_rows, pa.list_(pa.float32()))
     with pytest.raises(DataError, match="turn_weights gives another number"):
-        learner.turn_rewards(talks.append_column(WEIGHTS, wrong), TurnRewards(scheme="judge"))
+        learner.turn_rewards(talks.append_column(TURN_WEIGHTS, wrong), TurnRewards(scheme="judge"))
 
 
 def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table) -> None:
@@ -248,7 +248,7 @@ def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table
         talked.metrics = {f"gain_{turn}": float(turn == count - 1) for turn in range(count)}
     _, numbers = learner.turn_rewards(
         to_table(held).append_column(
-            WEIGHTS,
+            TURN_WEIGHTS,
             pa.array([[1.0 + turn for turn in range(len(one.agent_turns))] for one in held], pa.list_(pa.float32())),
         ),
         TurnRewards(scheme="judge"),
