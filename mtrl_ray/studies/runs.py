@@ -32,7 +32,11 @@ PLACEMENT = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "rollout.cpus",
+    "rollout.gpus",
+    "rollout.gpu_memory",
+    "rollout.kv_cache_gib",
     "learner.cpus",
+    "learner.gpus",
     "learner.threads",
     "monitoring",
 )
