@@ -14,6 +14,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,14 @@ def read_run(cell: Cell) -> Run | None:
 
 def _with_ranks(metrics: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The recorded metrics, with how stable the ranks of turns were where the run kept turn scores."""
-    ranks = turn_ranks.stability(folder)
+    ranks = _ranks(folder, (folder / "summary.json").stat().st_mtime_ns)
     return [row | ranks.get(row["iteration"], {}) for row in metrics]
+
+
+@cache
+def _ranks(folder: Path, ended_ns: int) -> dict[int, dict[str, float]]:
+    """Kept, because a table is written after each run of a study: thousands of ρ for every run that has ended before."""
+    return turn_ranks.stability(folder)
 
 
 def table(definition: Definition, runs: Sequence[Run]) -> dict[str, Any]:
