@@ -10,7 +10,7 @@ all that exactness needs.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,15 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[Callable[[], str]]:
+    """Makes empty buckets of an S3 server on this machine (`tests.support.s3`)."""
+    from tests.support.s3 import s3_server
+
+    with s3_server() as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.replay import journal as journal_module
 from mtrl_ray.replay import storage
 from mtrl_ray.replay.journal import Journal, Position
-from tests.support.s3 import s3_bucket
 
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
@@ -96,14 +94,12 @@ def test_lone_surrogates_are_refused_before_anything_is_written(tmp_path: Path) 
 
 
 @pytest.fixture(params=["path", "file uri", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a journal may lie."""
     if request.param == "s3":
-        with s3_bucket("bucket") as uri:
-            yield uri.format("deep/journal")
-    else:
-        folder = tmp_path / "deep" / "journal"
-        yield folder.as_uri() if request.param == "file uri" else str(folder)
+        return request.getfixturevalue("s3_bucket")().format("deep/journal")
+    folder = tmp_path / "deep" / "journal"
+    return folder.as_uri() if request.param == "file uri" else str(folder)
 
 
 def test_every_filesystem_gives_back_what_was_appended(place: str) -> None:

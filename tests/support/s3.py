@@ -1,30 +1,45 @@
 """S3 on this machine: moto's server, for pyarrow's own client."""
 
-import logging
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
-import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
+
+from cluster.local import free_port
+from tests.support.processes import wait_until
+
+HOST, SECONDS = "127.0.0.1", 60.0
 
 
 @contextmanager
-def s3_bucket(name: str) -> Iterator[str]:
-    """An empty bucket, while it is served: `uri.format("folder")` is the URI of a folder in it."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # its state outlives a server
-    query = urlencode({"endpoint_override": f"http://{host}:{port}", "region": "us-east-1"})
-    with pytest.MonkeyPatch.context() as patch:
-        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(key, "tests")
-        fs.FileSystem.from_uri(f"s3://{name}?{query}&allow_bucket_creation=true")[0].create_dir(name)
-        try:
-            yield f"s3://{name}/{{}}?{query}"
-        finally:
-            server.stop()
+def s3_server() -> Iterator[Callable[[], str]]:
+    """Makes empty buckets; `uri.format("folder")`, of what it gives, is the URI of a folder in one.
+
+    In a process of its own: vLLM looks at every object of every module, and those of Flask do not bear it.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    query = urlencode({"endpoint_override": f"http://{HOST}:{port}", "region": "us-east-1"})
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((HOST, port)) == 0
+
+    def bucket() -> str:
+        name = f"bucket-{uuid.uuid4().hex}"
+        uri = f"s3://key:secret@{name}/{{}}?{query}"
+        fs.FileSystem.from_uri(f"{uri.format('')}&allow_bucket_creation=true")[0].create_dir(name)
+        return uri
+
+    try:
+        wait_until(answers, SECONDS, server)
+        yield bucket
+    finally:
+        server.kill()
+        server.wait()

@@ -1,8 +1,6 @@
 """Checkpoints on other filesystems: whole or not at all, verified where they are read, the former one kept."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from mtrl_ray.config import load
 from mtrl_ray.errors import CheckpointError, ConfigurationError, EngineError
 from mtrl_ray.replay.storage import locate
 from mtrl_ray.run_folder import prepare
-from tests.support.s3 import s3_bucket
 
 URI = "far://bucket"
 
@@ -27,23 +24,16 @@ def save(folder: Path) -> None:
     save_file({"weight": torch.arange(4096.0)}, folder / "policy" / "model.safetensors")
 
 
-@contextmanager
-def elsewhere(folder: Path) -> Iterator[fs.FileSystem]:
-    (folder / "far").mkdir()
-    yield fs.SubTreeFileSystem(str(folder / "far"), fs.LocalFileSystem())
-
-
-@contextmanager
-def s3(folder: Path) -> Iterator[fs.FileSystem]:
-    with s3_bucket("bucket") as uri:
-        yield locate(uri.format("runs"))[0]
-
-
-@pytest.fixture(params=[s3, elsewhere])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteStore]:
+@pytest.fixture(params=["s3", "subtree"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStore:
     """An empty store on a filesystem that is not this machine's disk."""
-    with request.param(tmp_path) as filesystem:
-        yield RemoteStore(filesystem, "bucket/runs/first", tmp_path / "run" / ".checkpoint", URI)
+    if request.param == "s3":
+        filesystem, bucket = locate(request.getfixturevalue("s3_bucket")().format(""))
+    else:
+        bucket = "bucket"
+        (tmp_path / "far").mkdir()
+        filesystem = fs.SubTreeFileSystem(str(tmp_path / "far"), fs.LocalFileSystem())
+    return RemoteStore(filesystem, f"{bucket.rstrip('/')}/runs/first", tmp_path / "run" / ".checkpoint", URI)
 
 
 def write(store: RemoteStore, number: int, keep: int = 5, **state: Any) -> None:
@@ -51,17 +41,17 @@ def write(store: RemoteStore, number: int, keep: int = 5, **state: Any) -> None:
 
 
 def files(store: RemoteStore) -> list[str]:
-    infos = store._filesystem.get_file_info(fs.FileSelector("bucket/runs", allow_not_found=True, recursive=True))
-    return sorted(info.path for info in infos if info.type == fs.FileType.File)
+    infos = store._filesystem.get_file_info(fs.FileSelector(store._path, allow_not_found=True, recursive=True))
+    return sorted(info.path.removeprefix(f"{store._path}/") for info in infos if info.type == fs.FileType.File)
 
 
 def overwrite(store: RemoteStore, path: str, content: bytes) -> None:
-    with store._filesystem.open_output_stream(path) as stream:
+    with store._filesystem.open_output_stream(f"{store._path}/{path}") as stream:
         stream.write(content)
 
 
 def read(store: RemoteStore, path: str) -> bytes:
-    with store._filesystem.open_input_file(path) as stream:
+    with store._filesystem.open_input_file(f"{store._path}/{path}") as stream:
         return stream.read()
 
 
@@ -81,13 +71,13 @@ def test_the_last_few_are_kept_and_nothing_else_is_left(store, tmp_path):
         write(store, number, keep=2)
     assert store.numbers() == [4, 5]
     names = ("manifest.json", "policy/model.safetensors", "state.json")
-    assert files(store) == [f"bucket/runs/first/{number:06d}/{name}" for number in (4, 5) for name in names]
+    assert files(store) == [f"{number:06d}/{name}" for number in (4, 5) for name in names]
     assert not (tmp_path / "run" / ".checkpoint").exists()
     store.clear()
     assert store.numbers() == [] and files(store) == []
 
 
-MODEL, MANIFEST = "bucket/runs/first/000002/policy/model.safetensors", "bucket/runs/first/000002/manifest.json"
+MODEL, MANIFEST = "000002/policy/model.safetensors", "000002/manifest.json"
 DAMAGES = {
     "torn": (MODEL, lambda content: content[:-100], "is not what was written"),
     "altered": (MODEL, lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is not what was written"),
@@ -112,7 +102,7 @@ def test_a_damaged_one_is_refused_and_the_one_before_is_taken(store, damage):
 def test_an_upload_that_was_cut_off_is_no_checkpoint(store):
     write(store, 1)
     write(store, 2)
-    store._filesystem.delete_file(MANIFEST)
+    store._filesystem.delete_file(f"{store._path}/{MANIFEST}")
     assert store.newest()[1] == {"iteration": 1}
     write(store, 2)
     assert store.newest()[1] == {"iteration": 2}
@@ -147,7 +137,7 @@ def test_a_filesystem_that_does_not_answer_is_no_reason_for_an_older_checkpoint(
     assert not (tmp_path / ".checkpoint").exists()
 
 
-def test_the_setting_says_where(tmp_path):
+def test_the_setting_says_where(tmp_path, s3_bucket):
     given = ["run.name=first", f"run.folder={tmp_path}"]
     assert str(store_of(load("sales", given))) == str(tmp_path / "first" / "checkpoints")
     far = tmp_path / "far"
@@ -156,10 +146,9 @@ def test_the_setting_says_where(tmp_path):
         store.write(7, {"iteration": 7}, save, keep=1)
         assert checkpoint.read(far / "first" / "000007")[1] == {"iteration": 7}
         assert store.newest()[1] == {"iteration": 7} and isinstance(store, RemoteStore)
-    with s3_bucket("bucket") as uri:
-        store = store_of(load("sales", [*given, f"run.checkpoints={uri.format('runs')}"]))
-        store.write(8, {"iteration": 8}, save, keep=1)
-        assert store.newest()[1] == {"iteration": 8} and store.numbers() == [8]
+    store = store_of(load("sales", [*given, f"run.checkpoints={s3_bucket().format('runs')}"]))
+    store.write(8, {"iteration": 8}, save, keep=1)
+    assert store.newest()[1] == {"iteration": 8} and store.numbers() == [8]
     assert isinstance(store_of(load("sales", given)), LocalStore)
     with pytest.raises(ConfigurationError, match=r"run.checkpoints is 'far': .*URI .* or an absolute path"):
         load("sales", ["run.checkpoints=far"])
