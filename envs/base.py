@@ -106,6 +106,11 @@ class Environment(ABC):
     def well_formed(self, response: str) -> bool:
         """Whether a response is a turn this environment's users understand."""
 
+    @property
+    def blocking(self) -> bool:
+        """Whether its users wait for a network, as that of the first training context does (`User.blocking`)."""
+        return self.user(self.context("train", 0), 0).blocking
+
     def prefer(self, first: Conversation, second: Conversation) -> float:
         """P(first ≻ second), in [0, 1], of two finished conversations on the same context (2405.14655 §3).
 

@@ -3,7 +3,8 @@
 1. A setting whose name says that it is a secret (`api_key`, `password`, …) is refused; `api_key_env`, the name of an
    environment variable, is the way to give one.
 2. So is a setting that contains what an environment variable with such a name holds.
-3. The refusal names the setting and repeats nothing of it.
+3. So is a URI with a password in it, as `s3://key:secret@bucket`.
+4. The refusal names the setting and repeats nothing of it.
 """
 
 import os
@@ -18,6 +19,8 @@ NAMED = re.compile(
 )
 """Names of settings, and of environment variables, that hold secrets."""
 VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.I)
+IN_URI = re.compile(r"\w://[^/\s:@]+:[^/\s@]+@")
+"""A user's name and password before a URI's host."""
 SHORTEST = 12
 """Characters of the shortest value of an environment variable that is looked for: shorter ones are found by chance."""
 
@@ -31,6 +34,11 @@ def refuse_secrets(tree: dict[str, Any]) -> None:
             raise ConfigurationError(
                 f"{key} holds a secret, and settings are written into the run's folder; put it into an environment variable "
                 "and give that one's name (an LLM user's llm.api_key_env)"
+            )
+        if isinstance(value, str) and IN_URI.search(value):
+            raise ConfigurationError(
+                f"{key} is a URI with a password in it, and settings are written into the run's folder; leave it out: keys of "
+                "an object store come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for example)"
             )
         for name, secret in held.items():
             if isinstance(value, str) and secret in value:

@@ -156,8 +156,8 @@ class RolloutSettings(Section):
     gpus: float = Field(0.0, ge=0)
     """Of one worker, as Ray counts them."""
     kv_cache_gib: float = Field(0.25, gt=0)
-    """vLLM's cache on a machine without a GPU, for each worker; cleared when it starts, at half a second or more per GiB.
-    The default is what 128 conversations of 1,024 tokens take with the tiny model."""
+    """vLLM's cache on a machine without a GPU, of each worker, which clears all of it when it starts. The default is what
+    128 conversations of 1,024 tokens take with the tiny model."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take."""
     user_threads: int = Field(16, ge=1)

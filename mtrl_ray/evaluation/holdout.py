@@ -51,8 +51,7 @@ def scripted(
                 if failed > rollout.retries:
                     raise
 
-    waits = contexts > 0 and environment.user(environment.context(split, 0), 0).blocking
-    with ThreadPoolExecutor(rollout.user_threads if waits else 1) as pool:
+    with ThreadPoolExecutor(rollout.user_threads if environment.blocking else 1) as pool:
         found = list(pool.map(score, range(contexts)))
     wrong = [one for one in found if isinstance(one, DataError)]
     if len(wrong) > rollout.data_errors * contexts:

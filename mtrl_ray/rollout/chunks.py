@@ -34,7 +34,7 @@ def is_exact(settings: Settings) -> bool:
         return settings.rollout.exact
     least, most = settings.rollout.bounds
     environment = make(settings.environment.name, **settings.environment.options)
-    return least == most and not environment.user(environment.context("train", 0), 0).blocking
+    return least == most and not environment.blocking
 
 
 class Cutter:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlencode
 
+import pytest
 from pyarrow import fs
 
 from cluster.local import free_port
@@ -33,13 +34,16 @@ def s3_server() -> Iterator[Callable[[], str]]:
 
     def bucket() -> str:
         name = f"bucket-{uuid.uuid4().hex}"
-        uri = f"s3://key:secret@{name}/{{}}?{query}"
+        uri = f"s3://{name}/{{}}?{query}"
         fs.FileSystem.from_uri(f"{uri.format('')}&allow_bucket_creation=true")[0].create_dir(name)
         return uri
 
-    try:
-        wait_until(answers, SECONDS, server)
-        yield bucket
-    finally:
-        server.kill()
-        server.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(key, "tests")
+        try:
+            wait_until(answers, SECONDS, server)
+            yield bucket
+        finally:
+            server.kill()
+            server.wait()
