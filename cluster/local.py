@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from cluster.authentication import switch_on
+from cluster.idle_workers import keep
 from cluster.loopback import HERE, confine
 from mtrl_ray.errors import EngineError
 
@@ -61,6 +62,7 @@ def local_cluster(shape: Shape, port: int | None = None) -> Iterator[LocalCluste
     """The cluster, for as long as the context lasts. `port`: of its address. Raises EngineError where it does not start."""
     switch_on()
     confine()
+    keep()
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="mtrl-", dir="/tmp", ignore_cleanup_errors=True) as name:  # sockets: short
         folder = Path(name)

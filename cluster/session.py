@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from cluster.authentication import join, switch_on
+from cluster.idle_workers import keep
 from cluster.loopback import confine, is_here
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import ConfigurationError, EngineError
@@ -52,6 +53,7 @@ def connected(settings: Settings, address: str | None = None, runs: int = 1) -> 
         join()
     else:
         switch_on()
+        keep()
         cpus, _ = demand(settings)
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(runs * cpus)), "include_dashboard": True}
         if settings.model.path == TINY:

@@ -77,6 +77,9 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray cluster shared by every test that needs one."""
     import ray
 
+    from cluster.idle_workers import keep
+
+    keep()
     os.environ.pop("LD_PRELOAD", None)  # what vLLM's engine in this process sets for children of its own
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
     yield

@@ -14,7 +14,7 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 from tests.support.processes import ROOT, environment
 
 OWN = """
-import json, psutil, ray
+import json, os, psutil, ray, time
 from cluster.session import connected
 from mtrl_ray.config import load
 from tests.support.reach import reach
@@ -23,6 +23,12 @@ with connected(settings) as connection:
     found = ray.cluster_resources()
     print(json.dumps([connection.address, connection.dashboard, connection.shortage, found["CPU"]]))
     print(json.dumps(reach([psutil.Process(), *psutil.Process().children(recursive=True)], connection.dashboard)))
+    class Holder:
+        def answer(self): return True
+    holder, task = ray.remote(num_cpus=found["CPU"])(Holder).remote(), ray.remote(num_cpus=0)(lambda: os.getpid())
+    first = ray.get([holder.answer.remote(), task.remote()])[1]
+    time.sleep(3)
+    print(json.dumps(ray.get(task.remote()) == first))
 print(json.dumps(ray.is_initialized()))
 """
 
@@ -44,10 +50,11 @@ def test_a_ray_of_ones_own_has_as_many_cpus_as_the_run_asks_for_and_is_reached_f
         timeout=120,
         check=True,
     )
-    (address, dashboard, lacking, cpus), reached, still = (json.loads(line) for line in done.stdout.splitlines())
+    (address, dashboard, lacking, cpus), reached, kept, still = (json.loads(line) for line in done.stdout.splitlines())
     assert (address, lacking, cpus, still) == ("local", None, max(os.cpu_count(), 8), False)
     assert dashboard.startswith("127.0.0.1:")
     assert reached == {"listening": ["127.0.0.1"], "without": 401, "with": 200}
+    assert kept  # a task's process is the next one's, where all CPUs are taken
 
 
 def test_what_a_cluster_lacks_is_one_sentence(ray_cluster):
