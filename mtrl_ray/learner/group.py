@@ -8,6 +8,7 @@
    the result.
 """
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
+from mtrl_ray.starting import without_collecting
 from mtrl_ray.waiting import sound
 
 COLLECTIVE_SECONDS = 300.0
@@ -57,7 +59,10 @@ class LearnerActor:
 
     def start(self, meeting: tuple[str, int] | None) -> None:
         """Meet the other ranks, load the policy. Raises EngineError, CheckpointError, ConfigurationError."""
-        from mtrl_ray.learner.learner import Learner
+        with without_collecting():
+            from mtrl_ray.learner.learner import Learner
+
+            gc.freeze()  # later searches leave out what has been imported
 
         self._learner = Learner(*self._arguments, collective=self._meet(meeting))
 

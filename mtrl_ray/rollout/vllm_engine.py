@@ -7,13 +7,13 @@ time, weights pass as tensors, and an actor that dies leaves no orphan. vLLM's o
 import gc
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mtrl_ray.conversation import Finish
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout import seeded_sampling
 from mtrl_ray.rollout.engine import Generation, Request, require_reference
+from mtrl_ray.starting import without_collecting
 
 if TYPE_CHECKING:
     from mtrl_ray.config import ModelSettings, RolloutSettings
@@ -39,7 +39,7 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        with _without_collecting():
+        with without_collecting():
             import vllm
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -152,19 +152,6 @@ class VllmEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.engine_core.shutdown()
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """No search for garbage meanwhile. What vLLM's start makes, its imports above all, stays; to look through all of it again
-    and again as it grows takes a quarter of the imports' time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _checkpoint_shapes(path: str) -> dict[str, Any]:
