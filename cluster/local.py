@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 
 from cluster.authentication import switch_on
-from cluster.idle_workers import keep
 from cluster.loopback import HERE, confine
+from cluster.task_processes import keep
 from mtrl_ray.errors import EngineError
 
 MARK = "MTRL_LOCAL_CLUSTER"

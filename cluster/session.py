@@ -16,8 +16,8 @@ from typing import Any
 import ray
 
 from cluster.authentication import join, switch_on
-from cluster.idle_workers import keep
 from cluster.loopback import confine, is_here
+from cluster.task_processes import keep
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.models.tiny import TINY

@@ -77,7 +77,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray cluster shared by every test that needs one."""
     import ray
 
-    from cluster.idle_workers import keep
+    from cluster.task_processes import keep
 
     keep()
     os.environ.pop("LD_PRELOAD", None)  # what vLLM's engine in this process sets for children of its own

@@ -27,7 +27,10 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Of what is killed when.")] = 0,
     json_path: JsonOption = None,
 ) -> None:
-    """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards."""
+    """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards.
+
+    Two workers and algorithm.contexts=64, for a kill costs up to an iteration, unless the overrides say otherwise.
+    """
     from mtrl_ray.config import load
 
     given = [*DEFAULTS, *(overrides or [])]

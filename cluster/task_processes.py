@@ -9,7 +9,7 @@ import os
 
 VARIABLE = "RAY_num_workers_soft_limit"
 KEPT = 4
-"""Idle processes on each node: as many small tasks as are ever at work at a time, of about 0.1 GiB each."""
+"""Idle processes on each node, of about 60 MiB of their own each. Small tasks follow each other; few are at work at a time."""
 
 
 def keep() -> None:
