@@ -5,7 +5,8 @@
 2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
    run with the same settings finds it there.
 3. The number of training steps decides how strong it is, not the clock; `warm_start.seconds` only bounds a machine that is
-   too slow. Weights still differ between machines: a thousand steps carry the rounding of the first ones far.
+   too slow; a model that it cut off is said to be, and is not taken for one with a longer bound. Weights still differ
+   between machines: a thousand steps carry the rounding of the first ones far.
 """
 
 import hashlib
@@ -42,7 +43,7 @@ def tiny_model(
 ) -> Path:
     """The folder of a warm-started tiny model for an environment; made where the cache does not have it."""
     made_from = {
-        "model": model.model_dump(mode="json", exclude={"warm_start": {"seconds"}}),
+        "model": model.model_dump(mode="json"),
         "environment": environment_settings.model_dump(mode="json"),
         "shares": environment.warm_start,
         "first": [turn.text for done in conversations(environment, MIXTURE, 8, "train") for turn in done.turns],
@@ -79,6 +80,11 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
         learning_rate=warm.learning_rate,
     )
     metrics = imitate(folder, encoded, supervision)
+    if metrics["steps"] < warm.steps:
+        view.note(
+            f"the warm start ended after {metrics['steps']:.0f} of {warm.steps} steps, for model.warm_start.seconds is "
+            f"{warm.seconds:g}; the model is weaker than the recipe means it to be"
+        )
     view.part("warm start", f"done, loss {metrics['loss']:.3f}")
     return metrics
 

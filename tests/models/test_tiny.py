@@ -1,9 +1,11 @@
-"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start."""
+"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start; one that is cut off."""
+
+from pathlib import Path
 
 from envs.registry import make
-from mtrl_ray.config import ModelSettings, WarmStartSettings
+from mtrl_ray.config import ModelSettings, WarmStartSettings, load
 from mtrl_ray.models.chat import chat_format
-from mtrl_ray.models.tiny import make_tiny
+from mtrl_ray.models.tiny import make_tiny, tiny_model
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
@@ -25,3 +27,24 @@ def test_its_turns_are_well_formed(tmp_path, sales_settings):
     said = [done.turns[place].text for done in job.conversations for place in done.agent_turns]
     assert not job.failures and len(said) > 150
     assert sum(map(environment.well_formed, said)) > 0.95 * len(said)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_warm_start_that_the_clock_cuts_off_says_so_and_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
+    settings, environment, notes = load("sales", []).environment, make("sales"), Notes()
+
+    def made(seconds: float) -> Path:
+        warm = WarmStartSettings(conversations=40, steps=2, batch_conversations=4, seconds=seconds)
+        return tiny_model(ModelSettings(warm_start=warm), settings, environment, notes)
+
+    cut = made(1e-6)
+    assert ["ended after 0 of 2 steps" in said for said in notes.said] == [True]
+    assert made(1e-6) == cut != made(300) and len(notes.said) == 1
