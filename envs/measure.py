@@ -2,14 +2,15 @@
 
 1. `converse` holds one conversation: the agent reads what the policy would read (after an edited or ignored suggestion,
    the note of what was sent); turns carry text and rewards, no tokens.
-2. `agent` may also be `warm_start`: each conversation is then held by one agent drawn by the environment's shares.
+2. `agent` may also be `warm_start`: each conversation is then held by one agent drawn by shares, the environment's own
+   where none are given.
 3. Identity and everything said follow from (split, index, agent, seed).
 """
 
 import math
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,18 +49,28 @@ def mean_outcome(environment: Environment, agent_name: str, contexts: int, split
 
 
 def conversations(
-    environment: Environment, agent_name: str, contexts: int, split: str = "test", seed: int = 0
+    environment: Environment,
+    agent_name: str,
+    contexts: int,
+    split: str = "test",
+    seed: int = 0,
+    shares: Mapping[str, float] | None = None,
 ) -> Iterator[Conversation]:
     """One finished conversation per context, in order of the index."""
     for index in range(contexts):
-        yield converse(environment, environment.context(split, index), agent_name, seed)
+        yield converse(environment, environment.context(split, index), agent_name, seed, shares)
 
 
-def converse(environment: Environment, context: Context, agent: str, seed: int) -> Conversation:
-    """Hold one conversation with a scripted agent. Raises ConfigurationError for an unknown agent."""
+def converse(
+    environment: Environment, context: Context, agent: str, seed: int, shares: Mapping[str, float] | None = None
+) -> Conversation:
+    """Hold one conversation with a scripted agent. Raises ConfigurationError for an unknown agent.
+
+    `shares` of the agents in a mixture; None: the environment's own.
+    """
     identity = f"{environment.name}/{context.split}/{context.index}/{agent}/{seed}"
     drawn = stable_seed(identity)
-    player = environment.agent(_player(environment, agent, drawn), drawn)
+    player = environment.agent(_player(agent, drawn, environment.warm_start if shares is None else shares), drawn)
     user = environment.user(context, drawn)
     turns = [Turn(Role.SYSTEM, context.system), Turn(Role.USER, user.opening())]
     history = [(turn.role, turn.text) for turn in turns]
@@ -92,9 +103,8 @@ def stable_seed(identity: str) -> int:
     return zlib.crc32(identity.encode())
 
 
-def _player(environment: Environment, agent: str, seed: int) -> str:
+def _player(agent: str, seed: int, shares: Mapping[str, float]) -> str:
     if agent == MIXTURE:
-        shares = environment.warm_start
         return random.Random(f"mixture/{seed}").choices(list(shares), weights=list(shares.values()))[0]
     if agent not in AGENTS:
         raise ConfigurationError(f"unknown scripted agent {agent!r}: use one of {', '.join((*AGENTS, MIXTURE))}")

@@ -72,11 +72,20 @@ class WarmStartSettings(Section):
 
     conversations: int = Field(4000, ge=1)
     """Scripted conversations it is trained on."""
+    shares: dict[Literal["expert", "greedy", "random"], Annotated[float, Field(ge=0)]] | None = None
+    """Of the conversations by scripted agent, as weights; None: the environment's own."""
     seconds: float = Field(300.0, gt=0)
     """Upper bound on the training time; the number of steps decides first."""
     steps: int = Field(600, ge=1)
     batch_conversations: int = Field(32, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
+
+    @field_validator("shares")
+    @classmethod
+    def _somebody_speaks(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if shares is not None and not sum(shares.values()) > 0:
+            raise ValueError("one of the shares has to be above 0")
+        return shares
 
 
 class ModelSettings(Section):
@@ -328,7 +337,7 @@ def apply(tree: dict[str, Any], override: str) -> None:
 def _sentence(error: ValidationError, section: type[BaseModel]) -> str:
     """The first of a validation's errors as one sentence that names key, value and what would work."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith("<")]
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("<", "[key]"))]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _keys(section, location[:-1])

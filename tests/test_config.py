@@ -60,6 +60,15 @@ def test_workers_are_a_number_or_a_range(given, bounds):
         ("run.name.first=x", r"'name' is a value, not a section"),
         ("run=[1", r"is not YAML"),
         ("model.width=100", r"model.width is 100; it has to be a multiple of 32"),
+        (
+            "model.warm_start.shares={expert: 0}",
+            r"model.warm_start.shares is \{'expert': 0\}: one of the shares has to be above 0",
+        ),
+        ("model.warm_start.shares={}", r"one of the shares has to be above 0"),
+        (
+            "model.warm_start.shares={teacher: 1}",
+            r"shares.teacher is 'teacher': input should be 'expert', 'greedy' or",
+        ),
         ("rollout.response_tokens=2000", r"a response has to be shorter than the context"),
         ("learner.device=cuda", r"learner.gpus is 0"),
         ("environment.name=sails", r"sails"),

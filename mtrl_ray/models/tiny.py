@@ -1,7 +1,7 @@
 """The tiny model: a Llama of half a million parameters with its own tokenizer, made by the project.
 
-1. Scripted agents talk to scripted users (`Environment.warm_start` says in which shares); the tokenizer is trained on
-   these conversations, the model on their agent turns.
+1. Scripted agents talk to scripted users (`Environment.warm_start` says in which shares, or `warm_start.shares`); the
+   tokenizer is trained on these conversations, the model on their agent turns.
 2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
    run with the same settings finds it there.
 3. The number of training steps decides how strong it is, not the clock; `warm_start.seconds` only bounds a machine that is
@@ -43,10 +43,10 @@ def tiny_model(
 ) -> Path:
     """The folder of a warm-started tiny model for an environment; made where the cache does not have it."""
     made_from = {
-        "model": model.model_dump(mode="json"),
+        "model": model.model_dump(mode="json", exclude_none=True),
         "environment": environment_settings.model_dump(mode="json"),
         "shares": environment.warm_start,
-        "first": [turn.text for done in conversations(environment, MIXTURE, 8, "train") for turn in done.turns],
+        "first": [turn.text for done in _scripted(environment, model, 8) for turn in done.turns],
         "recipe": RECIPE_VERSION,
     }
     digest = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -68,7 +68,7 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     """Make and warm-start the model in an empty folder; the metrics of its supervised training."""
     warm = model.warm_start
     view.part("warm start", f"{warm.conversations} scripted conversations")
-    spoken = list(conversations(environment, MIXTURE, warm.conversations, "train"))
+    spoken = _scripted(environment, model, warm.conversations)
     blank_model(folder, model, spoken)
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
@@ -117,6 +117,12 @@ def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) 
         dtype="float32",
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _scripted(environment: Environment, model: ModelSettings, count: int) -> list[Conversation]:
+    given = model.warm_start.shares
+    shares = None if given is None else {str(agent): share for agent, share in given.items()}
+    return list(conversations(environment, MIXTURE, count, "train", shares=shares))
 
 
 def _settle(scratch: Path, folder: Path) -> None:

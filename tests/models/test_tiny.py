@@ -1,9 +1,14 @@
-"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start; one that is cut off."""
+"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start, whose these are, and
+one that is cut off.
+"""
 
 from pathlib import Path
 
+import numpy as np
+
 from envs.registry import make
 from mtrl_ray.config import ModelSettings, WarmStartSettings, load
+from mtrl_ray.models import tiny
 from mtrl_ray.models.chat import chat_format
 from mtrl_ray.models.tiny import make_tiny, tiny_model
 from mtrl_ray.monitoring.view import Silent
@@ -11,6 +16,8 @@ from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
+
+DONE = {"steps": 600.0, "loss": 0.0}
 
 
 def test_its_turns_are_well_formed(tmp_path, sales_settings):
@@ -27,6 +34,19 @@ def test_its_turns_are_well_formed(tmp_path, sales_settings):
     said = [done.turns[place].text for done in job.conversations for place in done.agent_turns]
     assert not job.failures and len(said) > 150
     assert sum(map(environment.well_formed, said)) > 0.95 * len(said)
+
+
+def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
+    settings, environment, trained_on = load("sales", []).environment, make("sales"), []
+    monkeypatch.setattr(tiny, "imitate", lambda folder, table, supervision: trained_on.append(table) or DONE)
+    folders = []
+    for shares in (None, {"expert": 1, "random": 0}, {"random": 1}, dict(environment.warm_start)):
+        warm = WarmStartSettings(conversations=60, shares=shares)
+        folders.append(tiny_model(ModelSettings(warm_start=warm), settings, environment, Silent()))
+    own, experts, others, same = (float(np.mean(table["score"].to_numpy())) for table in trained_on)
+    assert others < own < experts and same == own
+    assert len(set(folders)) == 4
 
 
 class Notes(Silent):
