@@ -1,4 +1,5 @@
-"""MTPO on a real Ray: every way it can be set, pairs that lost a member, the critic's head start, models from a folder."""
+"""MTPO on a real Ray: every way it can be set, pairs that lost a member, the critic's head start, steps that shorten, models
+from a folder."""
 
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from mtrl_ray.config import Settings, load
 from mtrl_ray.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.run_folder import prepare
+from mtrl_ray.tabular.updates import learning_rate
 
 TREE: dict[str, Any] = {
     "name": "mtpo",
@@ -112,6 +114,19 @@ def test_the_critic_goes_first(stepping):
     assert "improve/policy_steps" not in metrics and metrics["advantages/value_loss"] > 0
     assert system.version == version and (ray.get(system.learner.weights(901)).buffer == before).all()
     assert stepping.step()["improve/policy_steps"] == 2 and system.version == version + 1
+
+
+def test_steps_shorten_as_in_the_theorems(stepping):
+    loss = make_algorithm(TREE | {"improvement": {"decay": 3}}).settings.improvement
+    theorems = [float(learning_rate(np.array([0.1]), step)[0]) for step in range(1, 9)]
+    assert [loss.rate(n) / loss.rate(0) for n in range(8)] == pytest.approx([eta / theorems[0] for eta in theorems])
+    moved = []
+    for decay in (None, 1e-6):
+        loss = TREE["improvement"] | {"epochs": 2, "decay": decay}
+        stepping.algorithm = make_algorithm(TREE | {"improvement": loss})
+        assert stepping.system.iteration > 0
+        moved.append(stepping.step()["improve/kl_step"])
+    assert 0 <= moved[1] < 1e-3 * moved[0]
 
 
 def test_a_run_with_models_that_were_fitted_before(stepping, tmp_path):
