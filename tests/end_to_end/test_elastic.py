@@ -7,7 +7,7 @@ import pytest
 from mtrl_ray.bench.elastic import bench_elastic
 from mtrl_ray.replay.journal import Journal
 
-CONTEXTS = 8
+CONTEXTS = 12
 
 
 @pytest.mark.timeout(600)
