@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import ray
 from pydantic import Field, model_validator
 
 from envs.llm import LLMSettings
@@ -25,6 +24,7 @@ from envs.registry import make
 from mtrl_ray.config import EnvironmentSettings, Section
 from mtrl_ray.conversation import Conversation, from_table
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.small_tasks import small_task
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class PreferenceSettings(Section):
         return require_oracle(make(environment.name, **environment.options))
 
 
-@ray.remote(num_cpus=0, num_returns=2)
+@small_task(num_returns=2)
 def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
     """`pairs_of` as a task: the pairs' table, and how many `pairs` and `unpaired` there are."""
     table = pairs_of(conversations)
@@ -70,12 +70,12 @@ def first_members(pairs: Any, preferred: Any) -> tuple[Any, Any]:
     return table, found
 
 
-@ray.remote(num_cpus=0, num_returns=2)
+@small_task(num_returns=2)
 def _first_members(pairs: pa.Table, preferred: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     return pairs.take(pa.array(range(0, pairs.num_rows, 2))), preferred[::2]
 
 
-@ray.remote(num_cpus=0, num_returns=3)
+@small_task(num_returns=3)
 def compared(
     pairs: pa.Table,
     settings: PreferenceSettings,

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pyarrow as pa
-import ray
 from pydantic import model_validator
 
 from envs.judge import LLMJudge, recorded_weights
@@ -19,6 +18,7 @@ from envs.llm import LLMSettings
 from mtrl_ray.config import Section
 from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.small_tasks import small_task
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class JudgeSettings(Section):
             raise ValueError(str(error)) from None
 
 
-@ray.remote(num_cpus=0, num_returns=2)
+@small_task(num_returns=2)
 def judged(
     conversations: pa.Table, settings: JudgeSettings, threads: int, retries: int
 ) -> tuple[pa.Table, dict[str, float]]:

@@ -18,6 +18,7 @@ from mtrl_ray.comparing import PreferenceSettings
 from mtrl_ray.conversation import iterate
 from mtrl_ray.rollout.lease import branch, make_leases
 from mtrl_ray.single_turns import Feedback, parted
+from mtrl_ray.small_tasks import small_task
 
 if TYPE_CHECKING:
     from mtrl_ray.system import System
@@ -54,13 +55,13 @@ def divided(pairs: Any, preferred: Any, share: float) -> list[tuple[Any, Any]]:
     return [(head, head_preferred), (tail, tail_preferred)]
 
 
-@ray.remote(num_cpus=0)
+@small_task()
 def _those_of(table: pa.Table, others: pa.Table) -> pa.Table:
     """The rows whose conversations the other table has too."""
     return table.filter(pc.is_in(table["id"], others["id"].combine_chunks()))
 
 
-@ray.remote(num_cpus=0, num_returns=4)
+@small_task(num_returns=4)
 def _divided(pairs: pa.Table, preferred: np.ndarray, share: float) -> tuple[pa.Table, np.ndarray, pa.Table, np.ndarray]:
     count = pairs.num_rows // 2
     place = 2 * min(max(round(share * count), 1), count - 1)

@@ -13,11 +13,11 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from mtrl_ray.comparing import Numbers
 from mtrl_ray.conversation import Conversation, Finish, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import DataError
+from mtrl_ray.small_tasks import small_task
 
 Feedback = Literal["reward", "value"]
 """Whether responses are compared as they stand, or by what the policy makes of them until the end."""
@@ -66,13 +66,13 @@ def matches(conversations: pa.Table, ours: pa.Table, theirs: pa.Table) -> pa.Tab
     return to_table(pairs)
 
 
-@ray.remote(num_cpus=0, num_returns=3)
+@small_task(num_returns=3)
 def parted(pairs: pa.Table, feedback: Feedback) -> tuple[pa.Table, pa.Table, Numbers]:
     """`part` as a task."""
     return part(pairs, feedback)
 
 
-@ray.remote(num_cpus=0)
+@small_task()
 def matched(conversations: pa.Table, ours: pa.Table, theirs: pa.Table) -> pa.Table:
     """`matches` as a task."""
     return matches(conversations, ours, theirs)

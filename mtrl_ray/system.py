@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from mtrl_ray.actors import Actors
 from mtrl_ray.collection import Collector
@@ -42,6 +41,7 @@ from mtrl_ray.rollout.fleet import Fleet, Result
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.single_turns import matched
+from mtrl_ray.small_tasks import small_task
 from mtrl_ray.waiting import fetch
 
 
@@ -335,13 +335,13 @@ def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
-@ray.remote(num_cpus=0)
+@small_task()
 def _firsts(found: np.ndarray) -> np.ndarray:
     """Those of the first members of pairs."""
     return found[::2]
 
 
-@ray.remote(num_cpus=0)
+@small_task()
 def _joined(*tables: pa.Table) -> pa.Table:
     """One table of responses, in an order that does not depend on who sampled what."""
     order = [("conversation_id", "ascending"), ("turn", "ascending"), ("sample", "ascending")]

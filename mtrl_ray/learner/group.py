@@ -28,6 +28,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
+from mtrl_ray.small_tasks import small_task
 from mtrl_ray.starting import without_collecting
 from mtrl_ray.waiting import sound
 
@@ -234,6 +235,6 @@ class LearnerGroup:
         self._actors = []
 
 
-@ray.remote(num_cpus=0)
+@small_task()
 def _all(*results: Any) -> None:
     """Done when all of them are; fails when one of them did."""
