@@ -1,5 +1,5 @@
 """`mtrl cluster local`: nodes that are there, replaced when one is lost, reached from here with a token alone, and gone after
-Ctrl-C."""
+Ctrl-C; and where on them a driver's small tasks run."""
 
 import re
 import signal
@@ -14,15 +14,35 @@ from cluster.local import MARK, Shape, autoscaling, end
 from tests.support.processes import ROOT, environment, mtrl, survivors, wait_until
 from tests.support.reach import reach
 
+SMALL_TASKS = """
+import sys
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from cluster.session import connected
+from mtrl_ray.config import load
+from mtrl_ray.small_tasks import small_task
+
+@small_task()
+def place(table):
+    return ray.get_runtime_context().get_node_id()
+
+with connected(load("sales", []), sys.argv[1]):
+    here = ray.get_runtime_context().get_node_id()
+    [other] = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {here}
+    there = NodeAffinitySchedulingStrategy(other, soft=False)
+    make = ray.remote(num_cpus=0)(lambda: bytes(2**20)).options(scheduling_strategy=there)
+    tables = [make.remote() for _ in range(8)]
+    print([ray.get(place.remote(table)) == here for table in tables])
+"""
+"""Ray would rather run a task where its table is, whatever it costs the other node's idle time."""
+
 
 def of_cluster(folder: Path) -> list[psutil.Process]:
-    """The processes of the cluster whose command runs with this folder in its environment."""
+    """The processes of the cluster whose command runs with this folder in its environment; `info` has their names and
+    commands, for some end while one looks."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            variables = process.environ()
-        except psutil.Error:
-            continue
+    for process in psutil.process_iter(["environ", "name", "cmdline"]):
+        variables = process.info["environ"] or {}
         if variables.get("MTRL_TEST_FOLDER") == str(folder) and MARK in variables:
             found.append(process)
     return found
@@ -30,7 +50,15 @@ def of_cluster(folder: Path) -> list[psutil.Process]:
 
 def raylets(folder: Path) -> list[psutil.Process]:
     """A node's heart each."""
-    return [one for one in of_cluster(folder) if one.name() == "raylet"]
+    return [one for one in of_cluster(folder) if one.info["name"] == "raylet"]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.timeout(300)
@@ -43,7 +71,11 @@ def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
     try:
         wait_until(lambda: "Ctrl-C ends it" in said.read_text(), 200, running)
         wait_until(lambda: len(raylets(tmp_path)) == 2, 60, running)
-        [lost] = [one for one in raylets(tmp_path) if "--head" not in one.cmdline()]
+        address = re.search(r"--address (\S+)", said.read_text())[1]
+        tasks = [sys.executable, "-c", SMALL_TASKS, address]
+        done = subprocess.run(tasks, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout == f"{[True] * 8}\n", done.stderr
+        [lost] = [one for one in raylets(tmp_path) if "--head" not in one.info["cmdline"]]
         lost.kill()
         wait_until(lambda: len(set(raylets(tmp_path)) - {lost}) == 2, 60, running)
         dashboard = re.search(r"dashboard: +http://(\S+)", said.read_text())[1]
@@ -52,8 +84,7 @@ def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
         assert "--address 127.0.0.1:" in said.read_text()
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
-        left = [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        assert not left and not of_cluster(tmp_path)
+        assert not [one for one in started if alive(one)] and not of_cluster(tmp_path)
     finally:
         running.kill()
         survivors(of_cluster(tmp_path), 5)
@@ -66,7 +97,7 @@ def test_what_no_longer_carries_the_clusters_mark_ends_with_its_parent():
         wait_until(lambda: "sleep" in [one.name() for one in psutil.Process(parent.pid).children(recursive=True)], 60)
         [sleeper] = [one for one in psutil.Process(parent.pid).children(recursive=True) if one.name() == "sleep"]
         end("a-mark")
-        assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+        assert not alive(sleeper)
     finally:
         parent.kill()
         parent.wait()
