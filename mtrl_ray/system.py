@@ -262,6 +262,10 @@ class System:
         self.view.part("learner", f"fitting the {model} model")
         self._promised.append((f"{model}_model", self.learner.fit_pairs(pairs, preferred, model, specification)))
 
+    def measure_pairs(self, pairs: Any, preferred: Any, model: PairModel) -> None:
+        """Record how the preference or reward model predicts compared pairs that it was not fitted on."""
+        self._promised.append(("held_out_pairs", self.learner.pair_quality(pairs, preferred, model)))
+
     def preferred(self, pairs: Any, model: PairModel) -> Any:
         """The ref of each conversation's probability to be preferred to its partner, as a model sees it."""
         return self.learner.preferred(pairs, model)

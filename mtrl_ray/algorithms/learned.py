@@ -3,8 +3,8 @@
 1. `folder`: one that `mtrl fit-preferences` made. `first`: one fitted before the first iteration, on pairs of the initial
    policy's conversations that the judge compares then (offline, as in 2405.14655 §4.1). Else one that knows nothing.
 2. `refresh`: whether each iteration's pairs are compared too, and the model is updated on them before it scores them.
-3. What is fitted first is fitted on contexts of its own; the last of them are predicted before they are fitted, so that
-   accuracy and calibration are those of unseen pairs.
+3. What is fitted first is fitted on contexts of its own; the last of them are only predicted, so that `held_out_pairs/`
+   has the accuracy and calibration of the very model that the policy then learns from.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class FirstFit(Section):
     contexts: int = Field(512, ge=8)
     """Training contexts of its own, with two conversations each."""
     held_out: float = Field(0.2, gt=0, lt=1)
-    """Share of the pairs that are predicted before the model is fitted on them."""
+    """Share of the pairs that the model is not fitted on, and measured with."""
     fit: PairFit = PairFit(epochs=4, minibatches=16)
 
 
@@ -73,8 +73,9 @@ class Learned:
             system.adopt(self._kind, str(Path(self._settings.folder) / self._kind))
         first = self._settings.first
         if first is not None:
-            for part in divided(*compared(first.contexts), 1.0 - first.held_out):
-                system.fit_pairs(*part, self._kind, first.fit)
+            seen, held_out = divided(*compared(first.contexts), 1.0 - first.held_out)
+            system.fit_pairs(*seen, self._kind, first.fit)
+            system.measure_pairs(*held_out, self._kind)
 
     def refresh(self, system: "System", pairs: Any, preferred: Any) -> None:
         """Update the model on an iteration's compared pairs (refs), where it is to be."""

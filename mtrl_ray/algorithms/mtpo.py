@@ -97,6 +97,11 @@ class MTPOSettings(Section):
             )
         if self.variant == "reward" and self.model is not None:
             raise ValueError("variant is reward, which takes the task's own score; leave model out")
+        if self.variant == "mtpo_tau" and self.improvement.importance_cap is None:
+            raise ValueError(
+                "improvement.importance_cap is null and variant is mtpo_tau, whose policy learns from the mixture's samples "
+                "by importance weights; give a cap"
+            )
         if self.pairs and self.samples % 2:
             raise ValueError(
                 f"samples is {self.samples} and variant is {self.variant}; conversations are compared two by two: use an "

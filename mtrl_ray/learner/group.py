@@ -184,6 +184,10 @@ class LearnerGroup:
         """Ref of `Learner.fit_pairs`' numbers."""
         return self._call("fit_pairs", pairs, preferred, model, specification)
 
+    def pair_quality(self, pairs: Any, preferred: Any, model: PairModel) -> Any:
+        """Ref of `Learner.pair_quality`'s numbers."""
+        return self._call("pair_quality", pairs, preferred, model)
+
     def preferred(self, pairs: Any, model: PairModel) -> Any:
         """Ref of `Learner.preferred`'s array."""
         return self._call("preferred", pairs, model)

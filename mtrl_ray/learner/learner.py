@@ -177,6 +177,11 @@ class Learner:
         """
         return pair_models.fit_pairs(self.core, Dialogues.read(pairs), preferred, model, spec or PairFit())
 
+    def pair_quality(self, pairs: Tables, preferred: np.ndarray, model: PairModel) -> dict[str, float]:
+        """How a model that is there predicts pairs that it is not fitted on: `pairs`, `accuracy`, `calibration`,
+        `cross_entropy`, and the preferences' own `entropy`; preferred as in `fit_pairs`."""
+        return pair_models.pair_quality(self.core, Dialogues.read(pairs), preferred, model)
+
     def preferred(self, pairs: Tables, model: PairModel) -> np.ndarray:
         """Each conversation's probability to be preferred to its partner, as a model sees it, float32 [conversations]."""
         return pair_models.preferred(self.core, Dialogues.read(pairs), model)

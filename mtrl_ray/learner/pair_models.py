@@ -8,7 +8,7 @@
    therefore be spread over micro-batches and processes.
 3. Pairs are rows of a table, the two members next to each other (`comparing`); p is given for each member.
 4. `fit_pairs` predicts the pairs before it is fitted on them: its accuracy and calibration are those of pairs it has not
-   seen.
+   seen. `pair_quality` predicts and fits nothing.
 """
 
 import time
@@ -36,10 +36,7 @@ def fit_pairs(
 ) -> dict[str, float]:
     """Fit a model on pairs; preferred: float32 [conversations]. See `Learner.fit_pairs` for what it returns."""
     started = time.perf_counter()
-    rows = pair_rows(core, dialogues, model)
-    given = np.asarray(preferred, dtype=np.float64)
-    if len(given) != len(dialogues) or not ((given >= 0) & (given <= 1)).all():
-        raise DataError(f"{len(dialogues)} conversations need as many preferences in [0, 1]; {len(given)} were given")
+    rows, given = _with_preferences(core, dialogues, preferred, model)
     before = quality(probabilities(core.evaluate(model, rows)["values"]), given)
     generator = core.generator(f"fit_{model}")
     step = Step(spec.learning_rate, spec.max_gradient_norm)
@@ -49,6 +46,23 @@ def fit_pairs(
             loss = pair_loss(core, rows, selection, given, model)
             history.append(core.update(model, rows, selection, loss, step))
     return means(history) | before | {"pairs": len(given) / 2, "seconds": time.perf_counter() - started}
+
+
+def pair_quality(core: Core, dialogues: Dialogues, preferred: np.ndarray, model: PairModel) -> dict[str, float]:
+    """How the model, as it is, predicts pairs. See `Learner.pair_quality` for what it returns."""
+    require(core, model)
+    rows, given = _with_preferences(core, dialogues, preferred, model)
+    return quality(probabilities(core.evaluate(model, rows)["values"]), given) | {"pairs": len(given) / 2}
+
+
+def _with_preferences(
+    core: Core, dialogues: Dialogues, preferred: np.ndarray, model: PairModel
+) -> tuple[Rows, np.ndarray]:
+    rows = pair_rows(core, dialogues, model)
+    given = np.asarray(preferred, dtype=np.float64)
+    if len(given) != len(dialogues) or not ((given >= 0) & (given <= 1)).all():
+        raise DataError(f"{len(dialogues)} conversations need as many preferences in [0, 1]; {len(given)} were given")
+    return rows, given
 
 
 def preferred(core: Core, dialogues: Dialogues, model: PairModel) -> np.ndarray:

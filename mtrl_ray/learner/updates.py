@@ -2,7 +2,8 @@
 
 1. `measure` takes once, before the first step, what the steps compare with: log-probabilities of the policy that the
    update starts from and of the reference. Where every token was sampled by exactly these weights in this precision,
-   the sampler's log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled.
+   the sampler's log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled,
+   in the surrogate and in every KL.
 2. `PolicySteps` takes the steps, minibatch by minibatch, until they are done or the policy has moved by `kl_stop`.
 3. Any rows will do: responses in logged states (`improvement`), or all agent tokens of whole conversations
    (`conversations`).
@@ -63,21 +64,22 @@ def policy_loss(measured: Measured, found: Tensor, shares: Tensor, spec: PolicyU
 
     def loss(outputs: Outputs, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, share, old = outputs["logprobs"], shares[items], measured.old[items]
+        weighted = share * measured.weights[items]  # a sample's KL, too, is an expectation under the policy
         surrogate = _surrogate(logprobs, old, found[items], spec)
-        total = (surrogate.loss * share * measured.weights[items]).sum()
+        total = (surrogate.loss * weighted).sum()
         divergence = kl_estimate(logprobs, measured.reference[items], kl.kind)
         entropy = (outputs["entropies"] * share).sum()
         statistics = {
             "policy_loss": total,
-            "kl_reference": (kl_estimate(logprobs, measured.reference[items], "k3") * share).sum(),
+            "kl_reference": (kl_estimate(logprobs, measured.reference[items], "k3") * weighted).sum(),
             "kl_step": (surrogate.kl * share).sum(),
             "clip_fraction": (surrogate.clipped * share).sum(),
             "entropy": entropy,
         }
         if kl.place == "loss" and kl.coefficient:
-            total = total + kl.coefficient * (divergence * share).sum()
+            total = total + kl.coefficient * (divergence * weighted).sum()
         if spec.previous_kl:
-            total = total + spec.previous_kl * (kl_estimate(logprobs, old, "k2") * share).sum()
+            total = total + spec.previous_kl * (kl_estimate(logprobs, old, "k2") * weighted).sum()
         if spec.entropy_bonus:
             total = total - spec.entropy_bonus * entropy
         return total, statistics

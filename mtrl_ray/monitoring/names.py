@@ -44,6 +44,8 @@ MEANINGS = {
     "preferences/unpaired": "conversations whose partner failed, left out of the batch",
     "preferences/flipped": "pairs whose preference was turned round on purpose",
     "preferences/decided": "how decided the preferences are: twice their mean distance from one half",
+    "held_out_pairs/accuracy": "share of held-out pairs that the model fitted at the start orders as the judge does",
+    "held_out_pairs/calibration": "calibration error of its probabilities on held-out pairs",
     "preference_model/accuracy": "share of unseen pairs that the preference model orders as the judge does",
     "preference_model/calibration": "calibration error of its probabilities on unseen pairs",
     "reward_model/accuracy": "share of unseen pairs that the reward model orders as the judge does",
