@@ -1,7 +1,7 @@
 """Checkpoints of a run: atomic folders with a manifest, verified when they are read.
 
-1. A checkpoint is written to a scratch folder beside the others and renamed when it is complete; a reader never sees half
-   of one.
+1. A checkpoint is written to a scratch folder beside the others, synced, and renamed when it is complete; a reader never
+   sees half of one. Older ones go once the new one's name is synced too: a power loss leaves one or the other.
 2. `manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these is refused
    with a sentence, and the one before is taken (`checkpoint_store`).
 3. State is safetensors, JSON, and torch files read with `weights_only`: nothing in a checkpoint is executed.
@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mtrl_ray.errors import CheckpointError
+from mtrl_ray.replay.storage import sync, sync_all
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -26,10 +27,16 @@ def write(folder: Path, iteration: int, state: dict[str, Any], save: Callable[[P
     """Write checkpoint `iteration`: `save` puts models into the folder it is given, `state` becomes JSON beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     final, scratch = folder / f"{iteration:06d}", folder / f".{iteration:06d}.scratch"
+    replaced = folder / f".{iteration:06d}.replaced"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
         write_into(scratch, state, save)
+        sync_all(scratch)
+        if final.exists():
+            final.rename(replaced)
+        scratch.rename(final)
+        sync(folder)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(
@@ -40,10 +47,6 @@ def write(folder: Path, iteration: int, state: dict[str, Any], save: Callable[[P
                 f"checkpoint {final} could not be written: {reason}; the one before stays: free some space and resume"
             ) from error
         raise
-    replaced = folder / f".{iteration:06d}.replaced"
-    if final.exists():
-        final.rename(replaced)
-    scratch.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
     for old in listed(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -19,7 +19,7 @@ from pyarrow import fs
 from mtrl_ray import checkpoint
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import CheckpointError, EngineError
-from mtrl_ray.replay.storage import Folder, first_line, locate
+from mtrl_ray.replay.storage import Folder, first_line, locate, sync, sync_all
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,12 @@ class RemoteStore(CheckpointStore):
             self._remove(number)
             self._filesystem.create_dir(self._at(number), recursive=True)
             fs.copy_files(str(made), self._at(number), fs.LocalFileSystem(), self._filesystem)
-            Folder(self._at(number), self._filesystem).put(checkpoint.MANIFEST, manifest)
+            at = Folder(self._at(number), self._filesystem)
+            if at.local:
+                sync_all(Path(at.path))
+            at.put(checkpoint.MANIFEST, manifest)
+            if at.local:
+                sync(self._path)
             for old in self.numbers()[:-keep]:
                 self._remove(old)
         except (OSError, EngineError) as error:

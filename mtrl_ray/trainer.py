@@ -5,8 +5,8 @@
 2. Where the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
    same identities and seeds (`recovery`). A stop signal ends it with a checkpoint (`stopping`).
 3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
-   the buffer's index and position in the journal, this process's random states, and the iteration, to which the metrics
-   are cut back. Leases need not be held: they follow from the seed and the iteration.
+   the buffer's index and position in the journal, this process's random states, the iteration, and the metrics so far,
+   to which the run's are brought back. Leases need not be held: they follow from the seed and the iteration.
 """
 
 import random
@@ -138,6 +138,7 @@ class Trainer(tune.Trainable):
 
     def _save(self, folder: Path) -> None:
         self.system.fetch(self.system.learner.save(folder), "the learner to write its state")
+        self.recorder.keep(folder)
 
     def _begin(self) -> None:
         """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
@@ -156,7 +157,7 @@ class Trainer(tune.Trainable):
             raise CheckpointError(
                 f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"
             ) from None
-        self.recorder.rewind(self.system.iteration)
+        self.recorder.rewind(self.system.iteration, folder)
         self.view.note(f"continuing after iteration {self.system.iteration}")
 
     def _rebuild(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@
    each at a moment drawn uniformly over the time that the reference took, and resumed (begun again, where it was killed
    before it had a folder), the last time to its end.
 2. Identical means byte for byte: the metrics that the seed decides (`names.repeatable`), every file of the last checkpoint
-   but the account of what the run went through, the conversations of the journal, and the summary.
+   but the account of what the run went through and the metrics with their times, the conversations of the journal, and the
+   summary.
 """
 
 import json
@@ -21,7 +22,7 @@ from mtrl_ray.checkpoint import MANIFEST, STATE, listed
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import EngineError
 from mtrl_ray.monitoring.names import repeatable
-from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.monitoring.recorder import FILE, read_metrics
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.run_folder import CONFIG
 
@@ -73,7 +74,7 @@ def _metrics(run: Path) -> list[str]:
 
 def _checkpoint(run: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((listed(run / "checkpoints")[-1] / MANIFEST).read_text())
-    return {name: entry for name, entry in manifest.items() if name != STATE}
+    return {name: entry for name, entry in manifest.items() if name not in (STATE, FILE)}
 
 
 def _summary(run: Path) -> bytes:

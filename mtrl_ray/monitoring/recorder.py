@@ -4,8 +4,9 @@
    number that is unknown or not finite becomes null, its key kept. This file is the truth; the others are for watching.
 2. The line is handed to the operating system before `record` returns: a killed process loses no recorded iteration. A
    line that was torn by a crash has no newline; it is not read, and is removed before anything is appended.
-3. `rewind` cuts the file back to an iteration, in one atomic replacement, when a run resumes from there. TensorBoard is
-   told to forget the same steps.
+3. `keep` copies the file into a checkpoint. `rewind` makes it again what it was then, in one atomic replacement, when a
+   run resumes from there: what came after is cut off, what a crash took comes back. TensorBoard is told to forget the
+   same steps.
 4. Metric `q/r` is the gauge `mtrl_q_r` (Ray adds its prefix: `ray_mtrl_q_r`) with the tag `run`, made when it first has
    a value and Ray is running. Ray drops a gauge that is not set again within two report intervals (20 s), and
    iterations may take longer: a thread repeats the last values until `close`. A metric that is no longer finite is not
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from mtrl_ray.config import MonitoringSettings
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import CheckpointError, DataError
 
 FILE = "metrics.jsonl"
 FLUSH_SECONDS = 5
@@ -58,12 +59,22 @@ class Recorder:
         if self._gauges is not None:
             self._gauges.record(numbers)
 
-    def rewind(self, iteration: int) -> None:
-        """Forget everything recorded after `iteration`. Raises DataError for a damaged file."""
+    def keep(self, folder: Path) -> None:
+        """Copy what was recorded so far into `folder`."""
+        (folder / FILE).write_bytes(self._path.read_bytes() if self._path.is_file() else b"")
+
+    def rewind(self, iteration: int, kept: Path | None = None) -> None:
+        """Forget everything recorded after `iteration`; `kept`: the folder that `keep` was given then.
+
+        Raises DataError for a damaged file, CheckpointError where `kept` has no metrics.
+        """
         if self._file is not None:
             self._file.close()
             self._file = None
-        _cut(self._path, iteration)
+        if kept is None:
+            _cut(self._path, iteration)
+        else:
+            _restore(self._path, kept / FILE)
         if self._board is not None:
             self._board.rewind(iteration)
 
@@ -116,8 +127,18 @@ def _cut(path: Path, iteration: int | None) -> None:
     if not path.is_file():
         return
     lines = [text for row, text in _lines(path) if iteration is None or row["iteration"] <= iteration]
-    content = "".join(f"{text}\n" for text in lines).encode("utf-8")
-    if len(content) == path.stat().st_size:
+    _replace(path, "".join(f"{text}\n" for text in lines).encode("utf-8"))
+
+
+def _restore(path: Path, kept: Path) -> None:
+    """Make the file what a checkpoint has of it."""
+    if not kept.is_file():
+        raise CheckpointError(f"checkpoint {kept.parent} has no {FILE}; it is not of this version")
+    _replace(path, kept.read_bytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    if (path.read_bytes() if path.is_file() else b"") == content:
         return
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("wb") as file:

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import time
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
@@ -139,11 +140,22 @@ def _write_synced(temporary: str, target: str, data: bytes | pa.Buffer) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)
-    folder = os.open(os.path.dirname(target), os.O_RDONLY)
+    sync(os.path.dirname(target))
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` of a local folder and of everything in it."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Have a local file, or the names in a local folder, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mtrl_ray.config import MonitoringSettings
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import CheckpointError, DataError
 from mtrl_ray.monitoring.recorder import FILE, Recorder, gauge_name, read_metrics
 
 FILE_ONLY = MonitoringSettings(tensorboard=False, ray_metrics=False)
@@ -100,6 +100,27 @@ def test_rewinding_cuts_exactly_what_came_after(tmp_path):
     assert iterations_in(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["q/r"] == 0.33
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE]
+
+
+def test_rewinding_to_a_checkpoint_brings_back_what_a_crash_took(tmp_path):
+    path = filled(tmp_path / "run", 3) / FILE
+    whole = path.read_bytes()
+    (tmp_path / "kept").mkdir()
+    with Recorder(tmp_path / "run", "run", FILE_ONLY) as recorder:
+        recorder.keep(tmp_path / "kept")
+        recorder.record(4, {"q/r": 0.4})
+        recorder.rewind(3, tmp_path / "kept")
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[:40])
+    with Recorder(tmp_path / "run", "run", FILE_ONLY) as recorder:
+        recorder.rewind(3, tmp_path / "kept")
+        assert path.read_bytes() == whole
+        path.unlink()
+        recorder.rewind(3, tmp_path / "kept")
+        recorder.record(4, {"q/r": 0.44})
+        with pytest.raises(CheckpointError, match=rf"{tmp_path} has no metrics.jsonl"):
+            recorder.rewind(3, tmp_path)
+    assert iterations_in(tmp_path / "run") == [1, 2, 3, 4]
 
 
 def test_a_rewind_that_cannot_replace_the_file_leaves_it_whole(tmp_path, monkeypatch):

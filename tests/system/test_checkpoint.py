@@ -1,6 +1,7 @@
 """Checkpoints: there whole or not at all, refused where they are not what was written, the former one kept."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,26 @@ def test_the_last_few_are_kept(tmp_path, keep):
     for iteration in range(1, 6):
         write(tmp_path, iteration, keep)
     assert [int(path.name) for path in checkpoint.listed(tmp_path)] == list(range(6 - keep, 6))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_its_name_before_an_older_one_goes(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, 1)
+    synced: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((str(path.relative_to(tmp_path)), names(tmp_path)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(tmp_path, 2, keep=1)
+    inside = {"", "/manifest.json", "/state.json", "/policy", "/policy/model.safetensors"}
+    unnamed, named = [".000002.scratch", "000001"], ["000001", "000002"]
+    assert {path for path, there in synced if there == unnamed} == {f".000002.scratch{name}" for name in inside}
+    assert synced[-1] == (".", named) and names(tmp_path) == ["000002"]
 
 
 def truncate(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints on other filesystems: whole or not at all, verified where they are read, the former one kept."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ def test_a_filesystem_that_does_not_answer_is_no_reason_for_an_older_checkpoint(
     with pytest.raises(CheckpointError, match=r"000001 could not be written: .*no route to host; the one before stays"):
         write(store, 1)
     assert not (tmp_path / ".checkpoint").exists()
+
+
+def test_on_a_disk_that_is_mounted_a_checkpoint_is_synced_before_an_older_one_goes(tmp_path, monkeypatch):
+    store = RemoteStore(fs.LocalFileSystem(), str(tmp_path / "far"), tmp_path / "scratch", URI)
+    write(store, 1)
+    synced: list[tuple[str, list[int]]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), store.numbers()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(store, 2, keep=1)
+    there = {path.removeprefix(f"{tmp_path}/far") for path, numbers in synced if numbers == [1, 2]}
+    names = {"", "/000002", "/000002/.manifest.json.writing", "/000002/policy", "/000002/policy/model.safetensors"}
+    assert there - {"/000002/state.json"} == names and store.numbers() == [2]
 
 
 def test_the_setting_says_where(tmp_path, s3_bucket):
