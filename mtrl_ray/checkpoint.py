@@ -2,8 +2,8 @@
 
 1. A checkpoint is written to a scratch folder beside the others, synced, and renamed when it is complete; a reader never
    sees half of one. Older ones go once the new one's name is synced too: a power loss leaves one or the other.
-2. `manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these is refused
-   with a sentence, and the one before is taken (`checkpoint_store`).
+2. `manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these, or folders
+   that hold none of them, is refused with a sentence, and the one before is taken (`checkpoint_store`).
 3. State is safetensors, JSON, and torch files read with `weights_only`: nothing in a checkpoint is executed.
 """
 
@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def verify(path: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, torn, altered, or not of the checkpoint."""
+    """Raises CheckpointError naming the first file that is missing, torn, altered, or not of the checkpoint; or a folder."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -82,7 +82,9 @@ def verify(path: Path) -> None:
     if not isinstance(manifest, dict) or STATE not in manifest:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} does not list {STATE}, as every checkpoint's does")
     there = {str(file.relative_to(path)) for file in _files(path)}
-    strange = sorted(there - manifest.keys() - {MANIFEST})
+    implied = {str(parent) for name in manifest for parent in Path(name).parents}
+    folders = {str(found.relative_to(path)) for found in path.rglob("*") if found.is_dir()}
+    strange = sorted((there - manifest.keys() - {MANIFEST}) | (folders - implied))
     if strange:
         raise CheckpointError(f"checkpoint {path} has {strange[0]}, which {MANIFEST} does not list")
     for name, expected in manifest.items():

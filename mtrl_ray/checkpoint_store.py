@@ -3,8 +3,9 @@
 1. In the run's folder they are `checkpoints/000010`, as `checkpoint` writes them.
 2. Elsewhere they are `URI/RUN/000010`. One is made in the run's folder, its files are copied, its manifest last: without
    one it is no checkpoint. What is read is copied into the run's folder and verified there before anybody opens it.
-3. A checkpoint that is torn or altered is refused and the one before is taken, wherever it lies. A filesystem that does
-   not answer is an `EngineError`: it is no reason to take an older one.
+3. A checkpoint that is torn or altered, or that cannot be used though it is what was written, is refused with a sentence
+   and the one before is taken, wherever it lies. A filesystem that does not answer is an `EngineError`: it is no reason
+   to take an older one.
 """
 
 import logging
@@ -19,6 +20,7 @@ from pyarrow import fs
 from mtrl_ray import checkpoint
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import CheckpointError, EngineError
+from mtrl_ray.recovery import root
 from mtrl_ray.replay.storage import Folder, first_line, locate, sync, sync_all
 
 logger = logging.getLogger(__name__)
@@ -48,20 +50,28 @@ class CheckpointStore(ABC):
         """Remove them all. Raises EngineError."""
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest sound checkpoint and its state; None where there is none at all.
+        """The newest sound checkpoint and its state; None where there is none at all. Raises as `restore`."""
+        found: list[tuple[Path, dict[str, Any]]] = []
+        self.restore(lambda folder, state: found.append((folder, state)))
+        return found[0] if found else None
 
-        Raises CheckpointError where all of them are broken.
+    def restore(self, use: Callable[[Path, dict[str, Any]], object]) -> bool:
+        """Hand the newest checkpoint to `use`, and the one before where it is broken or `use` raises CheckpointError.
+
+        False where there is none at all. Raises CheckpointError where none of them can be used.
         """
         problems = []
         for number in reversed(self.numbers()):
             try:
-                return checkpoint.read(self.fetch(number))
+                use(*checkpoint.read(self.fetch(number)))
             except CheckpointError as error:
-                logger.warning("%s; trying the one before", error)
-                problems.append(str(error))
+                problems.append(str(root(error)))
+                logger.warning("%s; trying the one before", problems[-1])
+            else:
+                return True
         if problems:
             raise CheckpointError(f"no checkpoint in {self} can be used: {problems[0]}")
-        return None
+        return False
 
 
 def store_of(settings: Settings) -> CheckpointStore:

@@ -56,14 +56,11 @@ class Trainer(tune.Trainable):
         self.algorithm = make_algorithm(self.settings.algorithm)
         self.kept: int | None = None  # iteration of the newest checkpoint
         self.checkpoints = store_of(self.settings)
-        found = self.checkpoints.newest() if config.get("resume") else None
         self.model_path = self._model_path()
         self.recovery = Recovery(self.settings.run.recoveries, self.view.note)
         self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
         self.system = System(self.settings, self.folder, self.model_path, self.view)
-        if found is not None:
-            self._restore(*found)
-        else:
+        if not (config.get("resume") and self.checkpoints.restore(self._restore)):
             self._begin()
         self.workers = self.system.start(self.system.version + 1)
 
@@ -111,10 +108,7 @@ class Trainer(tune.Trainable):
         made = self.system.mend()
         self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
         self.algorithm = make_algorithm(self.settings.algorithm)
-        found = self.checkpoints.newest()
-        if found is not None:
-            self._restore(*found)
-        else:
+        if not self.checkpoints.restore(self._restore):
             self.system.iteration, self.system.version = 0, -1
             if "learner" not in made:
                 self.system.renew_learner()

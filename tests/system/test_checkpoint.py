@@ -142,6 +142,10 @@ def add_a_file(path: Path) -> None:
     (path / "policy" / "pytorch_model.bin").write_bytes(b"not of the checkpoint")
 
 
+def add_an_empty_folder(path: Path) -> None:
+    (path / "reference").mkdir()
+
+
 def change_the_state(path: Path) -> None:
     (path / "state.json").write_text(json.dumps({"iteration": 99}))
 
@@ -154,6 +158,7 @@ DAMAGES = {
     tear_the_manifest: r"no readable manifest.json",
     empty_the_manifest: r"manifest.json does not list state.json",
     add_a_file: r"has policy/pytorch_model.bin, which manifest.json does not list",
+    add_an_empty_folder: r"has reference, which manifest.json does not list",
     change_the_state: r"state.json is not what was written",
 }
 

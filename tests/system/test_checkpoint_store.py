@@ -100,6 +100,29 @@ def test_a_damaged_one_is_refused_and_the_one_before_is_taken(store, damage):
         store.newest()
 
 
+def test_one_that_is_sound_and_cannot_be_used_is_passed_over(store, caplog):
+    for number in (1, 2, 3):
+        write(store, number)
+    used = []
+
+    def use(folder: Path, state: dict[str, Any]) -> None:
+        if state["iteration"] > 1:
+            raise CheckpointError(f"the optimisers in {folder.name} cannot be read")
+        used.append(state["iteration"])
+
+    assert store.restore(use) and used == [1]
+    assert [record.message for record in caplog.records] == [
+        f"the optimisers in {number:06d} cannot be read; trying the one before" for number in (3, 2)
+    ]
+    store._remove(1)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in far://bucket .* can be used: the optimisers in 000003"):
+        store.restore(use)
+    with pytest.raises(EngineError, match="gone"):
+        store.restore(lambda *_: (_ for _ in ()).throw(EngineError("the learner is gone")))
+    store.clear()
+    assert store.restore(use) is False and used == [1]
+
+
 def test_an_upload_that_was_cut_off_is_no_checkpoint(store):
     write(store, 1)
     write(store, 2)

@@ -133,6 +133,20 @@ def test_a_finished_run_goes_on_with_more_iterations(finished_run: Path, quick: 
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["iterations"] == 3
 
 
+def test_a_checkpoint_that_the_learner_cannot_read_is_passed_over(finished_run: Path, tmp_path: Path, caplog):
+    run = tmp_path / "passed over"
+    shutil.copytree(finished_run, run)
+    newest = run / "checkpoints" / "000002"
+    (newest / "learner.json").write_text("{}")
+    (newest / "manifest.json").unlink()
+    checkpoint.write_into(newest, json.loads((newest / "state.json").read_text()), lambda _: None)
+    checkpoint.verify(newest)
+    trainer.run(resumed_settings(run), Silent(), resume=True)
+    assert "learner's state" in caplog.text and "trying the one before" in caplog.text and "Traceback" not in caplog.text
+    assert repeatable(run) == repeatable(finished_run) and journaled(run) == journaled(finished_run)
+    assert [path.name for path in checkpoint.listed(run / "checkpoints")] == ["000001", "000002"]
+
+
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves."""
