@@ -15,6 +15,7 @@ from mtrl_ray.config import Settings, apply, dump, validate
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.tiny import TINY
 from mtrl_ray.monitoring.contents import COMMAND
+from mtrl_ray.run_lock import LOCK
 
 CONFIG = "config.yaml"
 FIXED = ("run.name", "run.folder", "run.seed", "environment", "model", "algorithm.name")
@@ -37,8 +38,7 @@ def prepare(settings: Settings, fresh: bool, command: str) -> None:
                 "or replace it (--fresh)"
             )
         store.clear()
-        if folder.exists():
-            shutil.rmtree(folder)
+        _empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / COMMAND).write_text(f"{command}\n")
@@ -81,6 +81,15 @@ def resumed_settings(folder: Path, overrides: Sequence[str] = ()) -> Settings:
                 f"{key} is {old!r} in the run {str(folder)!r} and stays so; start a new run to change it"
             )
     return settings
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in the folder, but for the lock that this process may hold."""
+    for entry in folder.iterdir() if folder.exists() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
 
 
 def _setting(settings: Settings, key: str) -> Any:

@@ -28,6 +28,7 @@ from mtrl_ray.config import Settings, validate
 from mtrl_ray.errors import EngineError
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.run_folder import prepare
+from mtrl_ray.run_lock import driven
 
 KINDS = ("worker", "engine", "node", "learner", "buffer", "driver")
 RECOVERY_SECONDS = 180.0
@@ -212,5 +213,6 @@ def prepared(settings: Settings, name: str) -> Settings:
     tree = settings.model_dump(mode="json")
     tree["run"] |= {"name": f"{settings.run.name}-{name}", "iterations": 10**6, "minutes": None, "checkpoint_every": 1}
     made = validate(tree, name)
-    prepare(made, fresh=True, command=f"mtrl chaos ({name})")
+    with driven(made.run_folder):
+        prepare(made, fresh=True, command=f"mtrl chaos ({name})")
     return made

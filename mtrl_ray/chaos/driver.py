@@ -100,6 +100,7 @@ def main(folder: Path, address: str) -> None:
     """Begin or continue the run."""
     from cluster.session import connected
     from mtrl_ray.run_folder import resumed_settings
+    from mtrl_ray.run_lock import driven
 
     settings = resumed_settings(folder)
     output = own_output()
@@ -109,7 +110,7 @@ def main(folder: Path, address: str) -> None:
             threading.Thread(target=work, daemon=True).start()
 
     begun = any((folder / name).exists() for name in ("journal", "checkpoints"))
-    with connected(settings, address):
+    with driven(folder), connected(settings, address):
         run(settings, Silent(), resume=begun, watch=watch)
 
 

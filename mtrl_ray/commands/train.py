@@ -52,21 +52,25 @@ def train(
     """Train a policy: evaluate, iterate, evaluate again, write the report."""
     from mtrl_ray.config import load
     from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
+    from mtrl_ray.run_lock import driven
 
     given = [text for text in (recipe, *(overrides or [])) if text is not None]
     if resume is not None:
         if fresh:
             raise ConfigurationError("--resume continues a run and --fresh replaces one; give one of them")
         settings = resumed_settings(resume, given)
-        write_settings(settings)
     elif recipe is not None:
         settings = load(recipe, overrides or [])
-        prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
     else:
         raise ConfigurationError(
             "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
         )
-    summary = _run(settings, resume is not None, address)
+    with driven(settings.run_folder):
+        if resume is not None:
+            write_settings(settings)
+        else:
+            prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
+        summary = _run(settings, resume is not None, address)
     _show(settings.run_folder, summary)
     write_json(json_path, summary)
 

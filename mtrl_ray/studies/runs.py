@@ -20,6 +20,7 @@ from mtrl_ray.errors import ConfigurationError, MtrlError
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.run_folder import CONFIG, prepare, resumed_settings
+from mtrl_ray.run_lock import driven
 from mtrl_ray.studies.cells import Cell
 
 FAILED = "failed.txt"
@@ -92,8 +93,9 @@ def complete(cell: Cell, view: View, threads: int | None = None) -> bool:
     An error is written into the run's folder, never raised. `threads`: of the learner where the cell does not say.
     """
     try:
-        settings, resume = _begin(cell)
-        _run(_with_threads(settings, threads), view, resume)
+        with driven(cell.folder):
+            settings, resume = _begin(cell)
+            _run(_with_threads(settings, threads), view, resume)
     except Exception as error:  # whatever it is, the study goes on and says so
         record_failure(cell, error)
         return False

@@ -115,7 +115,9 @@ def test_one_that_is_sound_and_cannot_be_used_is_passed_over(store, caplog):
         f"the optimisers in {number:06d} cannot be read; trying the one before" for number in (3, 2)
     ]
     store._remove(1)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in far://bucket .* can be used: the optimisers in 000003"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in far://bucket .* can be used: the optimisers in 000003"
+    ):
         store.restore(use)
     with pytest.raises(EngineError, match="gone"):
         store.restore(lambda *_: (_ for _ in ()).throw(EngineError("the learner is gone")))

@@ -142,7 +142,9 @@ def test_a_checkpoint_that_the_learner_cannot_read_is_passed_over(finished_run: 
     checkpoint.write_into(newest, json.loads((newest / "state.json").read_text()), lambda _: None)
     checkpoint.verify(newest)
     trainer.run(resumed_settings(run), Silent(), resume=True)
-    assert "learner's state" in caplog.text and "trying the one before" in caplog.text and "Traceback" not in caplog.text
+    assert (
+        "learner's state" in caplog.text and "trying the one before" in caplog.text and "Traceback" not in caplog.text
+    )
     assert repeatable(run) == repeatable(finished_run) and journaled(run) == journaled(finished_run)
     assert [path.name for path in checkpoint.listed(run / "checkpoints")] == ["000001", "000002"]
 

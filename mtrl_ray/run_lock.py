@@ -1,0 +1,57 @@
+"""One driver per run: a lock on `RUN/.lock`, held for as long as the driver lives.
+
+1. The operating system lets go of it when the driver ends, however it ends. What the driver starts does not inherit it.
+2. The file stays and says who held it last. `--fresh` leaves it, for its own driver holds it by then.
+3. Where a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from mtrl_ray.errors import ConfigurationError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def driven(folder: Path) -> Iterator[None]:
+    """Nobody else drives the run in this folder, which is made, inside this context.
+
+    Raises ConfigurationError where another process does.
+    """
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise ConfigurationError(
+            f"the run {str(folder)!r} is driven by another process{f' ({holder})' if holder else ''}; wait for its end, "
+            "stop it, or choose another run.name"
+        ) from None
+    except OSError:
+        return lock
+    with suppress(OSError):  # a full disk
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+    return lock
