@@ -96,10 +96,8 @@ class System:
         self._metrics: dict[str, float] = {}
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
 
-    def start(self, version: int = 0) -> list[dict[str, Any]]:
-        """Publish the learner's weights as `version` and wait for the workers; what each of them says of itself."""
-        self.version = version - 1
-        self.publish()
+    def start(self) -> list[dict[str, Any]]:
+        """Wait for the workers, for which a version of the weights has been published; what each of them says of itself."""
         self.view.part("rollout", "starting engines")
         workers = self.fleet.wait_ready()
         self.take_metrics()

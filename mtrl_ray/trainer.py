@@ -3,7 +3,8 @@
 1. `Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the
    evaluations before and after, the summary and the report. It knows nothing of any algorithm.
 2. Where the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
-   same identities and seeds (`recovery`). A stop signal ends it with a checkpoint (`stopping`).
+   same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends it with a checkpoint
+   (`stopping`).
 3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
    the buffer's index and position in the journal, this process's random states, the iteration, and the metrics so far,
    to which the run's are brought back. Leases need not be held: they follow from the seed and the iteration.
@@ -60,9 +61,13 @@ class Trainer(tune.Trainable):
         self.recovery = Recovery(self.settings.run.recoveries, self.view.note)
         self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
         self.system = System(self.settings, self.folder, self.model_path, self.view)
-        if not (config.get("resume") and self.checkpoints.restore(self._restore)):
-            self._begin()
-        self.workers = self.system.start(self.system.version + 1)
+        try:
+            self.recovery.carry(lambda: self._open(bool(config.get("resume"))), self._mend)
+            self.recovery.progressed()
+            self.workers = self.system.start()
+        except BaseException:
+            self.cleanup()
+            raise
 
     def step(self) -> dict[str, float]:
         """One iteration; its metrics."""
@@ -105,11 +110,9 @@ class Trainer(tune.Trainable):
 
     def recover(self) -> None:
         """Make lost actors again and go back to the newest checkpoint, or to the beginning where there is none."""
-        made = self.system.mend()
-        self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
+        made = self._mend()
         self.algorithm = make_algorithm(self.settings.algorithm)
         if not self.checkpoints.restore(self._restore):
-            self.system.iteration, self.system.version = 0, -1
             if "learner" not in made:
                 self.system.renew_learner()
             self._seed()
@@ -134,8 +137,20 @@ class Trainer(tune.Trainable):
         self.system.fetch(self.system.learner.save(folder), "the learner to write its state")
         self.recorder.keep(folder)
 
+    def _open(self, resume: bool) -> None:
+        """Go to the newest checkpoint where the run is resumed and there is one, else to the beginning; publish the weights."""
+        if not (resume and self.checkpoints.restore(self._restore)):
+            self._begin()
+        self.system.publish()
+
+    def _mend(self) -> list[str]:
+        made = self.system.mend()
+        self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
+        return made
+
     def _begin(self) -> None:
         """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
+        self.system.iteration, self.system.version = 0, -1
         self._rebuild({"ids": [], "position": 0})
         self.recorder.rewind(0)
 

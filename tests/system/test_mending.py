@@ -3,7 +3,9 @@
 import json
 import os
 import resource
+import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from mtrl_ray import trainer
 from mtrl_ray.checkpoint import MANIFEST, STATE, listed
 from mtrl_ray.config import load
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.monitoring.names import repeatable
 from mtrl_ray.monitoring.recorder import FILE, read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
-from mtrl_ray.run_folder import prepare
+from mtrl_ray.run_folder import prepare, resumed_settings
 from mtrl_ray.trainer import Trainer
 
 
@@ -96,6 +99,35 @@ def test_a_full_disk_stops_a_run_until_there_is_room(quick, tmp_path):
     assert "recovery 2 of at most 5 in a row, in 1 s" in said[1]
     journal = Journal(mended / "journal")
     assert len(journal.ids()) == journal.position.rows == 24 and not journal.problems
+
+
+def test_a_learner_that_dies_while_a_run_is_resumed_is_made_again(finished_run, tmp_path, monkeypatch):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished_run, resumed)
+    load, killed = LearnerGroup.load, []
+
+    def dying(group: LearnerGroup, folder: str) -> object:
+        if not killed:
+            killed.append(ray.kill(group._actors[0]))
+        return load(group, folder)
+
+    monkeypatch.setattr(LearnerGroup, "load", dying)
+    saboteur = Saboteur({})
+    trainer.run(resumed_settings(resumed, ["run.iterations=3"]), saboteur, resume=True, watch=saboteur.watch)
+    said = "\n".join(saboteur.notes)
+    assert killed and "recovery 1 of" in said and "made again: learner" in said
+    assert [row["iteration"] for row in read_metrics(resumed)] == [1, 2, 3]
+    assert metrics(resumed)[:2] == metrics(finished_run)
+
+
+def test_a_setup_that_fails_for_good_leaves_nobody_behind(finished_run, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished_run, resumed)
+    shutil.rmtree(resumed / "journal")
+    with pytest.raises(DataError, match=r"24 conversations that the journal .* does not have"):
+        trainer.run(resumed_settings(resumed, ["rollout.workers={min: 1, max: 2}"]), Silent(), resume=True)
+    assert not (resumed / "fleet.json").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "fleet"]
 
 
 def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path):
