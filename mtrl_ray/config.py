@@ -45,8 +45,9 @@ class RunSettings(Section):
     checkpoints: str | None = None
     """Where checkpoints lie: a URI that pyarrow knows (s3://…, gs://…, file:///…) or an absolute path, under which each run
     has a folder of its name; None: the run's own folder."""
-    recoveries: int = Field(5, ge=0)
-    """Failures of the machinery in a row, no iteration finished in between, after which the run gives up."""
+    recoveries: int = Field(20, ge=0)
+    """Failures of the machinery in a row, no iteration finished in between, after which the run gives up; pauses of up to a
+    minute lie between them (`recovery`), a quarter of an hour in all."""
     wait_seconds: float = Field(3600.0, gt=0)
     """Longest wait for one piece of work of an actor (a fit, an improvement); beyond it the actor counts as lost."""
 

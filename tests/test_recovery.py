@@ -4,6 +4,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
+from mtrl_ray.config import RunSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError, EngineError
 from mtrl_ray.recovery import Recovery, lost
 
@@ -46,6 +47,13 @@ def test_waits_double_up_to_a_minute_and_the_last_cause_is_named_in_the_end():
     with pytest.raises(EngineError, match="no space left; given up after 10 recoveries in a row"):
         journal.recovery.carry(failing(*[EngineError("no space left")] * 11), lambda: None)
     assert journal.waits == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+def test_by_default_a_run_waits_a_quarter_of_an_hour_for_room():
+    journal = Journal(RunSettings().recoveries)
+    with pytest.raises(EngineError, match="given up after 20 recoveries in a row"):
+        journal.recovery.carry(failing(*[EngineError("no space left")] * 21), lambda: None)
+    assert 14 * 60 < sum(journal.waits) < 15 * 60
 
 
 def test_progress_ends_a_row():

@@ -13,6 +13,7 @@ from envs.measure import converse
 from mtrl_ray.conversation import from_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import Estimate, mean_interval
+from mtrl_ray.writing import writing
 
 if TYPE_CHECKING:
     from mtrl_ray.config import RolloutSettings
@@ -66,17 +67,20 @@ def well_formed(environment: Environment, table: pa.Table) -> Estimate:
 
 
 def keep(folder: Path, name: str, table: pa.Table) -> None:
-    """Write held-out conversations to `evaluation/NAME.parquet` of a run's folder."""
-    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / "evaluation" / f"{name}.parquet")
+    """Write held-out conversations to `evaluation/NAME.parquet` of a run's folder. Raises EngineError."""
+    path = folder / "evaluation" / f"{name}.parquet"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
 
 
 def summarise(folder: Path, **estimates: Estimate) -> dict[str, dict[str, float]]:
-    """Add estimates to `summary.json` of a run's folder; all of what it then holds."""
+    """Add estimates to `summary.json` of a run's folder; all of what it then holds. Raises EngineError."""
     path = folder / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {}
     summary |= {name: estimate.as_dict() for name, estimate in estimates.items()}
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_text(json.dumps(summary, indent=1))
+        temporary.replace(path)
     return summary

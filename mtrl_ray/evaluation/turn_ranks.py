@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrl_ray.errors import DataError
+from mtrl_ray.writing import writing
 
 FOLDER = "turn_scores"
 TURNS, TOKENS = "ranks/turns", "ranks/tokens"
@@ -32,9 +33,11 @@ def probed(folder: Path) -> pa.Table:
 
 
 def keep(folder: Path, iteration: int, scores: pa.Table) -> None:
-    """Write one scoring; `iteration` is the number of iterations done with it."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    pq.write_table(scores, folder / FOLDER / f"{iteration:05d}.parquet")
+    """Write one scoring; `iteration` is the number of iterations done with it. Raises EngineError."""
+    path = folder / FOLDER / f"{iteration:05d}.parquet"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(scores, path)
 
 
 def stability(folder: Path) -> dict[int, dict[str, float]]:

@@ -3,7 +3,8 @@
 1. `record` appends one JSON object per call to `metrics.jsonl`: `iteration` and the metrics under their own keys. A
    number that is unknown or not finite becomes null, its key kept. This file is the truth; the others are for watching.
 2. The line is handed to the operating system before `record` returns: a killed process loses no recorded iteration. A
-   line that was torn by a crash has no newline; it is not read, and is removed before anything is appended.
+   line that was torn by a crash or a full disk has no newline; it is not read, and is removed by `rewind`, or when the
+   file is next opened.
 3. `keep` copies the file into a checkpoint. `rewind` makes it again what it was then, in one atomic replacement, when a
    run resumes from there: what came after is cut off, what a crash took comes back. TensorBoard is told to forget the
    same steps.
@@ -14,18 +15,23 @@
 """
 
 import json
+import logging
 import math
 import os
 import re
 import threading
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from mtrl_ray.config import MonitoringSettings
 from mtrl_ray.errors import CheckpointError, DataError
+from mtrl_ray.writing import writing
+
+LOG = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 FLUSH_SECONDS = 5
@@ -38,10 +44,14 @@ class Recorder:
     """Records the metrics of one run in its folder. One recorder per run at a time."""
 
     def __init__(self, folder: Path, run_name: str, settings: MonitoringSettings) -> None:
-        """Makes `folder` where it is missing, and removes a torn last line. Raises DataError for a damaged file."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Makes `folder` where it is missing, and removes a torn last line.
+
+        Raises DataError for a damaged file, EngineError where the disk refuses, as all methods do.
+        """
         self._path = folder / FILE
-        self._file: IO[str] | None = None
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file: FileIO | None = None
         self._board = _Board(folder / "tensorboard") if settings.tensorboard else None
         self._gauges = _Gauges(run_name) if settings.ray_metrics else None
         _cut(self._path, None)
@@ -49,11 +59,13 @@ class Recorder:
     def record(self, iteration: int, metrics: Mapping[str, float | None]) -> None:
         """Append the metrics of an iteration; None is a number that is unknown. Raises DataError for anything else."""
         numbers = {key: _number(key, value) for key, value in metrics.items()}
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8")
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._file.write(json.dumps({"iteration": iteration, **finite}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps({"iteration": iteration, **finite}, allow_nan=False) + "\n").encode()
+        with writing(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+            while line:
+                line = line[self._file.write(line) :]
         if self._board is not None:
             self._board.record(iteration, numbers)
         if self._gauges is not None:
@@ -141,11 +153,12 @@ def _replace(path: Path, content: bytes) -> None:
     if (path.read_bytes() if path.is_file() else b"") == content:
         return
     temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def _number(key: str, value: float | None) -> float:
@@ -160,7 +173,11 @@ def _number(key: str, value: float | None) -> float:
 
 
 class _Board:
-    """TensorBoard event files; a new one after each rewind, which tells TensorBoard what to forget."""
+    """TensorBoard event files; a new one after each rewind, which tells TensorBoard what to forget.
+
+    A thread of tensorboardX writes them, and dies of a disk that refuses; that stops neither a run nor its end, and the next
+    record begins another file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -168,12 +185,15 @@ class _Board:
         self._forget_from: int | None = None
 
     def record(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        if self._writer is not None and not self._writer.file_writer.event_writer._worker.is_alive():
+            self.close()
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(
                 str(self._folder),
                 purge_step=self._forget_from,
+                max_queue=0,  # no bound: nobody would wait for a thread that has died
                 flush_secs=FLUSH_SECONDS,
                 # Two files of the same second would have the same name, and the second would replace the first.
                 filename_suffix=f".{time.time_ns()}",
@@ -187,9 +207,12 @@ class _Board:
         self._forget_from = iteration + 1
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                LOG.warning("%s lacks metrics that %s has: %s", self._folder, FILE, error.strerror)
 
 
 class _Gauges:

@@ -24,6 +24,7 @@ from mtrl_ray.monitoring.curves import curves, results
 from mtrl_ray.monitoring.examples import Comparison, compare
 from mtrl_ray.monitoring.live import duration
 from mtrl_ray.monitoring.names import MEANINGS, in_order, shown
+from mtrl_ray.writing import writing
 
 FILE = "report.html"
 STOPS = {
@@ -36,12 +37,16 @@ STOPS = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run's folder, and return its path. Raises DataError where `folder` is no folder."""
+    """Write `report.html` into a run's folder, and return its path.
+
+    Raises DataError where `folder` is no folder, EngineError where the page cannot be written.
+    """
     page = render(read(folder))
     path = folder / FILE
     temporary = path.with_name(f".{FILE}.writing")
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
     return path
 
 

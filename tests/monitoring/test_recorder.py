@@ -16,8 +16,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mtrl_ray.config import MonitoringSettings
-from mtrl_ray.errors import CheckpointError, DataError
+from mtrl_ray.errors import CheckpointError, DataError, EngineError
+from mtrl_ray.monitoring import recorder as recorder_module
 from mtrl_ray.monitoring.recorder import FILE, Recorder, gauge_name, read_metrics
+from tests.support.disk import no_file_over
 
 FILE_ONLY = MonitoringSettings(tensorboard=False, ray_metrics=False)
 SCRAPE_SECONDS = 90
@@ -132,9 +134,40 @@ def test_a_rewind_that_cannot_replace_the_file_leaves_it_whole(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(EngineError, match=rf"{path} could not be written: no space is left there; free space"):
         recorder.rewind(2)
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_one_sentence_and_the_file_is_whole_again_when_there_is_room(tmp_path):
+    path = filled(tmp_path) / FILE
+    whole = path.read_bytes()
+    recorder = Recorder(tmp_path, "run", FILE_ONLY)
+    with no_file_over(len(whole) + 5):
+        for _ in range(2):
+            with pytest.raises(EngineError, match=rf"{path} could not be written: .*File too large; free space"):
+                recorder.record(4, {"q/r": 0.4})
+    assert path.read_bytes() == whole + b'{"ite'
+    recorder.rewind(3)
+    recorder.record(4, {"q/r": 0.4})
+    recorder.close()
+    assert path.read_bytes().startswith(whole) and iterations_in(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_refuses_tensorboards_events_neither_stops_a_run_nor_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "FLUSH_SECONDS", 0)
+    recorder = Recorder(tmp_path, "run", MonitoringSettings(ray_metrics=False))
+    with no_file_over(3000):
+        for iteration in range(1, 16):
+            recorder.record(iteration, {f"q/{number}": 0.1 for number in range(10)})
+        recorder.close()
+    assert iterations_in(tmp_path) == list(range(1, 16))
+    recorder.record(16, {"q/r": 0.16})
+    recorder.close()
+    newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert [event.step for event in events(newest) if event.summary.value] == [16]
 
 
 def test_a_killed_process_loses_no_recorded_iteration(tmp_path):

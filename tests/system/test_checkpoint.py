@@ -2,9 +2,6 @@
 
 import json
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from mtrl_ray import checkpoint
 from mtrl_ray.checkpoint_store import LocalStore
 from mtrl_ray.errors import CheckpointError
+from tests.support.disk import no_file_over
 
 
 def save(folder: Path) -> None:
@@ -25,17 +23,6 @@ def save(folder: Path) -> None:
 
 def write(folder: Path, iteration: int, keep: int = 10) -> Path:
     return checkpoint.write(folder, iteration, {"iteration": iteration}, save, keep)
-
-
-@contextmanager
-def no_file_over(size: int) -> Iterator[None]:
-    """The operating system refuses to let any file grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -75,7 +75,7 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     disturbed = run(quick, tmp_path, saboteur)
     said = "\n".join(saboteur.notes)
     assert "made again: replay buffer" in said and "continuing after iteration 1" in said
-    assert "recovery 1 of at most 5 in a row" in said and "made again: learner" in said
+    assert "recovery 1 of at most 20 in a row" in said and "made again: learner" in said
     assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
     rows = read_metrics(disturbed)
     assert [row["faults/recoveries"] for row in rows] == [1, 2]
@@ -96,7 +96,7 @@ def test_a_full_disk_stops_a_run_until_there_is_room(quick, tmp_path):
     mended = run(quick, tmp_path, saboteur)
     said = [note for note in saboteur.notes if "recovery" in note]
     assert len(said) == 2 and all(str(mended / "journal") in note for note in said), said
-    assert "recovery 2 of at most 5 in a row, in 1 s" in said[1]
+    assert "recovery 2 of at most 20 in a row, in 1 s" in said[1]
     journal = Journal(mended / "journal")
     assert len(journal.ids()) == journal.position.rows == 24 and not journal.problems
 

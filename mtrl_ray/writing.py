@@ -1,0 +1,19 @@
+"""Files that a driver writes into the run's folder: what a disk refuses is a failure of the machinery (`recovery`)."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtrl_ray.errors import EngineError
+from mtrl_ray.replay.storage import first_line
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises EngineError with the path and the cause where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        cause = "no space is left there" if error.errno == errno.ENOSPC else first_line(error)
+        raise EngineError(f"{path} could not be written: {cause}; free space or give permission") from error
