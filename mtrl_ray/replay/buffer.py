@@ -278,9 +278,11 @@ class ReplayBuffer:
     def _load(self, ids: list[str]) -> None:
         missing = len(set(ids) - self._journaled)
         if missing:
+            aside = self._journal.set_aside
+            way = f"put back whole copies of what was set aside there ({', '.join(aside)})" if aside else ""
             raise DataError(
                 f"the replay buffer's checkpoint names {missing} conversations that the journal "
-                f"{self._journal.folder.uri} does not have; give the run its own journal, or start a new run"
+                f"{self._journal.folder.uri} does not have; {way or 'give the run its own journal'}, or start a new run"
             )
         wanted = pa.array(ids, pa.string())
         for iteration in reversed(self._journal.iterations()):

@@ -4,9 +4,10 @@
 2. A file's name is its index: `SEQUENCE-FIRST-LAST-ROWS-TOKEN.parquet`, with the first and last iteration inside, and a
    random token that keeps two writers apart. Reading one iteration opens only the files whose range touches it.
 3. A conversation counts once, by id: of rows with the same id the earliest file's is returned.
-4. A file that cannot be read as conversations never ends a read and never disappears: it is set aside as
-   `NAME.quarantined` (left where it is on remote filesystems), and `problems` says what and why. Files that do not
-   bear a journal's name are somebody else's: reported, not touched. Names that begin with `.` or `_` are ignored.
+4. A file is checked whole when it is first read, each of its rows too (`columns.faults`). One that does not hold valid
+   conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (left where it is on remote
+   filesystems), and `problems` says what and why. Files that do not bear a journal's name are somebody else's: reported,
+   not touched. Names that begin with `.` or `_` are ignored.
 5. `compact` writes the merged file before it removes its parts; between the two, rule 3 hides the double.
 """
 
@@ -25,7 +26,8 @@ from pyarrow import fs
 
 from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.replay.storage import Folder, first_line
+from mtrl_ray.replay.columns import faults
+from mtrl_ray.replay.storage import QUARANTINED, Folder, first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -75,11 +77,19 @@ class Journal:
         self.folder = Folder(uri, filesystem)
         self._next: int | None = None
         self._problems: dict[str, str] = {}
+        self._checked: set[str] = set()
 
     @property
     def problems(self) -> list[str]:
         """One sentence per file met so far that is not readable as conversations."""
         return list(self._problems.values())
+
+    @property
+    def set_aside(self) -> list[str]:
+        """Names of the files that do not hold valid conversations, whoever found that out, as far as is known."""
+        renamed = {name for info in self.folder.files() if (name := info.base_name).endswith(QUARANTINED)}
+        left = {name for name in self._problems if JournalFile.parse(name) and f"{name}{QUARANTINED}" not in renamed}
+        return sorted(renamed | left)
 
     @property
     def position(self) -> Position:
@@ -197,7 +207,10 @@ class Journal:
             ):
                 if not parquet.schema_arrow.equals(SCHEMA):
                     raise pa.ArrowInvalid("its columns are not those of a conversation")
-                return parquet.read(columns=columns)
+                if file.name in self._checked:
+                    return parquet.read(columns=columns)
+                table = parquet.read()
+            _check(table)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -205,12 +218,14 @@ class Journal:
             outcome = self.folder.quarantine(file.name)
             self._report(file.name, f"{path} is not a readable file of conversations ({first_line(error)}); {outcome}")
             return None
+        self._checked.add(file.name)
+        return table.select(columns)
 
     def _files(self) -> list[JournalFile]:
         files = []
         for info in self.folder.files():
             name = info.base_name
-            if name.startswith((".", "_")) or name.endswith(".quarantined"):
+            if name.startswith((".", "_")) or name.endswith(QUARANTINED):
                 continue
             file = JournalFile.parse(name)
             if file is None:
@@ -241,6 +256,16 @@ def conform(table: pa.Table) -> pa.Table:
         return table.cast(SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"a table of conversations has columns of another type: {first_line(error)}") from error
+
+
+def _check(table: pa.Table) -> None:
+    """Raises ArrowInvalid where text is no UTF-8, or a row no valid conversation."""
+    table.validate(full=True)
+    found = faults(table)
+    if found:
+        raise pa.ArrowInvalid(
+            f"{len(found)} of its {table.num_rows} rows are not valid, the first: {min(found.items())[1]}"
+        )
 
 
 def _once(table: pa.Table) -> pa.Table:

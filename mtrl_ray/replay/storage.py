@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 ABANDONED_SECONDS = 3600.0
 """Age at which a hidden file of a writer that died is removed; nobody was told that its content was kept."""
+QUARANTINED = ".quarantined"
+"""Added to the name of a file that is set aside."""
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's filesystems whose files appear only when their upload is complete."""
 
@@ -110,10 +112,10 @@ class Folder:
         if not self.local:
             return "it is skipped"
         try:
-            os.replace(self.at(name), self.at(f"{name}.quarantined"))
+            os.replace(self.at(name), self.at(f"{name}{QUARANTINED}"))
         except OSError as error:
             return f"it is skipped, and could not be renamed: {first_line(error)}"
-        return f"it is kept as {name}.quarantined"
+        return f"it is kept as {name}{QUARANTINED}"
 
     def remove_abandoned(self) -> None:
         """Remove what writers that died left behind."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,6 +192,35 @@ def test_a_damaged_file_is_set_aside_with_its_cause(
     assert Journal(tmp_path).read()["id"].to_pylist() == ["z"]
 
 
+def spoilt(column: str) -> pa.Table:
+    """Two conversations with a value that none may have, in a table that Parquet takes."""
+    whole = table("a", "b")
+    if column == "score":
+        values = pa.array([0.5, float("nan")], pa.float32())
+    else:
+        offsets = pa.array([0, 1, 3], pa.int32()).buffers()[1]
+        values = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"a\xff\xfe"))
+    return whole.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), values)
+
+
+@pytest.mark.parametrize(
+    ("column", "cause"), [("score", "1 of its 2 rows are not valid, the first: .*'b'.*score"), ("id", "UTF8")]
+)
+@pytest.mark.parametrize("columns", [["id"], None])
+def test_a_sound_file_of_what_is_no_conversation_is_set_aside(
+    tmp_path: Path, column: str, cause: str, columns: list[str] | None
+) -> None:
+    journal = Journal(tmp_path)
+    name = journal.append(spoilt(column))
+    journal.append(table("z"))
+    assert journal.read(columns=columns)["id"].to_pylist() == ["z"]
+    [problem] = journal.problems
+    assert re.search(rf"{name} is not a readable file of conversations \(.*{cause}.*\); it is kept as", problem), (
+        problem
+    )
+    assert journal.set_aside == Journal(tmp_path).set_aside == [f"{name}.quarantined"]
+
+
 def test_a_damaged_remote_file_is_skipped_and_left(caplog: pytest.LogCaptureFixture) -> None:
     mock = fs._MockFileSystem()
     journal = Journal("journal", mock)
@@ -199,7 +229,7 @@ def test_a_damaged_remote_file_is_skipped_and_left(caplog: pytest.LogCaptureFixt
     with mock.open_output_stream(f"journal/{name}") as stream:
         stream.write(b"torn")
     assert journal.ids() == ["b"]
-    assert journal.problems[0].endswith("it is skipped")
+    assert journal.problems[0].endswith("it is skipped") and journal.set_aside == [name]
     assert len(journal.folder.files()) == 2
 
 

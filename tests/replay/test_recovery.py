@@ -91,6 +91,18 @@ def test_a_checkpoint_of_another_journal_is_refused(tmp_path: Path) -> None:
         ReplayBuffer(tmp_path / "two").rebuild(buffer.state())
 
 
+def test_a_checkpoint_whose_conversations_were_set_aside_names_the_file(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append([ref(batch(0))])
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=rf"names 4 conversations .* put back whole copies .*{file.name}.quarantined"
+        ):
+            ReplayBuffer(tmp_path).rebuild(buffer.state())
+
+
 def test_a_full_disk_takes_nothing_and_the_append_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
