@@ -8,6 +8,7 @@
 """
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from cluster.loopback import HERE, confine
 from cluster.task_processes import keep
 from mtrl_ray.errors import EngineError
 
+LOG = logging.getLogger(__name__)
+
 MARK = "MTRL_LOCAL_CLUSTER"
 """Environment variable with the cluster's identity, in each of its processes."""
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -35,6 +38,8 @@ OBJECT_STORE_BYTES = 200 * 2**20
 START_SECONDS = 180.0
 END_SECONDS = 10.0
 """For processes to end when they are asked to, before they are killed."""
+KILL_SECONDS = 20.0
+"""For processes to end when they are killed, before they are given up."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def nodes(mark: str) -> int:
 
 
 def end(mark: str) -> None:
-    """End every process of the cluster; the autoscaler first, lest it starts others."""
+    """End every process of the cluster; the autoscaler first, lest it starts others. One that cannot be killed is named."""
     for process in processes(mark):
         if any("monitor.py" in part for part in command_of(process)):
             _quietly(process.kill)
@@ -104,6 +109,10 @@ def end(mark: str) -> None:
         _quietly(process.terminate)
     deadline = time.monotonic() + END_SECONDS
     while known := _running(known) | set(processes(mark)):
+        if time.monotonic() > deadline + KILL_SECONDS:
+            left = ", ".join(sorted(f"{_name(process)} ({process.pid})" for process in known))
+            LOG.warning("of the local cluster these cannot be killed: %s", left)
+            return
         if time.monotonic() > deadline:
             for process in known:
                 _quietly(process.kill)

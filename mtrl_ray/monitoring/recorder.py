@@ -38,6 +38,8 @@ FLUSH_SECONDS = 5
 """How often TensorBoard's event files reach the disk; the JSON lines do with every call."""
 REPEAT_SECONDS = 5.0
 """How often gauges are set again; Ray collects them every 10 s."""
+JOIN_SECONDS = 2.0
+"""How long the end waits for the thread that does it."""
 
 
 class Recorder:
@@ -243,7 +245,7 @@ class _Gauges:
     def close(self) -> None:
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
             self._thread = None
 
     def _repeat(self) -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 ATTEND_SECONDS = 0.5
 """Between two looks at requests and at the fleet."""
+JOIN_SECONDS = 2.0
+"""How long `stop` waits for a look under way."""
 NOT_THE_LEARNERS = ("iteration", "collect", "respond", "judge")
 """Families whose seconds are not spent by the learner."""
 
@@ -71,7 +73,7 @@ class Scaling:
     def stop(self) -> None:
         """End the thread, and with it the answers to requests."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)
         clear(self._folder)
 
     def _attend(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster import local
 from cluster.local import MARK, Shape, autoscaling, end
 from tests.support.processes import ROOT, environment, mtrl, survivors, wait_until
 from tests.support.reach import reach
@@ -101,6 +102,18 @@ def test_what_no_longer_carries_the_clusters_mark_ends_with_its_parent():
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_a_process_that_cannot_be_killed_is_named_and_left(monkeypatch, caplog):
+    for name, value in {"END_SECONDS": 0.1, "KILL_SECONDS": 0.1, "_quietly": lambda action: None}.items():
+        monkeypatch.setattr(local, name, value)
+    process = subprocess.Popen(["sleep", "600"], env=environment(**{MARK: "another-mark"}))
+    try:
+        end("another-mark")
+        assert f"these cannot be killed: sleep ({process.pid})" in caplog.text
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_more_nodes_from_the_start_than_at_most_is_one_sentence():
