@@ -13,7 +13,8 @@ from mtrl_ray.rollout.lease import make_leases
 
 @dataclass(frozen=True)
 class Audit:
-    """`leases` of finished iterations; of these `lost`: neither held nor dropped by cause; conversations `repeated`: kept or
+    """`leases` of finished iterations; of these `lost`: neither held nor dropped by cause, whatever another iteration has too
+    much; conversations `repeated`: kept or
     counted more than once; `zero_filled`: kept without anything that the policy said.
     """
 
@@ -37,7 +38,7 @@ def audit(settings: Settings) -> Audit:
         wanted = make_leases(settings.run.seed, "train", iteration, contexts, getattr(algorithm, "samples", 1))
         missing = sum(lease.id not in held for lease in wanted)
         leases += len(wanted)
-        lost += missing - int(row["collect/failures"])
+        lost += max(0, missing - int(row["collect/failures"]))
         counted_twice += max(0, int(row["collect/score_n"]) - len(wanted))
     silent = sum(
         not any(done.turns[turn].tokens and done.turns[turn].logprobs for turn in done.agent_turns)

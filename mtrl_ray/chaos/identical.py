@@ -3,9 +3,10 @@
 1. The reference is run once. Each trial is the same run in a folder of its own, whose driver is killed one to three times,
    each at a moment drawn uniformly over the time that the reference took, and resumed (begun again, where it was killed
    before it had a folder), the last time to its end.
-2. Identical means byte for byte: the metrics that the seed decides (`names.repeatable`), every file of the last checkpoint
-   but the account of what the run went through and the metrics with their times, the conversations of the journal, and the
-   summary.
+2. Identical means byte for byte: the metrics that the seed decides (`names.repeatable`), every file of the last checkpoint,
+   the conversations of the journal, and the summary. Of the checkpoint's metrics those alone, for the others have times;
+   and its `state.json` is compared without what a run went through: the number of its recoveries, and of the replay
+   buffer the position in the journal, which counts files, and the `events` (doubles, refusals, losses).
 """
 
 import json
@@ -62,7 +63,13 @@ def identical(
 
 def different(one: Path, other: Path) -> str:
     """The first thing in which two runs' results differ; empty where they are identical."""
-    for name, of in (("metrics", _metrics), ("checkpoint", _checkpoint), ("summary", _summary), ("journal", _journal)):
+    for name, of in (
+        ("metrics", _metrics),
+        ("checkpoint", _checkpoint),
+        ("state", _state),
+        ("summary", _summary),
+        ("journal", _journal),
+    ):
         if of(one) != of(other):
             return name
     return ""
@@ -75,6 +82,12 @@ def _metrics(run: Path) -> list[str]:
 def _checkpoint(run: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((listed(run / "checkpoints")[-1] / MANIFEST).read_text())
     return {name: entry for name, entry in manifest.items() if name not in (STATE, FILE)}
+
+
+def _state(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((listed(run / "checkpoints")[-1] / STATE).read_text())
+    buffer = {name: value for name, value in state["buffer"].items() if name not in ("position", "events")}
+    return {name: value for name, value in state.items() if name != "recoveries"} | {"buffer": buffer}
 
 
 def _summary(run: Path) -> bytes:

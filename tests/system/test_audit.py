@@ -3,9 +3,27 @@
 import shutil
 
 from mtrl_ray.chaos.audit import Audit, audit
+from mtrl_ray.config import MonitoringSettings, load
 from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.replay.journal import Journal
+from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.run_folder import resumed_settings
+from tests.replay.making import conversation
+
+
+def test_a_conversation_too_many_in_one_iteration_makes_up_for_none_that_another_lost(tmp_path):
+    settings = load("sales", [f"run.folder={tmp_path}", "algorithm.contexts=2"])
+    leases = [
+        make_leases(settings.run.seed, "train", 0, range(2)),
+        make_leases(settings.run.seed, "train", 1, range(2, 4)),
+    ]
+    held = [lease.id for pair in leases for lease in pair][1:]
+    Journal(settings.run_folder / "journal").append(to_table([conversation(name) for name in held]))
+    with Recorder(settings.run_folder, "run", MonitoringSettings(tensorboard=False, ray_metrics=False)) as recorder:
+        recorder.record(1, {"collect/failures": 0, "collect/score_n": 1})
+        recorder.record(2, {"collect/failures": 1, "collect/score_n": 2})
+    assert audit(settings) == Audit(4, 1, 0, 0)
 
 
 def test_what_is_lost_doubled_or_empty_is_found(finished_run, tmp_path):
