@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from mtrl_ray.config import MonitoringSettings
-from mtrl_ray.errors import CheckpointError, DataError
+from mtrl_ray.errors import DataError
 from mtrl_ray.writing import writing
 
 LOG = logging.getLogger(__name__)
@@ -78,17 +78,17 @@ class Recorder:
         (folder / FILE).write_bytes(self._path.read_bytes() if self._path.is_file() else b"")
 
     def rewind(self, iteration: int, kept: Path | None = None) -> None:
-        """Forget everything recorded after `iteration`; `kept`: the folder that `keep` was given then.
+        """Forget everything recorded after `iteration`, and bring back what `keep` put into the folder `kept`.
 
-        Raises DataError for a damaged file, CheckpointError where `kept` has no metrics.
+        Raises DataError for a damaged file.
         """
         if self._file is not None:
             self._file.close()
             self._file = None
-        if kept is None:
-            _cut(self._path, iteration)
+        if kept is not None and (kept / FILE).is_file():
+            _replace(self._path, (kept / FILE).read_bytes())
         else:
-            _restore(self._path, kept / FILE)
+            _cut(self._path, iteration)
         if self._board is not None:
             self._board.rewind(iteration)
 
@@ -142,13 +142,6 @@ def _cut(path: Path, iteration: int | None) -> None:
         return
     lines = [text for row, text in _lines(path) if iteration is None or row["iteration"] <= iteration]
     _replace(path, "".join(f"{text}\n" for text in lines).encode("utf-8"))
-
-
-def _restore(path: Path, kept: Path) -> None:
-    """Make the file what a checkpoint has of it."""
-    if not kept.is_file():
-        raise CheckpointError(f"checkpoint {kept.parent} has no {FILE}; it is not of this version")
-    _replace(path, kept.read_bytes())
 
 
 def _replace(path: Path, content: bytes) -> None:
