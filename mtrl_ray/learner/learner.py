@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.learner import conversations as whole
-from mtrl_ray.learner import credit, fitting, improvement, pair_models, prm, supervision, turn_values
+from mtrl_ray.learner import credit, fitting, improvement, pair_models, prm, randomness, supervision, turn_values
 from mtrl_ray.learner.batch import Batch
 from mtrl_ray.learner.collective import Collective
 from mtrl_ray.learner.core import Core, Name
@@ -45,7 +45,7 @@ from mtrl_ray.learner.specification import (
 from mtrl_ray.learner.tables import Dialogues, Responses, Tables
 from mtrl_ray.weights.packed import PackedWeights, pack
 
-STATE, FITTED, RANDOM = "learner.json", "fitted.npy", "random.pt"
+STATE, FITTED = "learner.json", "fitted.npy"
 
 
 class Learner:
@@ -262,7 +262,7 @@ class Learner:
         folder.mkdir(parents=True, exist_ok=True)
         self.core.models.save(folder)
         np.save(folder / FITTED, np.array(sorted(self._fitted), dtype=np.int64))
-        torch.save(torch.get_rng_state(), folder / RANDOM)
+        randomness.keep(folder)
         (folder / STATE).write_text(json.dumps(self.core.state(), indent=1, sort_keys=True))
 
     def load(self, folder: str | Path) -> None:
@@ -271,10 +271,9 @@ class Learner:
         try:
             state = json.loads((folder / STATE).read_text())
             fitted = np.load(folder / FITTED, allow_pickle=False)
-            random = torch.load(folder / RANDOM, weights_only=True)
             self.core.models.load(folder)
             self.core.restore(state)
-            torch.set_rng_state(random)
+            randomness.restore(folder)
         except CheckpointError:
             raise
         except Exception as error:  # json, numpy and torch share no base class
