@@ -64,8 +64,11 @@ class CheckpointStore(ABC):
         for number in reversed(self.numbers()):
             try:
                 use(*checkpoint.read(self.fetch(number)))
-            except CheckpointError as error:
-                problems.append(str(root(error)))
+            except Exception as error:
+                cause = root(error)  # an actor's error comes in Ray's wrappers
+                if not isinstance(cause, CheckpointError):
+                    raise
+                problems.append(str(cause))
                 logger.warning("%s; trying the one before", problems[-1])
             else:
                 return True

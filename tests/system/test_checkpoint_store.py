@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import fs
+from ray.exceptions import RayTaskError
 from safetensors.torch import load_file, save_file
 
 from mtrl_ray import checkpoint
@@ -107,7 +108,8 @@ def test_one_that_is_sound_and_cannot_be_used_is_passed_over(store, caplog):
 
     def use(folder: Path, state: dict[str, Any]) -> None:
         if state["iteration"] > 1:
-            raise CheckpointError(f"the optimisers in {folder.name} cannot be read")
+            told = CheckpointError(f"the optimisers in {folder.name} cannot be read")
+            raise RayTaskError("load", "Traceback", told) if state["iteration"] == 3 else told
         used.append(state["iteration"])
 
     assert store.restore(use) and used == [1]
