@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -24,6 +25,8 @@ from mtrl_ray.replay.journal import Journal
 from mtrl_ray.run_folder import prepare, resumed_settings
 from mtrl_ray.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 
 class Saboteur(Silent):
     """Does something to a run while responses are sampled, once in each of the iterations named."""
@@ -37,7 +40,7 @@ class Saboteur(Silent):
 
     def part(self, name: str, doing: str) -> None:
         if name == "rollout" and doing.startswith("holding"):
-            self.learner = pid_of(self._trainer.system.learner._actors[0])  # idle now, soon at work
+            self.learners = [pid_of(actor) for actor in self._trainer.system.learner._actors]  # idle now, soon at work
         if name == "rollout" and "responses" in doing:
             self._plan.pop(self._trainer.system.iteration, lambda _: None)(self._trainer)
 
@@ -71,7 +74,7 @@ def learned(run: Path) -> dict[str, str]:
 
 
 def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one(finished_run, quick, tmp_path):
-    saboteur = Saboteur({0: kill_buffer, 1: lambda of: os.kill(saboteur.learner, signal.SIGKILL)})
+    saboteur = Saboteur({0: kill_buffer, 1: lambda of: os.kill(saboteur.learners[0], signal.SIGKILL)})
     disturbed = run(quick, tmp_path, saboteur)
     said = "\n".join(saboteur.notes)
     assert "made again: replay buffer" in said and "continuing after iteration 1" in said
@@ -82,6 +85,25 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     assert [row["faults/reused"] for row in rows] == [12, 12], "what the journal had was not held again"
     journal, before = Journal(disturbed / "journal"), Journal(finished_run / "journal")
     assert journal.position.rows == 24 and journal.read().sort_by("id").equals(before.read().sort_by("id"))
+
+
+def test_a_run_that_loses_one_of_two_learners_ends_as_the_undisturbed_one(quick, tmp_path):
+    two = ("learner.processes=2", "learner.cpus=0.5")
+    calm = run(quick, tmp_path / "calm", Saboteur({}), *two)
+    saboteur = Saboteur({1: lambda of: os.kill(saboteur.learners[1], signal.SIGKILL)})
+    disturbed = run(quick, tmp_path / "disturbed", saboteur, *two)
+    said = "\n".join(saboteur.notes)
+    assert "made again: learner" in said and "continuing after iteration 1" in said
+    assert metrics(disturbed) == metrics(calm) and learned(disturbed) == learned(calm)
+
+
+def test_a_learner_that_stands_still_is_given_up_at_the_deadline(finished_run, quick, tmp_path):
+    saboteur = Saboteur({1: lambda of: os.kill(saboteur.learners[0], signal.SIGSTOP)})
+    disturbed = run(quick, tmp_path, saboteur, "run.wait_seconds=15")
+    said = [note for note in saboteur.notes if "recovery" in note]
+    assert len(said) == 1 and said[0].startswith("waited 15 s for "), saboteur.notes
+    assert not psutil.pid_exists(saboteur.learners[0]) or psutil.Process(saboteur.learners[0]).status() == "zombie"
+    assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
 
 
 def fill_disk(of: Trainer) -> None:
@@ -132,7 +154,7 @@ def test_a_setup_that_fails_for_good_leaves_nobody_behind(finished_run, tmp_path
 
 def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path):
     def no_learner(of: Trainer) -> None:
-        os.kill(saboteur.learner, signal.SIGKILL)
+        os.kill(saboteur.learners[0], signal.SIGKILL)
         of.recovery._sleep = lambda seconds: None
         of.system._actors._new_learner = lambda: (_ for _ in ()).throw(EngineError("no node has room for a learner"))
 
