@@ -4,8 +4,8 @@
    a worker to the buffer is held again, up to `rollout.retries` times.
 2. A conversation counts once, by identity: the buffer drops a double, and what was held is asked of the buffer.
 3. A conversation that failed in each of its tries is left out, counted by cause, and never enters a batch as a zero. Where
-   more than `rollout.data_errors` of the conversations are left out because of wrong data, the run stops and names the
-   first of them.
+   more than `rollout.data_errors` of the conversations are, nothing is learned from the others (`failures`): wrong data stop
+   the run, users that do not answer are a failure of its machinery.
 4. Metrics are of the conversations themselves, so they are the same whether these were held now or recalled; what the
    machinery did is counted in the family `faults`.
 """
@@ -20,15 +20,10 @@ from mtrl_ray.actors import Actors
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import mean_interval
+from mtrl_ray.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.rollout.loop import Failure
 from mtrl_ray.rollout.worker import Report
 from mtrl_ray.waiting import fetch
-
-INFRASTRUCTURE = EngineError.__name__
-"""Kind of the failures that say nothing about the data."""
-SHOWN = 3
-"""Causes of failures that are shown."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,11 @@ class Collected:
 class _Work:
     reports: list[Report] = field(default_factory=list)
     failures: dict[str, Failure] = field(default_factory=dict)  # conversation: its last
-    causes: Counter[str] = field(default_factory=Counter)
 
     def add(self, report: Report) -> None:
         self.reports.append(report)
         for failure in report.failures:
             self.failures[failure.id] = failure
-            self.causes[f"{failure.kind}: {failure.message}"[:300]] += 1
 
 
 class Collector:
@@ -65,14 +58,16 @@ class Collector:
         self._work = _Work()
 
     def collect(self, leases: list[Lease]) -> Collected:
-        """Hold what is missing. Raises EngineError, or DataError for conversations that the buffer refuses."""
+        """Hold what is missing. Raises EngineError or DataError: rule 3, or conversations that the buffer refuses."""
         started = time.perf_counter()
         self._actors.buffer.recall.remote(self._iteration)
         known = self._held()
         self._hold(leases, known)
         held = self._held()
         missing = [lease.id for lease in leases if lease.id not in held]
-        self._stop_at_wrong_data(missing, len(leases))
+        left_out = [self._work.failures[name] for name in missing if name in self._work.failures]
+        allowed, tries = self._rollout.data_errors, self._rollout.retries + 1
+        stop_at_too_many(left_out, len(leases), allowed, "conversations", tries)
         outcomes = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
         metrics = self._metrics(outcomes, time.perf_counter() - started)
         metrics |= {"collect/failures": float(len(missing)), "faults/reused": float(len(known))}
@@ -80,7 +75,7 @@ class Collector:
 
     def causes(self) -> str:
         """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
-        return "; ".join(f"{count} x {cause}" for cause, count in self._work.causes.most_common(SHOWN))
+        return causes(failure for report in self._work.reports for failure in report.failures)
 
     def _hold(self, leases: list[Lease], known: set[str]) -> None:
         for _ in range(self._rollout.retries + 1):
@@ -108,19 +103,6 @@ class Collector:
 
     def _ask(self, references: Any) -> Any:
         return fetch(references, "the replay buffer to take and count conversations", self._seconds)
-
-    def _stop_at_wrong_data(self, missing: list[str], wanted: int) -> None:
-        wrong = [
-            self._work.failures[name]
-            for name in missing
-            if name in self._work.failures and self._work.failures[name].kind != INFRASTRUCTURE
-        ]
-        if len(wrong) > self._rollout.data_errors * wanted:
-            first = wrong[0]
-            raise DataError(
-                f"{len(wrong)} of {wanted} conversations failed {self._rollout.retries + 1} times each because of wrong "
-                f"data; the first, {first.id}: {first.kind}: {first.message}"
-            )
 
     def _metrics(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
         tokens = sum(report.agent_tokens for report in self._work.reports)

@@ -1,7 +1,8 @@
 """Pairs of conversations and who is preferred, made beside the learner.
 
 1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
-   failed is left out; so is a pair that could not be compared, counted with its cause. Neither becomes a ½.
+   failed is left out; so is a pair that could not be compared, counted with its cause. Neither becomes a ½. Where too many
+   could not be, `compare` raises (`failures`).
 2. `compared` gives the pairs' table, both members of a pair next to each other, and one number for each conversation:
    the probability that it is preferred to its partner. The two numbers of a pair sum to 1.
 3. `PreferenceSettings` says who compares.
@@ -9,7 +10,6 @@
    pair alone.
 """
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -21,12 +21,11 @@ from envs.llm import LLMSettings
 from envs.pair_judge import CRITERION, LLMPairJudge
 from envs.preferences import Noise, Prefer, probability, require_oracle
 from envs.registry import make
-from mtrl_ray.config import EnvironmentSettings, Section
+from mtrl_ray.config import EnvironmentSettings, RolloutSettings, Section
 from mtrl_ray.conversation import Conversation, from_table
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.small_tasks import small_task
-
-logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float]
 
@@ -75,18 +74,17 @@ def _first_members(pairs: pa.Table, preferred: np.ndarray) -> tuple[pa.Table, np
     return pairs.take(pa.array(range(0, pairs.num_rows, 2))), preferred[::2]
 
 
-@small_task(num_returns=3)
+@small_task(num_returns=4)
 def compared(
     pairs: pa.Table,
     settings: PreferenceSettings,
     environment: EnvironmentSettings,
     seed: int,
-    threads: int,
-    retries: int,
-) -> tuple[pa.Table, np.ndarray, Numbers]:
+    rollout: RolloutSettings,
+) -> tuple[pa.Table, np.ndarray, Numbers, str]:
     """`compare` as a task; `seed` of what is flipped."""
     noise = Noise(settings.flip, "flipped", seed)
-    return compare(pairs, settings.judge(environment), noise, threads, retries)
+    return compare(pairs, settings.judge(environment), noise, rollout)
 
 
 def pairs_of(conversations: pa.Table) -> pa.Table:
@@ -111,53 +109,47 @@ def pairs_of(conversations: pa.Table) -> pa.Table:
 
 
 def compare(
-    pairs: pa.Table, prefer: Prefer, noise: Noise, threads: int, retries: int
-) -> tuple[pa.Table, np.ndarray, Numbers]:
-    """The pairs that could be compared, float32 [conversations] probabilities to be preferred, and numbers.
+    pairs: pa.Table, prefer: Prefer, noise: Noise, rollout: RolloutSettings
+) -> tuple[pa.Table, np.ndarray, Numbers, str]:
+    """The pairs that could be compared, float32 [conversations] probabilities to be preferred, numbers, causes of failures.
 
-    pairs: as `pairs_of` gives them; retries: how often a judge that failed is asked again. Numbers: `compared`,
-    `failed`, `flipped` (pairs), `decided` (mean |P - ½| of the pairs, times 2). Raises DataError where none could be.
+    pairs: as `pairs_of` gives them. Of rollout: `user_threads`, `retries` (how often a judge that failed is asked again),
+    `data_errors`. Numbers: `compared`, `failed`, `flipped` (pairs), `decided` (mean |P - ½| of the pairs, times 2). Raises
+    DataError or EngineError where too many could not be compared.
     """
     talks = from_table(pairs)
     both = list(zip(talks[::2], talks[1::2], strict=True))
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="judge") as pool:
-        answers = list(pool.map(lambda pair: _ask(prefer, pair[0], pair[1], retries), both))
-    causes = [answer for answer in answers if isinstance(answer, Exception)]
-    if len(causes) == len(answers):
-        raise DataError(f"none of {len(causes)} pairs could be compared; the last cause: {causes[-1]}")
-    if causes:
-        logger.warning("%d of %d pairs could not be compared: %s", len(causes), len(answers), causes[-1])
-    told = [(pair, answer) for pair, answer in zip(both, answers, strict=True) if not isinstance(answer, Exception)]
+    with ThreadPoolExecutor(max_workers=rollout.user_threads, thread_name_prefix="judge") as pool:
+        answers = list(pool.map(lambda pair: _ask(prefer, pair[0], pair[1], rollout.retries), both))
+    failed = [answer for answer in answers if isinstance(answer, Failure)]
+    stop_at_too_many(failed, len(both), rollout.data_errors, "comparisons of conversations", rollout.retries + 1)
+    told = [(pair, answer) for pair, answer in zip(both, answers, strict=True) if not isinstance(answer, Failure)]
     margins = [answer - 0.5 for _, answer in told]
     noisy = [
         noise.apply(margin, first.id, second.id) for margin, ((first, second), _) in zip(margins, told, strict=True)
     ]
     found = np.array([[probability(margin), probability(-margin)] for margin in noisy], dtype=np.float32).ravel()
-    kept = np.repeat([not isinstance(answer, Exception) for answer in answers], 2)
-    return (
-        pairs.filter(pa.array(kept)),
-        found,
-        {
-            "compared": float(len(told)),
-            "failed": float(len(causes)),
-            "flipped": float(sum(clean * spoilt < 0 for clean, spoilt in zip(margins, noisy, strict=True))),
-            "decided": float(np.mean(np.abs(noisy)) * 2),
-        },
-    )
+    kept = np.repeat([not isinstance(answer, Failure) for answer in answers], 2)
+    numbers = {
+        "compared": float(len(told)),
+        "failed": float(len(failed)),
+        "flipped": float(sum(clean * spoilt < 0 for clean, spoilt in zip(margins, noisy, strict=True))),
+        "decided": float(np.mean(np.abs(noisy)) * 2),
+    }
+    return pairs.filter(pa.array(kept)), found, numbers, causes(failed)
 
 
-def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | DataError | EngineError:
+def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | Failure:
     """P(first ≻ second), or why there is none after `retries` more tries."""
-    failure: DataError | EngineError = DataError("the judge was never asked")
+    pair = f"{first.id} and {second.id}"
+    failure = Failure.of(pair, DataError("the judge was never asked"))
     for _ in range(retries + 1):
         try:
             answer = prefer(first, second)
         except (DataError, EngineError) as error:
-            failure = error
+            failure = Failure.of(pair, error)
             continue
         if 0.0 <= answer <= 1.0:
             return answer
-        failure = DataError(
-            f"the preference between {first.id!r} and {second.id!r} is {answer}; it has to lie in [0, 1]"
-        )
+        failure = Failure.of(pair, DataError(f"the preference is {answer}; it has to lie in [0, 1]"))
     return failure

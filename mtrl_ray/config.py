@@ -154,8 +154,9 @@ class RolloutSettings(Section):
     retries: int = Field(3, ge=0)
     """How often a failed lease is tried again before it is dropped and counted."""
     data_errors: float = Field(0.5, ge=0, le=1)
-    """Share of an iteration's conversations that may be dropped for wrong data (an environment that raises, or answers
-    nonsense) before the run stops and names one."""
+    """Share of an iteration's conversations, and of what a judge is asked about them, that may be dropped. Beyond it wrong data
+    (an environment that raises, or answers nonsense) stop the run, which names the first; an endpoint that does not answer is
+    a failure of the machinery."""
     temperature: float = Field(1.0, ge=0)
     reference: bool = False
     """Whether workers hold the initial policy beside the policy, for conversations of the two's mixture (MTPO-τ)."""

@@ -2,10 +2,10 @@
 
 1. Runs as a Ray task beside the learner; conversations are judged side by side, on threads where the judge is an LLM.
 2. A conversation that cannot be judged is left out and counted with its cause: it never enters a batch with weights
-   that nobody gave. Groups may be of any size, so what is left stays unbiased.
+   that nobody gave. Groups may be of any size, so what is left stays unbiased. Where too many are, the judge raises
+   (`failures`).
 """
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -15,12 +15,11 @@ from pydantic import model_validator
 
 from envs.judge import LLMJudge, recorded_weights
 from envs.llm import LLMSettings
-from mtrl_ray.config import Section
+from mtrl_ray.config import RolloutSettings, Section
 from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.small_tasks import small_task
-
-logger = logging.getLogger(__name__)
 
 Weigh = Callable[[Conversation, int], list[float]]
 
@@ -51,39 +50,36 @@ class JudgeSettings(Section):
             raise ValueError(str(error)) from None
 
 
-@small_task(num_returns=2)
+@small_task(num_returns=3)
 def judged(
-    conversations: pa.Table, settings: JudgeSettings, threads: int, retries: int
-) -> tuple[pa.Table, dict[str, float]]:
+    conversations: pa.Table, settings: JudgeSettings, rollout: RolloutSettings
+) -> tuple[pa.Table, dict[str, float], str]:
     """`judge` as a task."""
-    return judge(conversations, settings.weigh(), threads, retries)
+    return judge(conversations, settings.weigh(), rollout)
 
 
-def judge(conversations: pa.Table, weigh: Weigh, threads: int, retries: int) -> tuple[pa.Table, dict[str, float]]:
-    """The conversations that could be judged, with the column `turn_weights`, and how many were `judged`, `unjudged`.
+def judge(conversations: pa.Table, weigh: Weigh, rollout: RolloutSettings) -> tuple[pa.Table, dict[str, float], str]:
+    """The conversations that could be judged, with the column `turn_weights`; how many were `judged`, `unjudged`; why.
 
-    Raises DataError where none could be, with the last cause.
+    Of rollout: `user_threads`, `retries`, `data_errors`. Raises DataError or EngineError where too many could not be.
     """
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="judge") as pool:
-        answers = list(pool.map(lambda one: _weigh(weigh, one, retries), from_table(conversations)))
-    causes = [answer for answer in answers if isinstance(answer, Exception)]
-    if causes and len(causes) == len(answers):
-        raise DataError(f"none of {len(causes)} conversations could be judged; the last cause: {causes[-1]}")
-    if causes:
-        logger.warning("%d of %d conversations could not be judged: %s", len(causes), len(answers), causes[-1])
-    kept = [not isinstance(answer, Exception) for answer in answers]
-    weights = [answer for answer in answers if not isinstance(answer, Exception)]
-    table = conversations.filter(pa.array(kept, pa.bool_()))
+    talks = from_table(conversations)
+    with ThreadPoolExecutor(max_workers=rollout.user_threads, thread_name_prefix="judge") as pool:
+        answers = list(pool.map(lambda one: _weigh(weigh, one, rollout.retries), talks))
+    failed = [answer for answer in answers if isinstance(answer, Failure)]
+    stop_at_too_many(failed, len(talks), rollout.data_errors, "judgements of turns", rollout.retries + 1)
+    weights = [answer for answer in answers if not isinstance(answer, Failure)]
+    table = conversations.filter(pa.array([not isinstance(answer, Failure) for answer in answers], pa.bool_()))
     table = table.append_column(TURN_WEIGHTS, pa.array(weights, pa.list_(pa.float32())))
-    return table, {"judged": float(len(weights)), "unjudged": float(len(causes))}
+    return table, {"judged": float(len(weights)), "unjudged": float(len(failed))}, causes(failed)
 
 
-def _weigh(weigh: Weigh, conversation: Conversation, retries: int) -> list[float] | DataError | EngineError:
+def _weigh(weigh: Weigh, conversation: Conversation, retries: int) -> list[float] | Failure:
     """Weights, or why there are none after `retries` more tries, each with a seed of its own."""
-    failure: DataError | EngineError = DataError("the judge was never asked")
+    failure = Failure.of(conversation.id, DataError("the judge was never asked"))
     for trial in range(retries + 1):
         try:
             return weigh(conversation, conversation.seed + trial)
         except (DataError, EngineError) as error:
-            failure = error
+            failure = Failure.of(conversation.id, error)
     return failure

@@ -95,6 +95,7 @@ class System:
             self.scaling = Scaling(folder, lambda: self.fleet, workers, settings.replay.max_staleness)
         self._metrics: dict[str, float] = {}
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
+        self._causes: list[tuple[str, Any]] = []  # whose failures, and ref of their causes in a sentence
 
     def start(self) -> list[dict[str, Any]]:
         """Wait for the workers, for which a version of the weights has been published; what each of them says of itself."""
@@ -105,7 +106,7 @@ class System:
 
     def mend(self) -> list[str]:
         """Make again the actors that were lost; their names. Nothing is in flight or promised afterwards (see `actors`)."""
-        self._metrics, self._promised = {}, []
+        self._metrics, self._promised, self._causes = {}, [], []
         return self._actors.mend()
 
     def renew_learner(self) -> None:
@@ -203,9 +204,9 @@ class System:
     def judge(self, conversations: Any, settings: JudgeSettings) -> Any:
         """The ref of those of the conversations that the judge could judge, with its weights of their turns."""
         self.view.part("rollout", f"judging turns ({settings.source})")
-        rollout = self.settings.rollout
-        table, numbers = judged.remote(conversations, settings, rollout.user_threads, rollout.retries)
+        table, numbers, causes = judged.remote(conversations, settings, self.settings.rollout)
         self._promised.append(("judge", numbers))
+        self._causes.append(("judging turns", causes))
         return table
 
     def fit_prm(self, conversations: Any, specification: PRMFit) -> None:
@@ -244,11 +245,12 @@ class System:
     def compare(self, pairs: Any, settings: PreferenceSettings) -> tuple[Any, Any]:
         """Refs of the pairs that could be compared, and of each conversation's probability to be preferred."""
         self.view.part("rollout", f"comparing conversations ({settings.source})")
-        rollout, seed = self.settings.rollout, derive_seed(self.settings.run.seed, "flip")
-        table, found, numbers = compared.remote(
-            pairs, settings, self.settings.environment, seed, rollout.user_threads, rollout.retries
+        seed = derive_seed(self.settings.run.seed, "flip")
+        table, found, numbers, causes = compared.remote(
+            pairs, settings, self.settings.environment, seed, self.settings.rollout
         )
         self._promised.append(("preferences", numbers))
+        self._causes.append(("comparing conversations", causes))
         return table, found
 
     def adopt(self, model: PairModel, folder: str) -> None:
@@ -303,10 +305,13 @@ class System:
 
     def take_metrics(self) -> dict[str, float]:
         """Wait for what the actors still do; the numbers since it was asked last."""
-        metrics, promised = self._metrics, self._promised
-        self._metrics, self._promised = {}, []
+        metrics, promised, failed = self._metrics, self._promised, self._causes
+        self._metrics, self._promised, self._causes = {}, [], []
         for prefix, reference in promised:
             metrics |= _numbers(prefix, self.fetch(reference, f"the numbers of {prefix}"))
+        for work, reference in failed:
+            if causes := self.fetch(reference, f"what failed in {work}"):
+                self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
         metrics |= _numbers("replay", self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics"))
         metrics |= {
             "faults/dropped": float(self.fleet.statistics.dropped),

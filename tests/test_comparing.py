@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from envs.preferences import Noise
 from mtrl_ray.comparing import PreferenceSettings, compare, pairs_of
-from mtrl_ray.config import EnvironmentSettings
+from mtrl_ray.config import EnvironmentSettings, RolloutSettings
 from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 
 QUIET = Noise()
+ONCE = RolloutSettings(user_threads=1, retries=0, data_errors=0.7)
 
 
 def talk(context: int, sample: int, score: float = 0.5, iteration: int = 0) -> Conversation:
@@ -55,10 +56,11 @@ def test_pairing_does_not_depend_on_the_order_of_what_is_there(present, random):
 
 def test_each_gets_its_probability_to_be_preferred():
     table = to_table([talk(0, 0, 0.9), talk(0, 1, 0.4), talk(1, 0, 0.2), talk(1, 1, 0.6)])
-    kept, found, numbers = compare(table, by_score, QUIET, threads=2, retries=0)
+    kept, found, numbers, causes = compare(table, by_score, QUIET, RolloutSettings())
     np.testing.assert_allclose(found, [0.75, 0.25, 0.3, 0.7], rtol=1e-6)
     assert found.dtype == np.float32 and ids(kept) == ids(table)
     assert numbers == {"compared": 2.0, "failed": 0.0, "flipped": 0.0, "decided": pytest.approx(0.45)}
+    assert not causes
 
 
 def test_a_pair_that_cannot_be_compared_is_left_out_and_counted():
@@ -71,22 +73,25 @@ def test_a_pair_that_cannot_be_compared_is_left_out_and_counted():
         return 1.5 if first.context_id == "x2" else 1.0
 
     table = to_table([talk(context, sample) for context in range(3) for sample in range(2)])
-    kept, found, numbers = compare(table, prefer, QUIET, threads=1, retries=2)
+    kept, found, numbers, causes = compare(table, prefer, QUIET, ONCE.model_copy(update={"retries": 2}))
     assert ids(kept) == ["0-0-0", "0-0-1"] and found.tolist() == [1.0, 0.0]
     assert numbers["failed"] == 2.0 and asked.count("0-1-0") == 3
-    with pytest.raises(DataError, match=r"none of 1 pairs could be compared; the last cause: .* is 1.5"):
-        compare(table.slice(4), prefer, QUIET, threads=1, retries=0)
+    assert "1 x EngineError: the judge is asleep" in causes and "1 x DataError: the preference is 1.5" in causes
+    with pytest.raises(DataError, match=r"1 of 1 comparisons .* the first, 0-2-0 and 0-2-1: DataError: .* is 1.5"):
+        compare(table.slice(4), prefer, QUIET, ONCE)
+    with pytest.raises(EngineError, match=r"2 of 3 comparisons .*, 1 because of the infrastructure; .* is asleep"):
+        compare(table, prefer, QUIET, ONCE.model_copy(update={"data_errors": 0.5}))
 
 
 def test_a_share_of_the_pairs_is_turned_round_whatever_the_order():
     table = to_table([talk(context, sample, 0.9 - 0.8 * sample) for context in range(400) for sample in range(2)])
-    _, found, numbers = compare(table, by_score, Noise(0.3, "flipped", seed=1), threads=1, retries=0)
+    _, found, numbers, _ = compare(table, by_score, Noise(0.3, "flipped", seed=1), ONCE)
     turned = found[::2] < 0.5
     np.testing.assert_array_equal(found[::2] + found[1::2], 1.0)
     assert numbers["flipped"] == turned.sum() and 90 < turned.sum() < 150
-    _, again, _ = compare(table.slice(200, 100), by_score, Noise(0.3, "flipped", seed=1), threads=1, retries=0)
+    _, again, *_ = compare(table.slice(200, 100), by_score, Noise(0.3, "flipped", seed=1), ONCE)
     assert again.tolist() == found[200:300].tolist()
-    _, other, _ = compare(table, by_score, Noise(0.3, "flipped", seed=2), threads=1, retries=0)
+    _, other, *_ = compare(table, by_score, Noise(0.3, "flipped", seed=2), ONCE)
     assert (other != found).any()
 
 

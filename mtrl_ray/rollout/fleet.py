@@ -27,9 +27,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.failures import Failure
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.rollout.loop import Failure
 from mtrl_ray.rollout.members import PROBE_SECONDS, Members, Phase, sentence
 from mtrl_ray.rollout.worker import Report, RolloutWorker
 from mtrl_ray.waiting import fetch

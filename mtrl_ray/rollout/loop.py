@@ -21,6 +21,7 @@ from typing import Any
 from envs.base import Environment, Reply
 from mtrl_ray.conversation import Conversation
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.failures import Failure
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
 from mtrl_ray.rollout.engine import Engine, Generation, Request
 from mtrl_ray.rollout.lease import Lease
@@ -33,15 +34,6 @@ IDLE_SECONDS = 0.05
 
 LOAD_SECONDS = 600.0
 """Longest wait for something that is done between two steps."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A piece of work that did not succeed: its identity, the error's class name, its sentence."""
-
-    id: str
-    kind: str
-    message: str
 
 
 @dataclass
@@ -281,7 +273,6 @@ class _recorded:
             return False
         if not isinstance(error, DataError | EngineError):
             logger.exception("conversation %s: its environment raised", self._identity)
-        name = type(error).__name__
-        self._job.failures.append(Failure(self._identity, name, str(error) or name))
+        self._job.failures.append(Failure.of(self._identity, error))
         self._job._check()
         return True

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mtrl_ray.conversation import Conversation, to_table, validate
 from mtrl_ray.errors import DataError
-from mtrl_ray.rollout.loop import Failure
+from mtrl_ray.failures import Failure
 
 
 def sift(conversations: Sequence[Conversation]) -> tuple[pa.Table, list[Conversation], list[Failure]]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from envs.judge import LLMJudge, parse_weights, recorded_weights, transcript
 from envs.llm import LLMSettings
+from mtrl_ray.config import RolloutSettings
 from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.judging import JudgeSettings, judge
@@ -63,19 +64,30 @@ def test_conversations_that_cannot_be_judged_are_left_out_and_counted(endpoint: 
 
     endpoint.answer = answer
     talks = [talk("a", {}), talk("b", {}, turns=4), talk("c", {})]
-    table, numbers = judge(to_table(talks), LLMJudge(settings_for(endpoint)).weights, threads=2, retries=1)
+    llm, twice, once = LLMJudge(settings_for(endpoint)).weights, RolloutSettings(retries=1), RolloutSettings(retries=0)
+    table, numbers, causes = judge(to_table(talks), llm, twice)
     assert [one.id for one in from_table(table)] == ["a", "c"] and numbers == {"judged": 2, "unjudged": 1}
+    assert causes.startswith("1 x DataError: the LLM judge's answer has no 4 numbers")
     assert table[TURN_WEIGHTS].to_pylist() == [pytest.approx([0.25, 0.75, 0.0])] * 2
     seeds = [request["seed"] for request in endpoint.requests if "about 3" in request["messages"][1]["content"]]
     assert len(seeds) == 2 and seeds[0] != seeds[1], "every try has a seed of its own"
-    with pytest.raises(DataError, match="none of 1 conversations could be judged; the last cause: the LLM judge's"):
-        judge(to_table(talks[1:2]), LLMJudge(settings_for(endpoint)).weights, threads=1, retries=0)
+    wrong = r"1 of 3 judgements of turns failed 1 times each because of wrong data; the first, b: DataError: the LLM judge's"
+    with pytest.raises(DataError, match=wrong):
+        judge(to_table(talks), llm, RolloutSettings(retries=0, data_errors=0.3))
+    with pytest.raises(DataError, match="1 of 1 judgements of turns failed"):
+        judge(to_table(talks[1:2]), llm, RolloutSettings(retries=0, data_errors=1))
+    endpoint.answer = lambda body: (503, {}) if "about 2" in body["messages"][1]["content"] else (200, "WEIGHTS: 1, 3")
+    away = (
+        "2 of 3 judgements .*, 2 because of the infrastructure; the first of these, .: EngineError: .* HTTP status 503"
+    )
+    with pytest.raises(EngineError, match=away):
+        judge(to_table([talk("d", {}, turns=2), *talks[:2]]), llm, once)
 
 
 def test_no_conversations_are_judged_to_none():
-    table, numbers = judge(to_table([]), recorded_weights, threads=1, retries=0)
+    table, numbers, causes = judge(to_table([]), recorded_weights, RolloutSettings())
     assert table.num_rows == 0 and table.schema.field(TURN_WEIGHTS).type == pa.list_(pa.float32())
-    assert numbers == {"judged": 0, "unjudged": 0}
+    assert numbers == {"judged": 0, "unjudged": 0} and not causes
 
 
 def test_settings_that_cannot_work():

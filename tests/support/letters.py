@@ -6,7 +6,8 @@ names what goes wrong, once in all processes together where `marker` (a file) do
 - `engine`: the sampler of the process raises at its next step, as if it had run out of memory;
 - `hang`: a user never answers;
 - `data`: the user of every third training context raises DataError, always (no marker);
-- `some`: about every third user does, whatever its context (no marker).
+- `some`: about every third user does, whatever its context (no marker);
+- `away`: all but about every third user raise EngineError until the marker exists.
 
 The user's record of which turn mattered is what each response earned.
 """
@@ -19,7 +20,7 @@ from typing import ClassVar
 
 from envs.base import Context, Environment, Outcome, Reply, User
 from mtrl_ray.conversation import Role, StopReason
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import DataError, EngineError
 
 ENOUGH = 4
 """Letters in one response that count in full."""
@@ -43,6 +44,9 @@ class Letters(Environment):
             return _Misinformed(seed)
         if self._trouble == "some" and context.split == "train" and random.Random(f"some/{seed}").random() < 1 / 3:
             return _Misinformed(seed)
+        if self._trouble == "away":
+            away = context.split == "train" and random.Random(f"away/{seed}").random() > 1 / 3
+            return _Away(seed) if away and not Path(self._marker).exists() else _Reader(seed)
         return _Troubled(seed, self._trouble, Path(self._marker)) if self._marker else _Reader(seed)
 
     def agent(self, name: str, seed: int) -> "_Writer":
@@ -95,6 +99,11 @@ class _Troubled(_Reader):
 class _Misinformed(_Reader):
     def reply(self, response: str) -> Reply:
         raise DataError("the reader's file is torn")
+
+
+class _Away(_Reader):
+    def reply(self, response: str) -> Reply:
+        raise EngineError("the reader does not answer")
 
 
 def _break_engine() -> None:

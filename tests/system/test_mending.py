@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -161,6 +162,26 @@ def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path)
     saboteur = Saboteur({0: no_learner})
     with pytest.raises(EngineError, match="no node has room for a learner; given up after 2 recoveries in a row"):
         run(quick, tmp_path, saboteur, "run.recoveries=2")
+
+
+def test_users_that_do_not_answer_stop_a_run_until_they_do(quick, tmp_path):
+    marker = tmp_path / "answering"
+
+    class Waiting(Saboteur):
+        def note(self, text: str) -> None:
+            super().note(text)
+            if "recovery 2 of" in text:
+                marker.touch()
+
+    saboteur = Waiting({})
+    away = f"environment.options={{trouble: away, marker: {marker}}}"
+    mended = run(quick, tmp_path, saboteur, away, "rollout.retries=0")
+    said = [note for note in saboteur.notes if "recovery" in note]
+    assert len(said) == 2 and "recovery 2 of at most 5 in a row, in 1 s" in said[1]
+    named = r"\d+ of 12 conversations .* because of the infrastructure; .* train-\S+: EngineError: the reader does not answer"
+    assert all(re.search(named, note) for note in said), said
+    journal, rows = Journal(mended / "journal"), read_metrics(mended)
+    assert journal.position.rows == 24 and rows[0]["faults/reused"] > 0 and rows[0]["collect/conversations"] == 12
 
 
 def test_data_that_is_wrong_too_often_stops_the_run_with_the_conversation(quick, tmp_path):

@@ -14,8 +14,10 @@ from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.config import Settings, load
 from mtrl_ray.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run_folder import prepare
 from mtrl_ray.tabular.updates import learning_rate
+from tests.support.endpoint import Endpoint
 
 TREE: dict[str, Any] = {
     "name": "mtpo",
@@ -104,6 +106,39 @@ def test_pairs_that_lost_a_member_take_no_part(stepping):
         assert p == pytest.approx(prefer(first, second)) and q == pytest.approx(prefer(second, first))
     system.take_metrics()
     system.iteration += 1
+
+
+class Told(Silent):
+    """Remembers notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_an_llm_compares_and_what_it_could_not_is_told(stepping, monkeypatch):
+    first: dict[str, str] = {}
+
+    def answer(body: dict[str, Any]) -> tuple[int, str]:
+        pair = "".join(sorted(body["messages"][1]["content"]))  # in either order
+        return 200, "I cannot say." if first.setdefault("pair", pair) == pair else "PREFERENCE: 6"
+
+    endpoint, told = Endpoint(), Told()
+    endpoint.answer = answer
+    llm = {"base_url": endpoint.url, "model": "judge", "retries": 0}
+    stepping.algorithm = make_algorithm(TREE | {"preferences": {"source": "llm", "llm": llm}})
+    monkeypatch.setattr(stepping.system, "view", told)
+    iteration = stepping.system.iteration + 1
+    try:
+        metrics = stepping.step()
+    finally:
+        endpoint.close()
+    assert metrics["preferences/failed"] >= 1 and metrics["preferences/compared"] >= 1
+    failed = int(metrics["preferences/failed"])
+    said = f"failures in iteration {iteration}, comparing conversations: {failed} x DataError: the LLM judge gave 3 answers"
+    assert any(note.startswith(said) for note in told.notes), told.notes
 
 
 def test_the_critic_goes_first(stepping):
