@@ -10,6 +10,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -271,11 +272,11 @@ def validate(tree: dict[str, Any], source: str) -> Settings:
     from envs.registry import make
     from mtrl_ray.algorithms.registry import make_algorithm
 
+    refuse_secrets(tree)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {_sentence(error, Settings)}") from None
-    refuse_secrets(tree)
     algorithm = make_algorithm(settings.algorithm)
     make(settings.environment.name, **settings.environment.options)
     algorithm.check(settings)
@@ -312,28 +313,46 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"recipe {recipe!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"recipe {recipe!r} is not YAML{place_of(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"recipe {recipe!r} holds {type(tree).__name__}; it has to hold sections such as run:")
     return tree
 
 
+def place_of(error: yaml.YAMLError) -> str:
+    """Where and why a text is not YAML, as the end of a sentence that repeats nothing of it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    return f": line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+
+
 def apply(tree: dict[str, Any], override: str) -> None:
-    """Put an override `key.path=value` into a plain tree. Raises ConfigurationError."""
+    """Put an override `key.path=value` into a plain tree. Raises ConfigurationError, which repeats no value."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigurationError(f"{override!r} is not an override; write key.path=value, for example run.seed=1")
+        raise ConfigurationError(f"{_key(override)!r} is not an override; write key.path=value, for example run.seed=1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigurationError(f"{override!r}: the value {text!r} is not YAML; quote it") from None
+        raise ConfigurationError(f"{_key(path)}: the value is not YAML; quote it") from None
+    alone = value
+    for key in reversed(keys):
+        alone = {key: alone}
+    refuse_secrets(alone)  # a later override may hide it from the tree, but not from the command
     node = tree
     for key in keys[:-1]:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            raise ConfigurationError(f"{override!r}: {key!r} is a value, not a section")
+            raise ConfigurationError(f"{_key(path)}: {key!r} is a value, not a section")
     node[keys[-1]] = value
+
+
+def _key(override: str) -> str:
+    """As much of an override as is certainly a key."""
+    found = re.match(r"[a-z_.]*", override)
+    key = found[0] if found else ""
+    return key if key == override else f"{key}…"
 
 
 def _sentence(error: ValidationError, section: type[BaseModel]) -> str:

@@ -74,6 +74,7 @@ def _oracle(names: list[str], options: str) -> Any:
     """The oracle of the log's only environment. Raises ConfigurationError."""
     from envs.preferences import require_oracle
     from envs.registry import make
+    from mtrl_ray.config import place_of
 
     if len(names) != 1:
         raise ConfigurationError(
@@ -82,7 +83,7 @@ def _oracle(names: list[str], options: str) -> Any:
     try:
         given = yaml.safe_load(options)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"--options {options!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"--options is not YAML{place_of(error)}") from None
     if not isinstance(given, dict):
         raise ConfigurationError(
             f"--options is {options!r}; it has to be a mapping such as '{{preference_noise: 0.1}}'"

@@ -50,6 +50,7 @@ def train(
     command: Annotated[str | None, typer.Option(hidden=True, help="The command that a job stands for.")] = None,
 ) -> None:
     """Train a policy: evaluate, iterate, evaluate again, write the report."""
+    from mtrl_ray.checkpoint_store import store_of
     from mtrl_ray.config import load
     from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
     from mtrl_ray.run_lock import driven
@@ -66,11 +67,13 @@ def train(
             "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
         )
     with driven(settings.run_folder):
+        done = 0
         if resume is not None:
+            done = max(store_of(settings).numbers(), default=0)  # a place that cannot be opened does not become the run's
             write_settings(settings)
         else:
             prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
-        summary = _run(settings, resume is not None, address)
+        summary = _run(settings, resume is not None, done, address)
     _show(settings.run_folder, summary)
     write_json(json_path, summary)
 
@@ -108,14 +111,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _run(settings: Any, resume: bool, address: str | None) -> dict[str, Any]:
+def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[str, Any]:
     from cluster.session import connected
-    from mtrl_ray.checkpoint_store import store_of
     from mtrl_ray.monitoring.live import LiveView
     from mtrl_ray.trainer import run
 
     about, folder = settings.run, settings.run_folder
-    done = max(store_of(settings).numbers(), default=0) if resume else 0
     shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes, table=settings.monitoring.live)
     try:
         with connected(settings, address) as connection, shown as view:
