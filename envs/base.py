@@ -89,6 +89,10 @@ class Environment(ABC):
     """Agent turns after which a conversation ends with `StopReason.TURN_LIMIT`."""
     warm_start: ClassVar[dict[str, float]]
     """Shares of the scripted agents in the conversations a tiny model is first trained on; they sum to 1."""
+    criterion: ClassVar[str] = (
+        "The better conversation is the one in which the assistant did more for what the user wants."
+    )
+    """What an LLM that compares two conversations is told makes one better (`envs.pair_judge`)."""
 
     @abstractmethod
     def context(self, split: str, index: int) -> Context:

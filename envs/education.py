@@ -45,6 +45,11 @@ class Education(Environment):
     name: ClassVar[str] = "education"
     max_turns: ClassVar[int] = 15
     warm_start: ClassVar[dict[str, float]] = {"expert": 0.45, "greedy": 0.35, "random": 0.2}
+    criterion: ClassVar[str] = (
+        "The assistant is a teacher. The better lesson is presented clearly and with enthusiasm, asks the student questions "
+        "and takes up the answers, comforts a student who needs it, challenges one who can take it, and finds out and meets "
+        "the way in which the student likes to learn."
+    )
 
     def __init__(
         self,

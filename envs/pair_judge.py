@@ -20,20 +20,13 @@ INSTRUCTION = (
     "to 10 (A is far better)."
 )
 
-CRITERION = "The better conversation is the one in which the assistant did more for what the user wants."
-EDUCATION_CRITERION = (
-    "The assistant is a teacher. The better lesson is presented clearly and with enthusiasm, asks the student questions and "
-    "takes up the answers, comforts a student who needs it, challenges one who can take it, and finds out and meets the way "
-    "in which the student likes to learn."
-)
-
 _PREFERENCE = re.compile(r"PREFERENCE\s*:\s*(\d{1,3}(?:\.\d{1,6})?)(?![\d.]*\d)", re.IGNORECASE)
 
 
 class LLMPairJudge:
     """See the module's docstring. `criterion`: what makes a conversation better, in one or two sentences."""
 
-    def __init__(self, settings: LLMSettings, criterion: str = CRITERION, tries: int = 3, seed: int = 0) -> None:
+    def __init__(self, settings: LLMSettings, criterion: str, tries: int = 3, seed: int = 0) -> None:
         if not criterion.strip() or tries < 1:
             raise ConfigurationError(
                 f"pair judge: criterion is {criterion!r} and tries {tries}; it needs a criterion and at least one try"

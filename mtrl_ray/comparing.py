@@ -18,9 +18,9 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from envs.llm import LLMSettings
-from envs.pair_judge import CRITERION, LLMPairJudge
+from envs.pair_judge import LLMPairJudge
 from envs.preferences import Noise, Prefer, probability, require_oracle
-from envs.registry import make
+from envs.registry import environment_class, make
 from mtrl_ray.config import EnvironmentSettings, RolloutSettings, Section
 from mtrl_ray.conversation import Conversation, from_table
 from mtrl_ray.errors import DataError, EngineError
@@ -37,8 +37,8 @@ class PreferenceSettings(Section):
     """`oracle`: the environment's own; `llm`: an LLM reads both, in either order."""
     llm: dict[str, Any] | None = None
     """Of the source `llm`: base_url, model, and the other keys of an LLM user's settings."""
-    criterion: str = CRITERION
-    """Of the source `llm`: what makes a conversation better."""
+    criterion: str | None = None
+    """Of the source `llm`: what makes a conversation better; None: the environment's own (`Environment.criterion`)."""
     flip: float = Field(0.0, ge=0, le=0.5)
     """Share of the pairs whose preference is turned round."""
 
@@ -52,7 +52,9 @@ class PreferenceSettings(Section):
     def judge(self, environment: EnvironmentSettings) -> Prefer:
         """Who is asked. Raises ConfigurationError where the environment has no oracle, or for unusable LLM settings."""
         if self.llm is not None:
-            return LLMPairJudge(LLMSettings.parse("preferences", self.llm), self.criterion).prefer
+            own = environment_class(environment.name).criterion
+            criterion = own if self.criterion is None else self.criterion
+            return LLMPairJudge(LLMSettings.parse("preferences", self.llm), criterion).prefer
         return require_oracle(make(environment.name, **environment.options))
 
 

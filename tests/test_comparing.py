@@ -1,16 +1,23 @@
 """Who is compared with whom, and what becomes of pairs that lack a member or an answer."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.base import Environment
+from envs.education import Education
 from envs.preferences import Noise
 from mtrl_ray.comparing import PreferenceSettings, compare, pairs_of
 from mtrl_ray.config import EnvironmentSettings, RolloutSettings
 from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from tests.support.endpoint import Endpoint
 
 QUIET = Noise()
 ONCE = RolloutSettings(user_threads=1, retries=0, data_errors=0.7)
@@ -101,3 +108,48 @@ def test_an_oracle_has_to_be_there():
     prefer = PreferenceSettings().judge(EnvironmentSettings(name="tests.support.rival_letters:RivalLetters"))
     with pytest.raises(DataError, match="rival_letters"):
         prefer(talk(0, 0), talk(0, 1))
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    served = Endpoint()
+    yield served
+    served.close()
+
+
+def llm_of(served: Endpoint, **more: str) -> PreferenceSettings:
+    return PreferenceSettings(source="llm", llm={"base_url": served.url, "model": "m", "retries": 0}, **more)
+
+
+def test_an_llm_compares_both_orders_by_the_environments_criterion(endpoint: Endpoint):
+    def answer(body: dict[str, Any]) -> tuple[int, str]:
+        first = body["messages"][1]["content"].split("Conversation B:")[0]
+        return (
+            200,
+            f"PREFERENCE: {8 if 'gladly' in first else 4}",
+        )  # A has an advantage of its own: 8 and 4, not 7 and 3
+
+    endpoint.answer = answer
+    lessons = [replace(talk(0, 0), environment="education"), replace(talk(0, 1), environment="education")]
+    lessons[0].turns[1].text = "Sure, gladly."
+    prefer = llm_of(endpoint).judge(EnvironmentSettings(name="education"))
+    for order, wanted in ((lessons, [0.7, 0.3]), (lessons[::-1], [0.3, 0.7])):
+        _, found, numbers, _ = compare(to_table(order), prefer, QUIET, ONCE)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        assert numbers["compared"] == 1 and numbers["failed"] == 0
+    read = [[message["content"] for message in request["messages"]] for request in endpoint.requests]
+    assert len(read) == 4 and all(Education.criterion in system for system, _ in read)
+    assert [pair.index("gladly") < pair.index("Conversation B:") for _, pair in read] == [True, False, False, True]
+
+
+def test_a_criterion_is_the_settings_or_else_the_environments(endpoint: Endpoint):
+    endpoint.answer = lambda body: (200, "PREFERENCE: 5")
+    for name, more, wanted in (
+        ("car_dealer", {}, Environment.criterion),
+        ("education", {"criterion": "The shorter is better."}, "The shorter is better."),
+    ):
+        endpoint.requests.clear()
+        assert llm_of(endpoint, **more).judge(EnvironmentSettings(name=name))(talk(0, 0), talk(0, 1)) == 0.5
+        assert all(wanted in request["messages"][0]["content"] for request in endpoint.requests)
+    with pytest.raises(ConfigurationError, match="it needs a criterion"):
+        llm_of(endpoint, criterion=" ").judge(EnvironmentSettings(name="education"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from envs import measure
 from envs.education import Education
 from envs.llm import LLMSettings
-from envs.pair_judge import EDUCATION_CRITERION, LLMPairJudge, parse_preference, transcript
+from envs.pair_judge import LLMPairJudge, parse_preference, transcript
 from envs.preferences import Noise, bradley_terry, probability, require_oracle, uniform
 from envs.registry import make
 from envs.win_rates import context_win_rates, scripted_win_rate, win_rate
@@ -160,8 +160,9 @@ def test_car_dealer_win_rate():
         scripted_win_rate(make("medical"), "expert", "greedy", 2)
 
 
-def judge_at(served: Endpoint, **more) -> LLMPairJudge:
-    return LLMPairJudge(LLMSettings.parse("judge", {"base_url": served.url, "model": "m", "retries": 0}), **more)
+def judge_at(served: Endpoint, criterion: str = Education.criterion, **more) -> LLMPairJudge:
+    settings = LLMSettings.parse("judge", {"base_url": served.url, "model": "m", "retries": 0})
+    return LLMPairJudge(settings, criterion, **more)
 
 
 def favours(words: str, strength: float, place: float):
@@ -189,9 +190,9 @@ def test_what_the_llm_reads(endpoint: Endpoint):  # noqa: F811
     endpoint.answer = favours("x", 0, 0)
     first, second = talk("a", 0.987), talk("b")
     first.turns[2].sent = "maybe"
-    judge_at(endpoint, criterion=EDUCATION_CRITERION).prefer(first, second)
+    judge_at(endpoint).prefer(first, second)
     system, pair = (message["content"] for message in endpoint.requests[0]["messages"])
-    assert EDUCATION_CRITERION in system and "PREFERENCE: n" in system
+    assert Education.criterion in system and "PREFERENCE: n" in system
     assert transcript(first) == "User: Hi.\nAssistant: yes (sent instead: maybe)"
     assert pair == f"Conversation A:\n{transcript(first)}\n\nConversation B:\n{transcript(second)}"
     assert "987" not in pair
