@@ -3,10 +3,12 @@
 1. A cluster that is started has it on, unless RAY_AUTH_MODE=disabled says otherwise. A cluster that is joined is sent the token
    where there is one.
 2. The token is Ray's own: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or `~/.ray/auth_token`. The last is made
-   where there is none, and kept readable by its owner alone.
+   where there is none, and kept readable by its owner alone. Of several that start at once one makes it, under a lock on
+   the file; the others wait for its content.
 3. The token reaches no command line, no setting and no message; processes find it as they find any other of Ray's.
 """
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -52,11 +54,13 @@ def _keep_token() -> None:
     path = token_file()
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if path.is_file() and path.read_text().strip():
-            path.chmod(0o600)
-            return
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.fchmod(file.fileno(), 0o600)
+            if not file.read().strip():
+                file.seek(0)
+                file.write(secrets.token_hex(32))
+                file.truncate()
     except OSError as error:
         raise ConfigurationError(
             f"a token for Ray cannot be kept in {path} ({error.strerror}); name a file that holds one with {TOKEN_PATH}"

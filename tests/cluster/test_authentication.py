@@ -40,6 +40,40 @@ def test_a_token_is_made_once_and_is_its_owners_alone(tmp_path: Path):
     assert path.read_text() == token and stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+HURRY = """
+import sys, time
+from pathlib import Path
+from cluster import authentication
+made = authentication.secrets.token_hex
+def slowly(size):
+    time.sleep(float(sys.argv[2]))  # the other one comes meanwhile
+    return made(size)
+authentication.secrets.token_hex = slowly
+print("ready", flush=True)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+authentication._keep_token()
+print(authentication.token_file().read_text())
+"""
+
+
+@pytest.mark.parametrize("before", [None, ""], ids=["no file", "an empty one"])
+def test_those_who_start_at_once_have_one_token(before: str | None, tmp_path: Path):
+    path, go = tmp_path / ".ray" / "auth_token", tmp_path / "go"
+    if before is not None:
+        path.parent.mkdir()
+        path.write_text(before)
+    command, given = [sys.executable, "-c", HURRY, str(go)], environment(HOME=str(tmp_path))
+    starting = [
+        subprocess.Popen([*command, pause], cwd=ROOT, env=given, stdout=subprocess.PIPE, text=True)
+        for pause in ("0.3", "1.5")
+    ]
+    assert [one.stdout.readline() for one in starting if one.stdout] == ["ready\n"] * 2
+    go.touch()
+    tokens = {done.communicate(timeout=120)[0].strip() for done in starting}
+    assert tokens == {path.read_text()} and len(path.read_text()) == 64
+
+
 @pytest.mark.parametrize(
     ("variables", "printed"),
     [
