@@ -7,6 +7,7 @@
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from mtrl_ray.weights.store import read_files, start_store
 
 
 class Actors:
-    """Handles of `store` and `buffer`, the `fleet`, the `learner` group."""
+    """Handles of `store` and `buffer`, the `fleet`, the `learner` group. `say`: see `Fleet`."""
 
-    def __init__(self, settings: Settings, folder: Path, model_path: str) -> None:
-        self._settings, self._folder, self._model_path = settings, folder, model_path
+    def __init__(self, settings: Settings, folder: Path, model_path: str, say: Callable[[str], object]) -> None:
+        self._settings, self._folder, self._model_path, self._say = settings, folder, model_path, say
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.store = self._new_store()
         self.buffer = self._new_buffer()
@@ -80,7 +81,7 @@ class Actors:
         )
 
     def _new_fleet(self) -> Fleet:
-        return Fleet(self._settings, self._model_path, self.store)
+        return Fleet(self._settings, self._model_path, self.store, self._say)
 
     def _new_learner(self) -> LearnerGroup:
         settings = self._settings

@@ -88,7 +88,7 @@ class System:
         self.settings, self.folder, self.view = settings, folder, view
         self.iteration = 0
         self.version = -1
-        self._actors = Actors(settings, folder, model_path)
+        self._actors = Actors(settings, folder, model_path, view.note)
         self.scaling: Scaling | None = None
         workers = settings.rollout.workers
         if isinstance(workers, WorkerRange) and workers.min < workers.max:

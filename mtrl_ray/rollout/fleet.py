@@ -11,6 +11,7 @@
    costs every lease of the chunk one try; no conversation is given up for that: past `rollout.retries` the fleet raises.
 4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause.
    Where nothing at all succeeds the fleet raises instead of going on.
+5. Where nobody holds work and no worker takes any, what is missing is said, then raised (`rollout.patience`).
 
 RLlib's FaultTolerantActorManager was tried for this; it fetches every result into the driver, which rule 2 forbids.
 """
@@ -30,14 +31,13 @@ from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.failures import Failure
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.rollout.members import PROBE_SECONDS, Members, Phase, sentence
+from mtrl_ray.rollout.members import PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
+from mtrl_ray.rollout.patience import Patience
 from mtrl_ray.rollout.worker import Report, RolloutWorker
 from mtrl_ray.waiting import fetch
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 600.0
-"""How long a worker may take until its engine runs."""
 ABANDON_SECONDS = 30.0
 """How long a worker may take to forget what it does: a step of its engine."""
 MOST_RESTARTS = 20
@@ -90,7 +90,10 @@ class Use:
 class Fleet:
     """Starts the workers and hands them work. Belongs to the driver; not thread-safe."""
 
-    def __init__(self, settings: Settings, model_path: str, store: Any) -> None:
+    def __init__(
+        self, settings: Settings, model_path: str, store: Any, say: Callable[[str], object] = logger.warning
+    ) -> None:
+        """`say`: told what whoever watches the run should know."""
         self._settings = settings
         rollout = settings.rollout
         self._cutter = Cutter(settings)
@@ -108,6 +111,7 @@ class Fleet:
             home=ray.get_runtime_context().get_node_id(),
         )
         self.members.want(self._least)
+        self._patience = Patience(self.members, rollout, say)
         self._use = Use()
         self._failed: Failure | None = None  # in the present call, by itself
         self.statistics = FleetStatistics()
@@ -117,8 +121,9 @@ class Fleet:
 
         Raises EngineError where one cannot start, or past `START_SECONDS`.
         """
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        self._patience.look(False)
+        while True:
+            self._patience.look(True)
             self.members.attend()
             for lost in self.members.lost():
                 raise EngineError(f"rollout {lost}")
@@ -132,11 +137,6 @@ class Fleet:
                 ray.wait(awaited, timeout=PROBE_SECONDS)
             else:
                 time.sleep(PROBE_SECONDS)
-        wanted = f"{self._least} x {self._settings.rollout.cpus} CPUs, {self._settings.rollout.gpus} GPUs"
-        raise EngineError(
-            f"the rollout workers ({wanted}) were not ready after {START_SECONDS:.0f} s; the cluster has "
-            f"{ray.cluster_resources()}, of which free {ray.available_resources()}"
-        )
 
     def converse(self, leases: list[Lease], version: int, known: Set[str] = frozenset()) -> Iterator[Result]:
         """Hold these conversations under weights of at least `version`; results as they come, in any order.
@@ -202,10 +202,12 @@ class Fleet:
         finished, deaths_before, begun = 0, self.statistics.deaths, time.time()
         self._failed = None
         self._use.chunks = max(self._use.chunks, len(chunks))
+        self._patience.look(False)
         try:
             while waiting or flights:
                 self._attend()
                 self._send(waiting, flights, load, call, begun)
+                self._patience.look(not flights)
                 ready = _first_ready([*flights, *self.members.awaited()], flights)
                 for reference in ready:
                     flight = flights.pop(reference)

@@ -4,7 +4,8 @@
    is pending, which is what makes Ray's autoscaler add a node.
 2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work.
 3. One that fails is started again by Ray, under the same number, and asked until it answers. One that Ray gives up
-   is replaced under a new number, after a pause that doubles up to a minute while none joins.
+   is replaced under a new number, after a pause that doubles up to a minute while none joins. One that has a place on a
+   node and has not answered for `START_SECONDS` is killed, and started again by Ray.
 4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
    nodes become empty and can be given back; the driver's own node comes last. One that leaves gets no more work, finishes
    what it holds, and is then ended. It is called back where it is wanted again before that.
@@ -21,10 +22,15 @@ from enum import StrEnum
 from typing import Any
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import ActorDiedError, RayError
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 600.0
+"""How long a worker may take until its engine runs."""
+LOOK_SECONDS = 5.0
+"""Between two looks at whether a worker that does not answer has a place on a node."""
 PROBE_SECONDS = 0.2
 """Between two questions to a worker that is being started again."""
 LONGEST_PAUSE = 60.0
@@ -50,7 +56,7 @@ class Member:
 
     `up`: when its engine was ready, by its node's clock (`time.time`). `given`: pieces of work it got since. `answer`: what
     it says to `ready`, awaited; where that failed it is asked again from `ask_at` on. `killed`: `up` of a process that was
-    killed, whose answers do not count.
+    killed, whose answers do not count. `silent`: since when it could have answered; looked at again from `look_at` on.
     """
 
     number: int
@@ -62,6 +68,8 @@ class Member:
     answer: Any = None
     ask_at: float = 0.0
     killed: float = 0.0
+    silent: float = 0.0
+    look_at: float = 0.0
 
 
 class Members:
@@ -124,7 +132,7 @@ class Members:
             if member.phase is Phase.LEAVING:
                 self._end(member)
                 return True
-            member.phase = Phase.ILL
+            member.phase, member.silent = Phase.ILL, self._clock()
             self._ask(member)
             return True
 
@@ -133,8 +141,7 @@ class Members:
         with self._lock:
             member = self._members.get(number)
             if member is not None and member.phase is not Phase.ILL:
-                ray.kill(member.actor, no_restart=False)
-                member.killed = member.up
+                self._kill(member)
                 self.failed(number)
 
     def awaited(self) -> list[Any]:
@@ -158,7 +165,7 @@ class Members:
             return Counter(one.phase for one in self._members.values())
 
     def lost(self) -> list[str]:
-        """One sentence for each worker that Ray gave up since this was asked last."""
+        """One sentence for each worker that Ray gave up, or that never answered, since this was asked last."""
         with self._lock:
             lost, self._lost = self._lost, []
             return lost
@@ -187,7 +194,7 @@ class Members:
                 self._end(member)
 
     def _begin(self) -> Member:
-        member = Member(self._next, self._start(self._next))
+        member = Member(self._next, self._start(self._next), silent=self._clock())
         self._members[member.number] = member
         self._next += 1
         self._ask(member)
@@ -196,6 +203,11 @@ class Members:
     def _end(self, member: Member) -> None:
         del self._members[member.number]
         ray.kill(member.actor)
+
+    def _kill(self, member: Member) -> None:
+        """End its process; Ray starts it again."""
+        ray.kill(member.actor, no_restart=False)
+        member.killed = member.up
 
     def _ask(self, member: Member) -> None:
         member.answer = member.actor.ready.remote()
@@ -208,6 +220,7 @@ class Members:
                 self._ask(member)
             return
         if not ray.wait([member.answer], timeout=0)[0]:
+            self._end_silence(member)
             return
         try:
             said = ray.get(member.answer)
@@ -218,10 +231,24 @@ class Members:
             said = None
         if said is None or said["up"] <= member.killed:
             member.answer, member.ask_at = None, self._clock() + PROBE_SECONDS
+            self._end_silence(member)
         else:
             member.phase, member.answer, member.given = Phase.READY, None, 0
             member.node, member.up = said["node"], said["up"]
             self._pause = 0.0
+
+    def _end_silence(self, member: Member) -> None:
+        now = self._clock()
+        if now < member.look_at:
+            return
+        member.look_at = now + LOOK_SECONDS
+        if not _placed(member.actor):
+            member.silent = now
+        elif now - member.silent >= START_SECONDS:
+            member.silent = now
+            self._kill(member)
+            self._lost.append(f"worker {member.number} did not answer for {START_SECONDS:.0f} s and was killed")
+            logger.warning("rollout %s", self._lost[-1])
 
     def _give_up(self, member: Member, error: ActorDiedError) -> None:
         del self._members[member.number]
@@ -229,6 +256,12 @@ class Members:
         self._start_from = self._clock() + self._pause
         self._lost.append(f"worker {member.number} cannot be started: {sentence(error)}")
         logger.warning("rollout %s; the next one is started in %.0f s", self._lost[-1], self._pause)
+
+
+def _placed(actor: Any) -> bool:
+    """Whether a node has room for this actor. Ray's public interface asks the dashboard, which may be off."""
+    node = ray_state.actors(actor_id=actor._actor_id.hex()).get("Address", {}).get("NodeID", "")
+    return bool(node.strip("f"))
 
 
 def first_to_leave(members: list[Member], home: str | None) -> Member:

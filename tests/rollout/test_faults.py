@@ -1,7 +1,9 @@
 """What the fleet does when an engine, a user or an environment fails: real workers, real restarts."""
 
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import ray
 
 from mtrl_ray.config import load
 from mtrl_ray.conversation import from_table
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.rollout import patience
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.weights.store import read_files, start_store
@@ -22,11 +25,11 @@ def fleet_of(ray_cluster: None, blank_sales: Path, quick: list[str]):
     store = start_store()
     ray.get(store.keep_files.remote(read_files(str(blank_sales))))
 
-    def make(*overrides: str) -> Fleet:
+    def make(*overrides: str, say: Callable[[str], object] = print) -> Fleet:
         settings = load(
             "sales", [*quick, "rollout.lease_size=6", "rollout.concurrency=6", "rollout.exact=false", *overrides]
         )
-        made.append(Fleet(settings, str(blank_sales), store))
+        made.append(Fleet(settings, str(blank_sales), store, say))
         return made[-1]
 
     yield make
@@ -69,6 +72,21 @@ def test_a_worker_whose_process_stands_still_is_replaced_at_its_deadline(fleet_o
     assert held(fleet) == ids(18)
     assert fleet.statistics.overdue >= 1 and fleet.statistics.dropped == 0
     assert fleet.wait_ready()[0]["pid"] != first
+
+
+def test_workers_that_find_no_room_are_missed_in_words_and_then_no_longer_waited_for(fleet_of, monkeypatch):
+    monkeypatch.setattr(patience, "SAY_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "START_SECONDS", 3.0)
+    said: list[str] = []
+    fleet = fleet_of("rollout.cpus=100", say=said.append)
+    missing = (
+        r"rollout workers: 0 of 1 are ready \(1 starting\); each takes 100 CPUs and 0 GPUs; the cluster has 4 CPUs"
+    )
+    for wait in (lambda: held(fleet), fleet.wait_ready):
+        said.clear()
+        with pytest.raises(EngineError, match=f"waited 3 s for {missing}"):
+            wait()
+        assert len(said) == 1 and re.match(f"waiting for {missing}", said[0]), "once"
 
 
 def test_work_that_is_abandoned_makes_room_for_the_same_work(fleet_of):

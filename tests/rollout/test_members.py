@@ -1,6 +1,7 @@
 """Who is in the fleet, with real actors that stand in for workers: joining, falling ill, leaving, being given up."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from mtrl_ray.rollout.members import Member, Members, Phase, first_to_leave
+from mtrl_ray.rollout.members import LOOK_SECONDS, START_SECONDS, Member, Members, Phase, first_to_leave
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Standin:
-    """Answers `ready` as a worker does; cannot start where its file exists."""
+    """Answers `ready` as a worker does; where its file exists it cannot start, or never does where that says so."""
 
     def __init__(self, broken: str) -> None:
         if Path(broken).exists():
+            time.sleep(3600 if Path(broken).read_text() == "for ever" else 0)
             raise RuntimeError("no engine here")
         self._up = time.time()
 
@@ -112,6 +114,43 @@ def test_one_that_ray_gives_up_is_replaced_after_a_pause(members: Members, broke
     broken.unlink()
     until(members, lambda: members.count()[Phase.READY] == 1)
     assert members.take(1).number == 1
+
+
+def test_one_that_has_a_place_and_never_answers_is_killed_and_started_again(ray_cluster: None, broken: Path):
+    now = [0.0]
+    made = Members(lambda number: Standin.remote(str(broken)), clock=lambda: now[0])
+    broken.write_text("for ever")
+
+    def later() -> bool:
+        now[0] += LOOK_SECONDS
+        return bool(made._lost)
+
+    try:
+        made.want(1)
+        until(made, later, 60.0)
+        assert now[0] > START_SECONDS
+        assert made.lost() == [f"worker 0 did not answer for {START_SECONDS:.0f} s and was killed"]
+        broken.unlink()
+        until(made, lambda: made.count()[Phase.READY] == 1)
+        stopped = ray.get(made.ready()[0].actor.ready.remote())["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+        assert made.failed(0) and made.count() == {Phase.ILL: 1}
+        until(made, later, 60.0)
+        until(made, lambda: made.count()[Phase.READY] == 1)
+        assert made.ready()[0].number == 0 and ray.get(made.ready()[0].actor.ready.remote())["pid"] != stopped
+    finally:
+        made.stop()
+
+
+def test_one_that_waits_for_a_node_may_wait_for_ever(ray_cluster: None, broken: Path):
+    now = [0.0]
+    made = Members(lambda number: Standin.options(num_cpus=1000).remote(str(broken)), clock=lambda: now[0])
+    made.want(1)
+    for _ in range(5):
+        now[0] += START_SECONDS
+        made.attend()
+    assert made.count() == {Phase.STARTING: 1} and not made.lost()
+    made.stop()
 
 
 def test_who_leaves_first():
