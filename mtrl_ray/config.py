@@ -148,7 +148,7 @@ class RolloutSettings(Section):
     lease_size: int = Field(32, ge=1)
     """Conversations handed to a worker, and returned by it, at a time."""
     lease_seconds: float = Field(300.0, gt=0)
-    """Deadline of `lease_size` leases; past it they are given to somebody else."""
+    """Deadline of `lease_size` conversations or responses; past it they are given to somebody else."""
     exact: bool | None = None
     """Whether conversations are cut into chunks that give the same bits every time (`rollout.chunks`), so that a run that
     was killed and resumed is the undisturbed run; None: where the number of workers is fixed and users are scripted."""

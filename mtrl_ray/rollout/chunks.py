@@ -21,11 +21,18 @@ from mtrl_ray.rollout.lease import Lease
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of work for one worker: leases, or the half-open range of a table of states."""
+    """A piece of work for one worker: leases, or the half-open range of a table of states, each answered `samples` times."""
 
     leases: tuple[Lease, ...] = ()
     states: tuple[int, int] = (0, 0)
+    samples: int = 1
     tries: int = 0
+
+    @property
+    def items(self) -> int:
+        """Conversations to hold, or responses to sample."""
+        start, stop = self.states
+        return len(self.leases) or (stop - start) * self.samples
 
 
 def is_exact(settings: Settings) -> bool:
@@ -57,11 +64,11 @@ class Cutter:
     def states(self, count: int, samples: int, workers: int) -> list[Chunk]:
         """Chunks with `count` states, each of which is answered `samples` times."""
         size = self._size(count, max(1, self._rollout.lease_size // samples), workers)
-        return [Chunk(states=(start, min(count, start + size))) for start in range(0, count, size)]
+        return [Chunk(states=(start, min(count, start + size)), samples=samples) for start in range(0, count, size)]
 
     def seconds(self, chunk: Chunk) -> float:
         """Deadline of a chunk, from when a worker begins with it: `rollout.lease_seconds` for each `rollout.lease_size`."""
-        return self._rollout.lease_seconds * max(1, ceil(len(chunk.leases) / self._rollout.lease_size))
+        return self._rollout.lease_seconds * ceil(chunk.items / self._rollout.lease_size)
 
     def _size(self, items: int, most: int, workers: int) -> int:
         if self.exact:

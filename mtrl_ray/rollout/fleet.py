@@ -20,7 +20,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -289,7 +289,7 @@ class Fleet:
     def _again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
         self.statistics.causes[cause[:300]] += 1
         if chunk.tries < self._settings.rollout.retries:
-            waiting.appendleft(Chunk(chunk.leases, chunk.states, chunk.tries + 1))
+            waiting.appendleft(replace(chunk, tries=chunk.tries + 1))
             return
         dropped = max(len(chunk.leases), 1)
         self.statistics.dropped += dropped
@@ -302,7 +302,10 @@ class Fleet:
             load[flight.worker] -= 1
             self.statistics.overdue += 1
             seconds = self._cutter.seconds(flight.chunk)
-            self._hold_again(flight.chunk, f"worker {flight.worker} kept a lease longer than {seconds:.0f} s", waiting)
+            held = f"{flight.chunk.items} {'conversations' if flight.chunk.leases else 'responses'}"
+            self._hold_again(
+                flight.chunk, f"worker {flight.worker} took longer than {seconds:.0f} s for {held}", waiting
+            )
             self.members.restart(flight.worker)
 
     def _causes(self) -> str:
