@@ -316,6 +316,7 @@ class System:
         metrics |= {
             "faults/dropped": float(self.fleet.statistics.dropped),
             "faults/worker_deaths": float(self.fleet.statistics.deaths),
+            "faults/overdue": float(self.fleet.statistics.overdue),
         }
         metrics["weights/version"] = float(self.version)
         self.view.part("learner", "idle")

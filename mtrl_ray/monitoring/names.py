@@ -67,6 +67,7 @@ MEANINGS = {
     "faults/errors": "failures of single conversations in this iteration, each try counted",
     "faults/dropped": "conversations and responses given up after their retries, since the run was started or resumed",
     "faults/worker_deaths": "rollout workers that died or whose engine failed, since the run was started or resumed",
+    "faults/overdue": "chunks of work past their deadline, whose workers were killed, since the run was started or resumed",
     "faults/recoveries": "times the run went back to its last checkpoint because an actor or a node was lost",
     "faults/reused": "conversations found in the journal instead of being held again",
     "replay/conversations": "conversations in the replay buffer",

@@ -11,7 +11,8 @@
    costs every lease of the chunk one try; no conversation is given up for that: past `rollout.retries` the fleet raises.
 4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause.
    Where nothing at all succeeds the fleet raises instead of going on.
-5. Where nobody holds work and no worker takes any, what is missing is said, then raised (`rollout.patience`).
+5. What failed though not by itself is said at the end of the call, each cause once with how often it was seen until then.
+6. Where nobody holds work and no worker takes any, what is missing is said, then raised (`rollout.patience`).
 
 RLlib's FaultTolerantActorManager was tried for this; it fetches every result into the driver, which rule 2 forbids.
 """
@@ -111,6 +112,7 @@ class Fleet:
             home=ray.get_runtime_context().get_node_id(),
         )
         self.members.want(self._least)
+        self._say, self._faults = say, dict[str, bool]()  # causes of what failed though not by itself: said already
         self._patience = Patience(self.members, rollout, say)
         self._use = Use()
         self._failed: Failure | None = None  # in the present call, by itself
@@ -224,6 +226,7 @@ class Fleet:
         finally:
             self._use.seconds += time.time() - begun
             load.clear()
+            self._say_causes()
         if chunks and not finished:
             raise self._nothing(len(chunks))
 
@@ -239,7 +242,7 @@ class Fleet:
         self.members.attend()
         for lost in self.members.lost():
             self.statistics.deaths += 1
-            self.statistics.causes[lost[:300]] += 1
+            self._fault(lost)
 
     def _send(
         self,
@@ -277,17 +280,18 @@ class Fleet:
         for failure in report.failures:
             self._failed = failure
             cause = f"{failure.kind}: {failure.message}"
+            self.statistics.causes[cause[:300]] += 1
             self._again(Chunk((leases[failure.id],), tries=flight.chunk.tries), cause, waiting)
         return Result([flight.table], report)
 
     def _hold_again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
         """Nothing is wrong with the chunk itself."""
+        self._fault(cause)
         if chunk.tries >= self._settings.rollout.retries:
             raise EngineError(f"a chunk of work failed {chunk.tries + 1} times, though not by itself: {cause}")
         self._again(chunk, cause, waiting)
 
     def _again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
-        self.statistics.causes[cause[:300]] += 1
         if chunk.tries < self._settings.rollout.retries:
             waiting.appendleft(replace(chunk, tries=chunk.tries + 1))
             return
@@ -307,6 +311,16 @@ class Fleet:
                 flight.chunk, f"worker {flight.worker} took longer than {seconds:.0f} s for {held}", waiting
             )
             self.members.restart(flight.worker)
+
+    def _fault(self, cause: str) -> None:
+        self.statistics.causes[cause[:300]] += 1
+        self._faults.setdefault(cause[:300], False)
+
+    def _say_causes(self) -> None:
+        for cause, said in self._faults.items():
+            if not said:
+                self._faults[cause] = True
+                self._say(f"rollout workers: {self.statistics.causes[cause]} x {cause}")
 
     def _causes(self) -> str:
         listed = [f"{count} x {cause}" for cause, count in self.statistics.causes.most_common(3)]

@@ -49,12 +49,17 @@ def ids(contexts: int) -> set[str]:
 
 
 def test_an_engine_that_fails_is_replaced_and_its_leases_are_held_by_the_next(fleet_of, tmp_path):
-    fleet = fleet_of(f"environment.options={{trouble: engine, marker: {tmp_path / 'failed'}}}", "rollout.retries=1")
+    said: list[str] = []
+    trouble = f"environment.options={{trouble: engine, marker: {tmp_path / 'failed'}}}"
+    fleet = fleet_of(trouble, "rollout.retries=1", say=said.append)
     first = fleet.wait_ready()[0]["pid"]
     assert held(fleet) == ids(18)
     assert (tmp_path / "failed").exists() and fleet.wait_ready()[0]["pid"] != first
     assert fleet.statistics.deaths == 1 and fleet.statistics.dropped == 0
     assert any("no memory left" in cause for cause in fleet.statistics.causes)
+    assert held(fleet) == ids(18)
+    causes = [f"rollout workers: {count} x {cause}" for cause, count in fleet.statistics.causes.items()]
+    assert [one for one in said if not one.startswith("waiting")] == causes, "each once"
 
 
 def test_a_worker_that_hangs_loses_its_leases_at_their_deadline(fleet_of, tmp_path):
@@ -101,12 +106,14 @@ def test_work_that_is_abandoned_makes_room_for_the_same_work(fleet_of):
 
 
 def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted_by_cause(fleet_of):
-    fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=2")
+    said: list[str] = []
+    fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=2", say=said.append)
     fleet.wait_ready()
     failing = {lease.id for lease in make_leases(0, "train", 0, range(0, 18, 3))}
     assert held(fleet) == ids(18) - failing
     assert fleet.statistics.deaths == 0 and fleet.statistics.dropped == len(failing)
     assert fleet.statistics.causes == {"DataError: the reader's file is torn": 3 * len(failing)}
+    assert not said, "it is no fault of the workers"
     with pytest.raises(
         DataError, match=r"none of the 1 chunks .*the reader's file is torn.* failed is train-000000-0000000"
     ):

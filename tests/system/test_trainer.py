@@ -90,7 +90,7 @@ def test_every_iteration_has_its_metrics(finished_run: Path):
     for number, row in enumerate(rows, start=1):
         assert row["collect/conversations"] == row["collect/score_n"] == 12
         assert row["weights/version"] == number and row["replay/conversations"] == 12 * number
-        assert row["collect/failures"] == row["faults/dropped"] == row["faults/reused"] == 0
+        assert row["collect/failures"] == row["faults/dropped"] == row["faults/overdue"] == row["faults/reused"] == 0
         assert row["improve/policy_steps"] > 0 and 0 < row["improve/entropy"] < 10
         assert row["collect/score_low"] < row["collect/score_mean"] < row["collect/score_high"]
         assert row["collect/seconds"] + row["respond/seconds"] < row["iteration/seconds"]
