@@ -107,7 +107,10 @@ class System:
     def mend(self) -> list[str]:
         """Make again the actors that were lost; their names. Nothing is in flight or promised afterwards (see `actors`)."""
         self._metrics, self._promised, self._causes = {}, [], []
-        return self._actors.mend()
+        made = self._actors.mend()
+        if self.scaling is not None:
+            self.scaling.mend()
+        return made
 
     def renew_learner(self) -> None:
         """A learner as it was before the first iteration."""

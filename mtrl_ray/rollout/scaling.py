@@ -3,7 +3,8 @@
 1. After every iteration `follow` gives what it showed to the policy (`cluster.demand`), and the fleet gets the policy's
    number, unless one was asked for by hand (`mtrl scale RUN N`), which holds until it is given back (`mtrl scale RUN auto`).
 2. A thread hears requests (`rollout.requests`) and attends to the fleet, whatever the driver waits for. If it fails,
-   the next `follow` raises.
+   the next `follow` raises, and `mend` starts another.
+3. Both change the same number and write the same file, each under one lock.
 """
 
 import logging
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 ATTEND_SECONDS = 0.5
 """Between two looks at requests and at the fleet."""
-JOIN_SECONDS = 2.0
-"""How long `stop` waits for a look under way."""
+STOP_SECONDS = 2.0
+"""For the thread to end; one that hangs ends with the process."""
 NOT_THE_LEARNERS = ("iteration", "collect", "respond", "judge")
 """Families whose seconds are not spent by the learner."""
 
@@ -44,11 +45,17 @@ class Scaling:
         self._heard: str | None = None
         self._said: FleetState | None = None
         self._error: Exception | None = None
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._attend, name="fleet", daemon=True)
         clear(folder)
         self._say()
-        self._thread.start()
+        self._thread = self._started()
+
+    def mend(self) -> None:
+        """Attend again, where the thread has failed."""
+        if self._error is not None:
+            self._error = None
+            self._thread = self._started()
 
     def begin(self) -> None:
         """An iteration begins: what was asked of the fleet before is none of it."""
@@ -61,30 +68,40 @@ class Scaling:
         fleet = self._fleet()
         use = fleet.take_use()
         load = load_of(metrics, use, fleet.members.count()[Phase.READY], self._bound)
-        if not self._by_hand:
-            self._wanted = self._demand.wanted(load, self._wanted)
-            fleet.members.want(self._wanted)
-        self._say()
+        with self._lock:
+            if not self._by_hand:
+                self._wanted = self._demand.wanted(load, self._wanted)
+                fleet.members.want(self._wanted)
+            self._say()
+            wanted = self._wanted
         count = fleet.members.count()
         numbers = {f"workers/{phase}": float(count[phase]) for phase in (Phase.READY, Phase.LEAVING)}
-        numbers |= {"workers/wanted": float(self._wanted), "workers/waited_seconds": load.waited_seconds}
+        numbers |= {"workers/wanted": float(wanted), "workers/waited_seconds": load.waited_seconds}
         return numbers | ({"workers/joining_seconds": max(use.joining)} if use.joining else {})
 
     def stop(self) -> None:
         """End the thread, and with it the answers to requests."""
         self._stopped.set()
-        self._thread.join(JOIN_SECONDS)
+        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("the thread that attends to the rollout workers did not end within %.0f s", STOP_SECONDS)
         clear(self._folder)
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._attend, name="fleet", daemon=True)
+        thread.start()
+        return thread
 
     def _attend(self) -> None:
         try:
             while not self._stopped.wait(ATTEND_SECONDS):
-                self._hear()
-                members = self._fleet().members
-                if members.wanted != self._wanted:
-                    members.want(self._wanted)
-                members.attend()
-                self._say()
+                with self._lock:
+                    self._hear()
+                    members = self._fleet().members
+                    if members.wanted != self._wanted:
+                        members.want(self._wanted)
+                    members.attend()
+                    self._say()
         except Exception as error:
             logger.exception("nobody attends to the rollout workers any more")
             self._error = error
