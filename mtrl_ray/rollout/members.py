@@ -8,7 +8,8 @@
    node and has not answered for `START_SECONDS` is killed, and started again by Ray.
 4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
    nodes become empty and can be given back; the driver's own node comes last. One that leaves gets no more work, finishes
-   what it holds, and is then ended. It is called back where it is wanted again before that.
+   what it holds, though one of its calls failed, and is then ended. It is called back as what it was (`stays`) where it is
+   wanted again before that.
 5. Nothing here waits. The dispatch and the thread of `rollout.scaling` both call it.
 """
 
@@ -56,7 +57,8 @@ class Member:
 
     `up`: when its engine was ready, by its node's clock (`time.time`). `given`: pieces of work it got since. `answer`: what
     it says to `ready`, awaited; where that failed it is asked again from `ask_at` on. `killed`: `up` of a process that was
-    killed, whose answers do not count. `silent`: since when it could have answered; looked at again from `look_at` on.
+    killed, whose answers do not count. `stays`: the phase of one that leaves, were it to stay. `silent`: since when it could
+    have answered; looked at again from `look_at` on.
     """
 
     number: int
@@ -68,8 +70,14 @@ class Member:
     answer: Any = None
     ask_at: float = 0.0
     killed: float = 0.0
+    stays: Phase = Phase.READY
     silent: float = 0.0
     look_at: float = 0.0
+
+    @property
+    def ill(self) -> bool:
+        """Whether it failed and has not answered since, leaving or not."""
+        return (self.stays if self.phase is Phase.LEAVING else self.phase) is Phase.ILL
 
 
 class Members:
@@ -127,27 +135,29 @@ class Members:
         """A worker failed: it gets no work until it answers again. False where that was known."""
         with self._lock:
             member = self._members.get(number)
-            if member is None or member.phase is Phase.ILL:
+            if member is None or member.ill:
                 return False
-            if member.phase is Phase.LEAVING:
-                self._end(member)
-                return True
-            member.phase, member.silent = Phase.ILL, self._clock()
+            member.silent = self._clock()
             self._ask(member)
+            if member.phase is Phase.LEAVING:
+                member.stays = Phase.ILL
+            else:
+                member.phase = Phase.ILL
             return True
 
     def restart(self, number: int) -> None:
         """Kill a worker that keeps its work too long; Ray starts it again."""
         with self._lock:
             member = self._members.get(number)
-            if member is not None and member.phase is not Phase.ILL:
+            if member is not None and not member.ill:
                 self._kill(member)
                 self.failed(number)
 
     def awaited(self) -> list[Any]:
         """References that become ready when a worker has something to say."""
         with self._lock:
-            return [one.answer for one in self._members.values() if one.answer is not None]
+            heard = (Phase.STARTING, Phase.ILL)
+            return [one.answer for one in self._members.values() if one.answer is not None and one.phase in heard]
 
     def ready(self) -> list[Member]:
         """Those that take work, by number."""
@@ -181,15 +191,15 @@ class Members:
         staying = [one for one in self._members.values() if one.phase is not Phase.LEAVING]
         for member in [one for one in self._members.values() if one.phase is Phase.LEAVING]:
             if len(staying) < self.wanted:
-                member.phase = Phase.READY
+                member.phase = member.stays
                 staying.append(member)
         while len(staying) < self.wanted and self._clock() >= self._start_from and not self._stopped:
             staying.append(self._begin())
         while len(staying) > self.wanted:
             member = first_to_leave(staying, self._home)
             staying.remove(member)
-            if member.phase is Phase.READY and self._load[member.number]:
-                member.phase = Phase.LEAVING
+            if self._load[member.number]:
+                member.phase, member.stays = Phase.LEAVING, member.phase
             else:
                 self._end(member)
 

@@ -92,6 +92,30 @@ def test_one_that_leaves_is_called_back_where_it_is_wanted_again(members: Member
     assert members.count() == {Phase.READY: 2} and [one.number for one in members.ready()] == [0, 1]
 
 
+def test_one_that_leaves_finishes_what_it_holds_though_one_of_its_calls_failed(members: Members):
+    members.want(2)
+    until(members, lambda: members.count()[Phase.READY] == 2)
+    load = members.unburden()
+    held = [members.take(5) for _ in range(4)][1]
+    assert held.number == 1
+    load[1] -= 1
+    assert members.failed(1)
+    members.want(1)
+    members.attend()
+    assert members.count() == {Phase.READY: 1, Phase.LEAVING: 1} and not members.failed(1)
+    members.want(2)
+    assert members.count() == {Phase.READY: 1, Phase.ILL: 1}, "it comes back as what it was"
+    until(members, lambda: members.count()[Phase.READY] == 2)
+    members.want(1)
+    assert members.failed(1), "as it leaves"
+    members.attend()
+    assert members.count() == {Phase.READY: 1, Phase.LEAVING: 1} and not members.awaited()
+    assert ray.get(held.actor.ready.remote())["pid"], "it still works"
+    load[1] -= 1
+    members.attend()
+    assert members.count() == {Phase.READY: 1}
+
+
 def test_one_that_fails_gets_no_work_until_it_answers_again(members: Members):
     members.want(1)
     until(members, lambda: members.count()[Phase.READY] == 1)
