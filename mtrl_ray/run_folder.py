@@ -57,20 +57,30 @@ def write_settings(settings: Settings) -> None:
     temporary.replace(path)
 
 
-def resumed_settings(folder: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings of an existing run, with overrides; the folder may have been moved.
+def written_settings(folder: Path) -> dict[str, Any]:
+    """The settings of an existing run as they were written, which takes neither its environment nor its secrets; the folder
+    may have been moved.
 
-    Raises CheckpointError where the folder is not a run, ConfigurationError for an override of what a run keeps.
+    Raises CheckpointError where the folder is not a run.
     """
     path = folder / CONFIG
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree: dict[str, Any] = yaml.safe_load(path.read_text())
         tree["run"] |= {"folder": str(folder.absolute().parent), "name": folder.absolute().name}
     except OSError as error:
         raise CheckpointError(f"{str(folder)!r} is not a run: its {CONFIG} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, TypeError, KeyError, ValueError):
         raise CheckpointError(f"{str(path)!r} is torn: it does not hold a run's settings") from None
-    before = validate(tree, str(path))
+    return tree
+
+
+def resumed_settings(folder: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of an existing run, with overrides; the folder may have been moved.
+
+    Raises CheckpointError where the folder is not a run, ConfigurationError for an override of what a run keeps.
+    """
+    tree = written_settings(folder)
+    before = validate(tree, str(folder / CONFIG))
     for override in overrides:
         apply(tree, override)
     settings = validate(tree, " ".join(overrides)) if overrides else before

@@ -1,4 +1,7 @@
-"""`mtrl scale`: how many rollout workers a living run has, and how many it is to have."""
+"""`mtrl scale`: how many rollout workers a living run has, and how many it is to have.
+
+Its bounds are what the run itself says (`rollout.requests`): nothing of its environment or its secrets is needed here.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,10 +24,11 @@ def scale(
 ) -> None:
     """Change the number of a living run's rollout workers, within its rollout.workers."""
     from mtrl_ray.rollout.requests import ask, living
-    from mtrl_ray.run_folder import resumed_settings
+    from mtrl_ray.run_folder import written_settings
 
     number = _number(workers)
-    least, most = resumed_settings(run).rollout.bounds
+    allowed = written_settings(run)["rollout"]["workers"]
+    least, most = (allowed["min"], allowed["max"]) if isinstance(allowed, dict) else (allowed, allowed)
     if least == most:
         raise ConfigurationError(
             f"the run {str(run)!r} has a fixed number of workers, {most}; start or resume it with "

@@ -6,9 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mtrl_ray.config import WorkerRange
-from mtrl_ray.errors import EngineError
+from mtrl_ray.commands.scale import scale
+from mtrl_ray.config import WorkerRange, dump, load
+from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests, scaling
 from mtrl_ray.rollout.fleet import Use
 from mtrl_ray.rollout.members import Phase
@@ -70,6 +72,18 @@ def test_what_is_asked_by_hand_while_demand_decides_stands(made: Scaling, crew: 
     state = requests.read_state(tmp_path)
     assert (state.by, state.wanted, crew.wanted) == ("hand", 2, 2)
     assert made.follow(CALM)["workers/wanted"] == 2
+
+
+def test_a_run_is_scaled_from_where_its_environment_is_unknown(
+    made: Scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tree = yaml.safe_load(dump(load("sales", ["rollout.workers={min: 1, max: 4}"])))
+    tree["environment"] = {"name": "not_installed_here:Shop", "options": {"api_key_env": "NOT_SET_HERE"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    scale(tmp_path, "3")
+    assert "3 of 1 to 4 workers wanted, by hand" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"5 workers are outside of what the run .* allows: 1 to 4"):
+        scale(tmp_path, "5")
 
 
 def test_one_at_a_time_writes_how_the_fleet_is(made: Scaling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
