@@ -10,7 +10,7 @@ the learner has nothing to do: it waits. In the other T - R seconds the rollouts
    steady load never flaps.
 3. A worker more than there were chunks of work at a time would have nothing to hold.
 4. Conversations that reach the learner as stale as the buffer's bound allows were collected too early: a quarter of the
-   workers is let go, at least one.
+   workers is let go, at least one. Only collecting beside the learner can bring that about.
 5. One iteration is no trend: `UP` in a row have to ask for more than were asked for, `DOWN` in a row for fewer, all with
    the same workers; the most cautious of them counts. Rule 4 does not wait.
 """

@@ -18,7 +18,7 @@ MEANINGS = {
     "collect/tokens": "tokens the agent sampled",
     "collect/tokens_per_second": "sampled tokens per second of collection",
     "collect/failures": "conversations dropped after their retries, never counted as a score",
-    "collect/staleness": "weight versions that the oldest conversation was behind when the learner got it",
+    "collect/staleness": "weight versions the oldest conversation was behind the learner: 0 where they take turns",
     "respond/seconds": "seconds spent sampling single responses to logged states",
     "workers/wanted": "rollout workers that demand, or somebody by hand, asks for",
     "workers/ready": "rollout workers that take work",

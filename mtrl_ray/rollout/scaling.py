@@ -138,7 +138,11 @@ class Scaling:
 
 
 def load_of(metrics: Mapping[str, float], use: Use, workers: int, bound: int | None) -> Load:
-    """What an iteration showed, out of its metrics and of what was asked of the fleet."""
+    """What an iteration showed, out of its metrics and of what was asked of the fleet.
+
+    Staleness is that of conversations when the learner gets them. How old the buffer's oldest is (`replay/staleness_max`)
+    says nothing of the workers: what stays in it ages with every version up to the bound, however few collect.
+    """
     seconds = metrics["iteration/seconds"]
     rollouts = min(use.seconds, seconds)
     families = {key.removesuffix("/seconds"): value for key, value in metrics.items() if key.endswith("/seconds")}

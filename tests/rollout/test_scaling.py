@@ -14,7 +14,7 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests, scaling
 from mtrl_ray.rollout.fleet import Use
 from mtrl_ray.rollout.members import Phase
-from mtrl_ray.rollout.scaling import Scaling
+from mtrl_ray.rollout.scaling import Scaling, load_of
 
 CALM = {"iteration/seconds": 10.0, "q/seconds": 1.0}
 
@@ -84,6 +84,12 @@ def test_a_run_is_scaled_from_where_its_environment_is_unknown(
     assert "3 of 1 to 4 workers wanted, by hand" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"5 workers are outside of what the run .* allows: 1 to 4"):
         scale(tmp_path, "5")
+
+
+def test_what_the_buffer_keeps_grows_old_without_anybody_having_to_go():
+    kept = CALM | {"replay/staleness_max": 4.0, "collect/staleness": 0.0}
+    assert not load_of(kept, Use(), workers=4, bound=4).too_stale
+    assert load_of(kept | {"collect/staleness": 4.0}, Use(), workers=4, bound=4).too_stale
 
 
 def test_one_at_a_time_writes_how_the_fleet_is(made: Scaling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
