@@ -69,7 +69,9 @@ def train(
     with driven(settings.run_folder):
         done = 0
         if resume is not None:
-            done = max(store_of(settings).numbers(), default=0)  # a place that cannot be opened does not become the run's
+            done = max(
+                store_of(settings).numbers(), default=0
+            )  # a place that cannot be opened does not become the run's
             write_settings(settings)
         else:
             prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
