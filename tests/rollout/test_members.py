@@ -141,26 +141,30 @@ def test_one_that_ray_gives_up_is_replaced_after_a_pause(members: Members, broke
 
 
 def test_one_that_has_a_place_and_never_answers_is_killed_and_started_again(ray_cluster: None, broken: Path):
-    now = [0.0]
-    made = Members(lambda number: Standin.remote(str(broken)), clock=lambda: now[0])
+    ahead = [0.0]
+
+    def clock() -> float:
+        return time.monotonic() + ahead[0]
+
+    made, began = Members(lambda number: Standin.remote(str(broken)), clock=clock), clock()
     broken.write_text("for ever")
 
     def later() -> bool:
-        now[0] += LOOK_SECONDS
+        ahead[0] += LOOK_SECONDS
         return bool(made._lost)
 
     try:
         made.want(1)
         until(made, later, 60.0)
-        assert now[0] > START_SECONDS
+        assert clock() - began > START_SECONDS
         assert made.lost() == [f"worker 0 did not answer for {START_SECONDS:.0f} s and was killed"]
         broken.unlink()
-        until(made, lambda: made.count()[Phase.READY] == 1)
+        until(made, lambda: made.count()[Phase.READY] == 1, 60.0)
         stopped = ray.get(made.ready()[0].actor.ready.remote())["pid"]
         os.kill(stopped, signal.SIGSTOP)
         assert made.failed(0) and made.count() == {Phase.ILL: 1}
         until(made, later, 60.0)
-        until(made, lambda: made.count()[Phase.READY] == 1)
+        until(made, lambda: made.count()[Phase.READY] == 1, 60.0)
         assert made.ready()[0].number == 0 and ray.get(made.ready()[0].actor.ready.remote())["pid"] != stopped
     finally:
         made.stop()
