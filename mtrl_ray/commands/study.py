@@ -27,12 +27,17 @@ def study(
         Path | None, typer.Option(help="Folder of the table; by default docs/results of a checkout, else the runs'.")
     ] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs; by default runs/studies/NAME.")] = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="FOLDER", help="Copy finished runs there, without checkpoints and tokens."),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a new one here.")] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Run a table of runs (algorithms, tasks, seeds, …) and write it with intervals and learning curves."""
     from mtrl_ray.studies.cells import make_cells, parse_choice, parse_seeds
     from mtrl_ray.studies.definition import read_definition
+    from mtrl_ray.studies.keeping import keep
     from mtrl_ray.studies.runner import Session
     from mtrl_ray.studies.writing import Output
 
@@ -51,6 +56,8 @@ def study(
     output = Output(title, out or _results() or folder, _command(name, overrides or [], seeds, minutes, runs))
     output.check()
     failed = _run(definition, cells, chosen, Session(typer.echo, address, parallel, fresh), output, json_path)
+    if kept is not None:
+        typer.echo(f"kept: {keep(chosen, kept)} runs in {kept}")
     if failed:
         raise typer.Exit(1)
 

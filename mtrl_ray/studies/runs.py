@@ -23,6 +23,7 @@ from mtrl_ray.run_folder import CONFIG, prepare, resumed_settings
 from mtrl_ray.run_lock import driven
 from mtrl_ray.studies.cells import Cell
 
+SUMMARY = "summary.json"
 FAILED = "failed.txt"
 """The sentence that a run ended with on its first line; a defect's traceback after it."""
 SECONDS = "iteration/seconds"
@@ -32,6 +33,8 @@ PLACEMENT = (
     "run.folder",
     "run.checkpoint_every",
     "run.keep_checkpoints",
+    "run.recoveries",
+    "run.wait_seconds",
     "rollout.cpus",
     "rollout.gpus",
     "rollout.gpu_memory",
@@ -117,7 +120,7 @@ def failure(cell: Cell) -> str | None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json` of a run's folder; empty where there is none yet."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return summary
 

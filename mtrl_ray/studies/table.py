@@ -26,7 +26,7 @@ from mtrl_ray.evaluation.statistics import Estimate, gap_closed, mean_interval, 
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.definition import Definition
-from mtrl_ray.studies.runs import SECONDS, State, read_summary, state
+from mtrl_ray.studies.runs import SECONDS, SUMMARY, State, read_summary, state
 
 SCRIPTED = ("greedy", "expert")
 DIGITS = 12
@@ -86,7 +86,7 @@ def read_run(cell: Cell) -> Run | None:
 
 def _with_ranks(metrics: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The recorded metrics, with how stable the ranks of turns were where the run kept turn scores."""
-    ranks = _ranks(folder, (folder / "summary.json").stat().st_mtime_ns)
+    ranks = _ranks(folder, (folder / SUMMARY).stat().st_mtime_ns)
     return [row | ranks.get(row["iteration"], {}) for row in metrics]
 
 

@@ -1,0 +1,50 @@
+"""Finished runs without what only training needs: small enough to publish with a table, and to add seeds to elsewhere.
+
+A kept run is a run's folder with its settings, metrics, summary and scorings of turns, and its held-out conversations without
+their tokens. A study takes it for the run that it was made of; it can neither be resumed nor talked to.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from mtrl_ray.config import dump
+from mtrl_ray.conversation import Conversation, from_table, to_table
+from mtrl_ray.evaluation.turn_ranks import FOLDER
+from mtrl_ray.monitoring.recorder import FILE
+from mtrl_ray.run_folder import CONFIG
+from mtrl_ray.studies.cells import Cell
+from mtrl_ray.studies.runs import SUMMARY, State, state
+
+HELD_OUT = "evaluation"
+
+
+def keep(cells: Sequence[Cell], folder: Path) -> int:
+    """Copy what tables are made of, of every finished run, to FOLDER/RUN; how many there were."""
+    finished = [cell for cell in cells if state(cell) is State.FINISHED]
+    for cell in finished:
+        _keep(cell, folder / cell.name)
+    return len(finished)
+
+
+def _keep(cell: Cell, kept: Path) -> None:
+    shutil.rmtree(kept, ignore_errors=True)
+    (kept / HELD_OUT).mkdir(parents=True)
+    run = cell.settings.run.model_copy(update={"folder": str(kept.parent)})
+    (kept / CONFIG).write_text(dump(cell.settings.model_copy(update={"run": run})))
+    for name in (FILE, SUMMARY):
+        if (cell.folder / name).is_file():  # a run of no iterations has no metrics
+            shutil.copyfile(cell.folder / name, kept / name)
+    if (cell.folder / FOLDER).is_dir():
+        shutil.copytree(cell.folder / FOLDER, kept / FOLDER)
+    for path in sorted((cell.folder / HELD_OUT).glob("*.parquet")):
+        table = to_table(map(_without_tokens, from_table(pq.read_table(path))))
+        pq.write_table(table, kept / HELD_OUT / path.name, compression="zstd")
+
+
+def _without_tokens(conversation: Conversation) -> Conversation:
+    turns = [replace(turn, tokens=[], logprobs=[], versions=[]) for turn in conversation.turns]
+    return replace(conversation, turns=turns)
