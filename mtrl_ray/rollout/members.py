@@ -270,8 +270,8 @@ class Members:
 
 def _placed(actor: Any) -> bool:
     """Whether a node has room for this actor. Ray's public interface asks the dashboard, which may be off."""
-    node = ray_state.actors(actor_id=actor._actor_id.hex()).get("Address", {}).get("NodeID", "")
-    return bool(node.strip("f"))
+    address = ray_state.actors(actor_id=actor._actor_id.hex()).get("Address", {})
+    return bool(address.get("IPAddress"))  # `NodeID` is there before: the node that looks for room
 
 
 def first_to_leave(members: list[Member], home: str | None) -> Member:
