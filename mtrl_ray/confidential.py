@@ -81,7 +81,7 @@ def refuse_secrets(tree: dict[str, Any]) -> None:
                 f"{key} holds a secret, and settings are written into the run's folder; put it into an environment variable "
                 "and give that one's name (an LLM user's llm.api_key_env)"
             )
-        if NAMED.search(path[-1].removesuffix(POINTER)) and not NAME.fullmatch(text):
+        if path and NAMED.search(path[-1].removesuffix(POINTER)) and not NAME.fullmatch(text):
             raise ConfigurationError(
                 f"{key} has to be the name of an environment variable, such as OPENAI_API_KEY; what is given is none, and is "
                 "not repeated here, for it may be the secret itself"

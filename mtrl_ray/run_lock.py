@@ -1,7 +1,8 @@
 """One driver per run: a lock on `RUN/.lock`, held for as long as the driver lives.
 
 1. The operating system lets go of it when the driver ends, however it ends. What the driver starts does not inherit it.
-2. The file stays and says who held it last. `--fresh` leaves it, for its own driver holds it by then.
+2. The file stays, unless nothing else came into a new folder, and says who held it last. `--fresh` leaves it, for its own
+   driver holds it by then.
 3. Where a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
 """
 
@@ -24,11 +25,15 @@ def driven(folder: Path) -> Iterator[None]:
 
     Raises ConfigurationError where another process does.
     """
+    there = folder.exists()
     lock = _locked(folder)
     try:
         yield
     finally:
         if lock is not None:
+            if not there and [entry.name for entry in folder.iterdir()] == [LOCK]:  # nothing was begun
+                (folder / LOCK).unlink()
+                folder.rmdir()
             lock.close()
 
 

@@ -134,7 +134,7 @@ def test_a_finished_run_goes_on_with_more_iterations(finished_run: Path, quick: 
 
 
 def test_a_checkpoint_that_the_learner_cannot_read_is_passed_over(finished_run: Path, tmp_path: Path, caplog):
-    run = tmp_path / "passed over"
+    run = tmp_path / "passed-over"
     shutil.copytree(finished_run, run)
     newest = run / "checkpoints" / "000002"
     (newest / "learner.json").write_text("{}")
