@@ -1,7 +1,7 @@
 """Small tasks beside the driver: what a run does to its tables between the actors' calls.
 
-They need no CPU of their own, so Ray would run them on any node, one of every iteration on a node that no worker of the run is
-left on; that node would never be idle, and no autoscaler would take it away. The driver's node has store and buffer too.
+Ray would rather run them where their tables lie, though that is a node that the run has no worker left on; with one in every
+iteration that node would never be idle, and no autoscaler would take it away. The driver's node has store and buffer too.
 """
 
 from collections.abc import Callable

@@ -188,6 +188,7 @@ def test_what_cannot_work_is_said_before_anything_starts(quick, tmp_path):
     for change, sentence in (
         ({"samples": 3}, "samples is 3 and variant is mtpo; conversations are compared two by two"),
         ({"improvement": {"mixture": 0.1}}, "mixture is set by algorithm.tau"),
+        ({"variant": "mtpo_tau", "improvement": {"importance_cap": None}}, "improvement.importance_cap is null"),
         ({"improvement": {"kl": {"kind": "k2", "place": "loss"}}}, "kl is set by algorithm.alpha"),
         ({"advantages": {"alpha": 0.1}}, "advantages.alpha is algorithm.alpha"),
         ({"variant": "rlhf"}, "variant is rlhf, which needs a reward model"),
