@@ -69,10 +69,8 @@ def train(
     with driven(settings.run_folder):
         done = 0
         if resume is not None:
-            done = max(
-                store_of(settings).numbers(), default=0
-            )  # a place that cannot be opened does not become the run's
-            write_settings(settings)
+            done = max(store_of(settings).numbers(), default=0)
+            write_settings(settings)  # not those of a place that could not be opened
         else:
             prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
         summary = _run(settings, resume is not None, done, address)
