@@ -99,11 +99,17 @@ def test_a_run_that_loses_one_of_two_learners_ends_as_the_undisturbed_one(quick,
 
 
 def test_a_learner_that_stands_still_is_given_up_at_the_deadline(finished_run, quick, tmp_path):
-    saboteur = Saboteur({1: lambda of: os.kill(saboteur.learners[0], signal.SIGSTOP)})
+    stopped = []
+
+    def stop_learner(_of: Trainer) -> None:
+        stopped.append(psutil.Process(saboteur.learners[0]))
+        stopped[0].suspend()
+
+    saboteur = Saboteur({1: stop_learner})
     disturbed = run(quick, tmp_path, saboteur, "run.wait_seconds=15")
     said = [note for note in saboteur.notes if "recovery" in note]
     assert len(said) == 1 and said[0].startswith("waited 15 s for "), saboteur.notes
-    assert not psutil.pid_exists(saboteur.learners[0]) or psutil.Process(saboteur.learners[0]).status() == "zombie"
+    assert not psutil.wait_procs(stopped, timeout=60)[1], "Ray kills a process that does not hear it after 5 s"
     assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
 
 
