@@ -157,6 +157,26 @@ class ChatFormat:
             encoded.append(replace(turn, tokens=tokens))
         return replace(conversation, turns=encoded)
 
+    def owned(self, conversation: Conversation) -> Conversation:
+        """The conversation in this tokenizer's ids: itself where its ids are such, else a copy encoded from its texts.
+
+        They are where every agent's turn decodes to its text and what stands before it is what `encode` would write. A
+        copy has no log-probabilities, which belonged to other ids. Raises DataError as `encode` does.
+        """
+        bare = [replace(turn, tokens=[], logprobs=[], versions=[]) for turn in conversation.turns]
+        encoded = self.encode(replace(conversation, turns=bare))
+        if len(encoded.turns) != len(conversation.turns):
+            return encoded
+        before_agents = pairwise(zip(conversation.turns, encoded.turns, strict=True))
+        if any(said.role == Role.AGENT and turn.tokens != own.tokens for (turn, own), (said, _) in before_agents):
+            return encoded
+        agents = [turn for turn in conversation.turns if turn.role == Role.AGENT]
+        return conversation if all(self._spells(turn) for turn in agents) else encoded
+
+    def _spells(self, turn: Turn) -> bool:
+        size = len(self.tokenizer)
+        return bool(turn.tokens) and max(turn.tokens) < size and self.decode(turn.tokens) == turn.text
+
     def _open_agent_first(self, system: str | None) -> list[int]:
         if system and self.system_agent_first is not None:
             before, after = self.system_agent_first

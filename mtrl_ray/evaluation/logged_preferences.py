@@ -2,8 +2,8 @@
 
 1. Pairs are two conversations on one context, neighbours in the order of their ids, compared by a judge; or what people
    compared, read from a file (`preferences.pairs`). The split is by context: no context is on both sides.
-2. Conversations without token ids are encoded with the model's chat template. For the model `tiny` a tokenizer and a
-   small Llama are made from the training part alone and taught to predict its agents, as for `mtrl fit-q`.
+2. Conversations without the model's own token ids are encoded with its chat template. For the model `tiny` a tokenizer and
+   a small Llama are made from the training part alone and taught to predict its agents, as for `mtrl fit-q`.
 3. Of each model: accuracy on pairs that are not even, with its interval, and calibration of the predicted probabilities.
    `oracle` is what a judge who knows the given probabilities exactly would reach in cross-entropy.
 """
@@ -126,8 +126,7 @@ def _encoded(pairs: list[Pair], path: str, model: ModelSettings) -> tuple[pa.Tab
     chat = chat_format(path)
     talks, given = [], []
     for pair in pairs:
-        known = model.path != TINY  # a tokenizer made a moment ago is nobody's
-        both = [side if known and side.tokens else chat.encode(side) for side in (pair.first, pair.second)]
+        both = [chat.owned(side) for side in (pair.first, pair.second)]
         if sum(len(side.tokens) for side in both) <= model.context_length:
             talks += both
             given += [pair.preference, 1.0 - pair.preference]

@@ -1,7 +1,7 @@
 """Q from a log alone: fitted on a part of the conversations, judged on the rest, no policy update (`mtrl fit-q`).
 
-1. Conversations are split by context; the ones without token ids are encoded with the model's chat template. For the
-   model `tiny` a tokenizer and a small Llama are made from the training part alone and taught to predict its agents.
+1. Conversations are split by context; the ones without the model's own token ids are encoded with its chat template. For
+   the model `tiny` a tokenizer and a small Llama are made from the training part alone and taught to predict its agents.
 2. Q's predictions of held-out (state, response) pairs are compared with their returns: r with its interval, the
    calibration error, and the squared error relative to a constant.
 3. `by_turn`: the same r over pairs at the same position only. Where returns depend on how far a conversation has come,
@@ -62,12 +62,12 @@ def fit_logged_q(
 
 
 def _encoded(table: pa.Table, path: str, context_length: int) -> tuple[pa.Table, int]:
-    """Token ids filled in, and how many conversations are left out because they are longer than the context.
+    """The same in the model's token ids, and how many conversations are left out because they are longer than the context.
 
     Cut off, they would lack the outcome at their end, and so would every return before it.
     """
     chat = chat_format(path)
-    encoded = [done if done.tokens else chat.encode(done) for done in from_table(table)]
+    encoded = [chat.owned(done) for done in from_table(table)]
     kept = [done for done in encoded if len(done.tokens) <= context_length]
     return to_table(kept), len(encoded) - len(kept)
 

@@ -177,6 +177,29 @@ def test_encode_gives_a_rollouts_own_history_for_its_texts(chat: ChatFormat) -> 
     assert chat.encode(logged(Turn(Role.SYSTEM, "Sell."), *turns)).tokens == history
 
 
+@settings(deadline=None)
+@given(system=st.none() | texts, first=texts, exchanges=exchanges.filter(bool))
+def test_a_rollouts_own_ids_are_kept_and_others_are_made_anew(
+    tiny: ChatFormat, chatml: ChatFormat, system: str | None, first: str, exchanges: list[Exchange]
+) -> None:
+    conversation, _ = roll(tiny, system, first, [((ids or [5], how), reply) for (ids, how), reply in exchanges])
+    assert tiny.owned(conversation).tokens == conversation.tokens
+    theirs = chatml.owned(conversation)
+    bare = [Turn(turn.role, turn.text, finish=turn.finish) for turn in conversation.turns]
+    assert theirs.tokens == chatml.encode(dataclasses.replace(conversation, turns=bare)).tokens
+    validate(theirs)
+
+
+def test_ids_that_spell_another_text_are_not_this_tokenizers(tiny: ChatFormat) -> None:
+    talked = tiny.encode(logged(Turn(Role.USER, "Hi"), Turn(Role.AGENT, "a bike")))
+    assert tiny.owned(talked) is talked
+    for wrong in ([*reversed(talked.turns[1].tokens)], [10**6, tiny.end_of_turn], []):
+        other = [talked.turns[0], dataclasses.replace(talked.turns[1], tokens=wrong)]
+        assert tiny.owned(dataclasses.replace(talked, turns=other)).tokens == talked.tokens
+    other_template = [dataclasses.replace(talked.turns[0], tokens=[7, *talked.turns[0].tokens]), talked.turns[1]]
+    assert tiny.owned(dataclasses.replace(talked, turns=other_template)).tokens == talked.tokens
+
+
 def test_encode_of_a_user_whom_nobody_answers(tiny: ChatFormat) -> None:
     assert tiny.encode(logged(Turn(Role.USER, "Too much!"))).tokens == [3, 270, 83, 292, 5, 1]
 
