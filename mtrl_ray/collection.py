@@ -1,4 +1,4 @@
-"""An iteration's conversations, each lease once, into the replay buffer, whoever holds it.
+"""Conversations, each lease once, whoever holds it: an iteration's into the replay buffer, others into a table.
 
 1. What the journal has of the iteration is recalled first; what is missing is held. A table that is lost on its way from
    a worker to the buffer is held again, up to `rollout.retries` times.
@@ -16,11 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from mtrl_ray.actors import Actors
-from mtrl_ray.config import Settings
+from mtrl_ray.config import RolloutSettings, Settings
+from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.worker import Report
 from mtrl_ray.waiting import fetch
@@ -45,6 +49,32 @@ class _Work:
         for failure in report.failures:
             self.failures[failure.id] = failure
 
+    def check_left_out(self, leases: list[Lease], held: set[str], rollout: RolloutSettings) -> int:
+        """How many of the leases are not held; rule 3."""
+        missing = [lease.id for lease in leases if lease.id not in held]
+        left_out = [self.failures[name] for name in missing if name in self.failures]
+        stop_at_too_many(left_out, len(leases), rollout.data_errors, "conversations", rollout.retries + 1)
+        return len(missing)
+
+    def causes(self) -> str:
+        """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
+        return causes(failure for report in self.reports for failure in report.failures)
+
+
+def held_apart(fleet: Fleet, leases: list[Lease], version: int, rollout: RolloutSettings) -> tuple[pa.Table, str]:
+    """Conversations that are no training data, ordered by id, and the causes of failures as the end of a sentence.
+
+    Raises EngineError or DataError: rule 3, or what the fleet raises.
+    """
+    work, tables = _Work(), []
+    for result in fleet.converse(leases, version):
+        work.add(result.report)
+        tables.append(result.table[0])
+    read = fetch(tables, "conversations on their way from the workers")
+    table = pa.concat_tables(read).sort_by("id") if read else SCHEMA.empty_table()
+    work.check_left_out(leases, set(table["id"].to_pylist()), rollout)
+    return table, work.causes()
+
 
 class Collector:
     """Holds the leases of one iteration under weights of at least `version`."""
@@ -64,18 +94,15 @@ class Collector:
         known = self._held()
         self._hold(leases, known)
         held = self._held()
-        missing = [lease.id for lease in leases if lease.id not in held]
-        left_out = [self._work.failures[name] for name in missing if name in self._work.failures]
-        allowed, tries = self._rollout.data_errors, self._rollout.retries + 1
-        stop_at_too_many(left_out, len(leases), allowed, "conversations", tries)
+        missing = self._work.check_left_out(leases, held, self._rollout)
         outcomes = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
         metrics = self._metrics(outcomes, time.perf_counter() - started)
-        metrics |= {"collect/failures": float(len(missing)), "faults/reused": float(len(known))}
+        metrics |= {"collect/failures": float(missing), "faults/reused": float(len(known))}
         return Collected(outcomes["id"], outcomes["agent_turns"], metrics)
 
     def causes(self) -> str:
         """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
-        return causes(failure for report in self._work.reports for failure in report.failures)
+        return self._work.causes()
 
     def _hold(self, leases: list[Lease], known: set[str]) -> None:
         for _ in range(self._rollout.retries + 1):

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from mtrl_ray.actors import Actors
-from mtrl_ray.collection import Collector
+from mtrl_ray.collection import Collector, held_apart
 from mtrl_ray.comparing import PreferenceSettings, compared, paired
 from mtrl_ray.config import Settings, WorkerRange
-from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.judging import JudgeSettings, judged
 from mtrl_ray.learner.group import LearnerGroup
@@ -37,7 +36,7 @@ from mtrl_ray.learner.specification import (
     TurnRewards,
 )
 from mtrl_ray.monitoring.view import View
-from mtrl_ray.rollout.fleet import Fleet, Result
+from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.single_turns import matched
@@ -333,12 +332,13 @@ class System:
         return self.hold_leases(make_leases(self.settings.run.seed, split, tag, indices, samples))
 
     def hold_leases(self, leases: list[Lease]) -> pa.Table:
-        """`hold` of these leases."""
+        """`hold` of these leases. Raises EngineError or DataError where too many could not be held (`failures`)."""
         self.view.part("rollout", f"holding {len(leases)} conversations apart from training")
-        results: list[Result] = list(self.fleet.converse(leases, self.version))
+        table, causes = held_apart(self.fleet, leases, self.version, self.settings.rollout)
+        if causes:
+            self.view.note(f"failures in conversations held apart: {causes}")
         self.view.part("rollout", "idle")
-        tables = fetch([result.table[0] for result in results], "conversations on their way from the workers")
-        return pa.concat_tables(tables).sort_by("id") if tables else SCHEMA.empty_table()
+        return table
 
 
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """Evaluating a finished or interrupted run: its policy, from a checkpoint, against contexts of either split."""
 
+import logging
 from pathlib import Path
 
 import pyarrow as pa
 import ray
 
 from mtrl_ray.checkpoint_store import store_of
+from mtrl_ray.collection import held_apart
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.tiny import TINY
@@ -13,6 +15,8 @@ from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.waiting import fetch
 from mtrl_ray.weights.store import read_files, start_store
+
+logger = logging.getLogger(__name__)
 
 
 def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
@@ -43,16 +47,20 @@ def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
 
 
 def hold(settings: Settings, model: Path, split: str, contexts: int, tag: int = 0) -> pa.Table:
-    """Conversations of the model with the first `contexts` contexts of a split; Ray has to be connected."""
+    """Conversations of the model with the first `contexts` contexts of a split; Ray has to be connected.
+
+    Raises EngineError or DataError where too many could not be held (`failures`).
+    """
     store = start_store()
     fetch(store.keep_files.remote(read_files(str(model))), "the weight store to take the model's files")
     fleet = Fleet(settings, str(model), store)
     try:
         fleet.wait_ready()
         leases = make_leases(settings.run.seed, split, tag, range(contexts))
-        results = list(fleet.converse(leases, version=0))
-        tables = fetch([result.table[0] for result in results], "conversations on their way from the workers")
+        table, causes = held_apart(fleet, leases, 0, settings.rollout)
     finally:
         fleet.stop()
         ray.kill(store)
-    return pa.concat_tables(tables).sort_by("id")
+    if causes:
+        logger.warning("failures in the %d conversations asked for: %s", len(leases), causes)
+    return table

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from mtrl_ray.collection import held_apart
 from mtrl_ray.config import load
 from mtrl_ray.conversation import from_table
 from mtrl_ray.errors import DataError, EngineError
@@ -118,3 +119,15 @@ def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted
         DataError, match=r"none of the 1 chunks .*the reader's file is torn.* failed is train-000000-0000000"
     ):
         held(fleet, 1)
+
+
+def test_conversations_held_apart_are_too_few_to_go_on_with_where_too_many_fail(fleet_of):
+    fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=0")
+    leases = make_leases(0, "train", 0, range(18))
+    rollout = load("sales", ["rollout.retries=0"]).rollout
+    table, causes = held_apart(fleet, leases, 0, rollout)
+    assert table["id"].to_pylist() == sorted(ids(18) - {lease.id for lease in leases[::3]})
+    assert causes == "6 x DataError: the reader's file is torn"
+    few = rollout.model_copy(update={"data_errors": 0.3})
+    with pytest.raises(DataError, match=r"6 of 18 conversations failed 1 times each .*: the reader's file is torn"):
+        held_apart(fleet, leases, 0, few)
