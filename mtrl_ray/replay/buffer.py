@@ -205,10 +205,6 @@ class ReplayBuffer:
         self._admit(table.filter(pa.array(fresh, pa.bool_())))
         return sum(fresh)
 
-    def compact(self, iterations: int | range | None = None) -> int:
-        """Merge the journal's files of these iterations; returns how many files that saves."""
-        return self._journal.compact(iterations)
-
     def problems(self) -> list[str]:
         """One sentence per file of the journal that could not be read."""
         return self._journal.problems

@@ -8,7 +8,6 @@
    conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (left where it is on remote
    filesystems), and `problems` says what and why. Files that do not bear a journal's name are somebody else's: reported,
    not touched. Names that begin with `.` or `_` are ignored.
-5. `compact` writes the merged file before it removes its parts; between the two, rule 3 hides the double.
 """
 
 import logging
@@ -33,7 +32,7 @@ LOG = logging.getLogger(__name__)
 
 NAME = re.compile(r"(\d{10})-(\d{6,})-(\d{6,})-(\d{6,})-([0-9a-f]{8})\.parquet")
 LISTINGS = 5
-"""How often a read lists the folder anew when a compaction removes files under it."""
+"""How often a read lists the folder anew when files go away under it (another reader sets them aside)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -132,29 +131,6 @@ class Journal:
         table = self.read(iterations)
         return table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))
 
-    def compact(self, iterations: int | range | None = None) -> int:
-        """Merge the files of each of these iterations (None: of every one) into one; returns how many files that saves.
-
-        Files that span iterations tie these together: files that share one are merged, so that which row of an id is
-        the earliest stays as it is. A merged file takes its last part's sequence number.
-        """
-        wanted = _range(iterations)
-        groups = [parts for parts in _connected(self._files()) if any(file.touches(wanted) for file in parts)]
-        return sum(self._merge(parts) for parts in groups)
-
-    def _merge(self, parts: list[JournalFile]) -> int:
-        if len(parts) < 2:
-            return 0
-        loaded = [(file, self._load(file, SCHEMA.names)) for file in parts]
-        readable = [(file, table) for file, table in loaded if table is not None]
-        if len(readable) < 2:
-            return 0
-        merged = _once(pa.concat_tables([table for _, table in readable]))
-        self._write(merged, max(file.sequence for file, _ in readable))
-        for file, _ in readable:
-            self.folder.delete(file.name)
-        return len(readable) - 1
-
     def _write(self, table: pa.Table, sequence: int) -> str:
         span = pc.min_max(table["iteration"]).as_py()
         if span["min"] < 0:
@@ -195,7 +171,7 @@ class Journal:
             return [table for table in tables if table is not None]
         raise EngineError(
             f"files of the journal {self.folder.uri} went away during each of {LISTINGS} reads; "
-            "read it again when nobody compacts it"
+            "read it again when nobody removes files there"
         )
 
     def _load(self, file: JournalFile, columns: list[str]) -> pa.Table | None:
@@ -275,18 +251,6 @@ def _once(table: pa.Table) -> pa.Table:
     numbered = pa.table({"id": table["id"], "row": np.arange(table.num_rows)})
     first = numbered.group_by("id").aggregate([("row", "min")])["row_min"]
     return table.take(np.sort(first.to_numpy()))
-
-
-def _connected(files: list[JournalFile]) -> list[list[JournalFile]]:
-    """Groups of files, by iteration: within a group ranges overlap in a chain, between groups none does."""
-    groups: list[list[JournalFile]] = []
-    reach = -1
-    for file in sorted(files, key=lambda file: file.first):
-        if file.first > reach:
-            groups.append([])
-        groups[-1].append(file)
-        reach = max(reach, file.last)
-    return [sorted(group) for group in groups]
 
 
 def _range(iterations: int | range | None) -> range | None:

@@ -85,13 +85,6 @@ class Folder:
                 "or URI; nothing of this write was kept"
             ) from error
 
-    def delete(self, name: str) -> None:
-        """Remove a file. Raises EngineError where that fails."""
-        try:
-            self.filesystem.delete_file(self.at(name))
-        except OSError as error:
-            raise EngineError(f"{self.at(name)} could not be removed: {first_line(error)}") from error
-
     def check_readable(self, name: str) -> None:
         """Read a file to its end: tells a damaged file from a filesystem that fails.
 

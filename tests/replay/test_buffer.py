@@ -170,11 +170,10 @@ def test_impossible_bounds(tmp_path: Path, name: str, value: int) -> None:
         ReplayBuffer(tmp_path, **{name: value})
 
 
-def test_small_appends_share_objects_and_files_can_be_merged(tmp_path: Path) -> None:
+def test_small_appends_share_objects(tmp_path: Path) -> None:
     buffer = ReplayBuffer(tmp_path)
     for one in batch(0, 20):
         buffer.append([ref([one])])
     assert buffer.statistics()["objects"] == 1
-    assert buffer.compact(0) == 19
     assert from_table(buffer.window(1)) == sorted(batch(0, 20), key=lambda one: one.id)
     assert ReplayBuffer(tmp_path).window(1).equals(buffer.window(1))

@@ -374,75 +374,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     assert journal.ids() == ["a", "b"]
 
 
-def test_compaction_merges_an_iteration_and_keeps_the_rest(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    for iteration in (0, 1):
-        for name in "abc":
-            journal.append(table(f"{name}{iteration}", iteration=iteration))
-    journal.append(table("a1", iteration=1, text="double"))
-    before = journal.position.sequence
-    assert journal.compact(1) == 3
-    assert journal.position == Position(files=4, rows=6, sequence=before)
-    assert sorted(journal.ids()) == ["a0", "a1", "b0", "b1", "c0", "c1"]
-    assert journal.ids(1) == ["a1", "b1", "c1"]
-    assert journal.rows(["a1"])["turns"][0].as_py()[1]["text"] == "Yes."
-    assert journal.compact(1) == 0
-    assert journal.compact() == 2
-    assert [
-        info.base_name.split("-")[1:4] for info in sorted(journal.folder.files(), key=lambda info: info.base_name)
-    ] == [
-        ["000000", "000000", "000003"],
-        ["000001", "000001", "000003"],
-    ]
-    assert len(journal.ids()) == 6
-
-
-def test_compaction_takes_along_the_files_that_share_an_iteration(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.append(table("a", iteration=0, text="first"))
-    journal.append(to_table([conversation("a", 0, "second"), conversation("b", 1)]))
-    journal.append(table("c", iteration=5))
-    assert journal.compact(1) == 1
-    assert [one.turns[1].text for one in from_table(journal.read(0))] == ["first"]
-    assert sorted(journal.ids()) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("deleted", [0, 1, 2, 3])
-def test_a_crash_during_compaction_loses_nothing_and_doubles_nothing(
-    tmp_path: Path, deleted: int, monkeypatch: pytest.MonkeyPatch
+def test_a_reader_is_not_disturbed_by_another_that_sets_a_file_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(tmp_path)
-    for name in "abcd":
-        journal.append(table(name))
-    delete, calls = journal.folder.delete, iter(range(100))
-
-    def crashing(name: str) -> None:
-        if next(calls) == deleted:
-            raise KeyboardInterrupt
-        delete(name)
-
-    monkeypatch.setattr(journal.folder, "delete", crashing)
-    with pytest.raises(KeyboardInterrupt):
-        journal.compact(0)
-    reader = Journal(tmp_path)
-    assert sorted(reader.ids()) == list("abcd")
-    reader.compact(0)
-    assert reader.position.files == 1
-    assert sorted(reader.ids()) == list("abcd")
-
-
-def test_a_reader_is_not_disturbed_by_a_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = Journal(tmp_path), Journal(tmp_path)
-    for name in "abcd":
-        writer.append(table(name))
-    load, compacted = reader._load, []
+    names = [writer.append(table(name)) for name in "abcd"]
+    (tmp_path / names[2]).write_bytes(b"torn")
+    load, seen = reader._load, []
 
-    def compacted_in_between(file: journal_module.JournalFile, columns: list[str]) -> pa.Table | None:
-        if not compacted:
-            compacted.append(writer.compact(0))
+    def read_in_between(file: journal_module.JournalFile, columns: list[str]) -> pa.Table | None:
+        if not seen:
+            seen.append(writer.ids())
         return load(file, columns)
 
-    monkeypatch.setattr(reader, "_load", compacted_in_between)
-    assert sorted(reader.ids()) == list("abcd")
-    assert compacted == [3]
-    assert reader.problems == []
+    monkeypatch.setattr(reader, "_load", read_in_between)
+    assert reader.ids() == list("abd") and seen == [list("abd")]
+    assert reader.problems == [] and reader.set_aside == [f"{names[2]}.quarantined"]
