@@ -6,14 +6,19 @@
    (`trainer`), so the finished ones are kept; what the journal got of this one is used when the run is resumed. A
    checkpoint that is not written `LATEST_SECONDS` after the signal is given up too; the former one stays.
 3. A second signal ends the run where it is.
-4. Signals reach the main thread alone; a run in another thread is stopped by whoever started it.
+4. A handler runs between two steps of Python, so a call outside Python that does not come back (a copy to a filesystem that
+   hangs) is not interrupted, and hides the signal. A thread hears of it all the same, and ends the process where it stands
+   `LAST_SECONDS` later, as a kill would.
+5. Signals reach the main thread alone; a run in another thread is stopped by whoever started it.
 """
 
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, Literal
 
@@ -21,6 +26,8 @@ GRACE_SECONDS = 12.0
 """After a signal, for the iteration under way to end."""
 LATEST_SECONDS = 24.0
 """After a signal, for the checkpoint to be written. The rest of the 30 s is for the end of the actors."""
+LAST_SECONDS = 29.0
+"""After a signal, for the process to end by itself."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Manner = Literal["at once", "grace", "held"]
@@ -37,8 +44,10 @@ class Stopped(KeyboardInterrupt):
 class StopSignal:
     """Listens for one run. `number`: of the signal that came, None before."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = False) -> None:
+        """`ends_process`: rule 4."""
         self.number: int | None = None
+        self._ends_process = ends_process
         self._heard = 0.0  # when it came
         self._manner: Manner = "at once"
 
@@ -51,7 +60,8 @@ class StopSignal:
         before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._lapse)
         try:
-            yield
+            with _ending() if self._ends_process else nullcontext():
+                yield
         except KeyboardInterrupt:
             raise Stopped(self.number or signal.SIGINT) from None
         finally:
@@ -93,3 +103,32 @@ class StopSignal:
 
     def _lapse(self, number: int, frame: FrameType | None) -> Any:
         raise Stopped(self.number or signal.SIGTERM)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """A signal inside this context ends the process after `LAST_SECONDS`, unless the context ends before."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    over = threading.Event()
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_signal, args=(heard, over), name="stop signal", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        told.close()
+
+
+def _end_after_signal(heard: socket.socket, over: threading.Event) -> None:
+    """Wait for the number of a stop signal; `heard`: a byte for every signal, closed at the end."""
+    with heard:
+        number = next((byte for byte in iter(lambda: heard.recv(1), b"") if byte[0] in SIGNALS), None)
+    if number is None or over.wait(LAST_SECONDS):
+        return
+    name = signal.Signals(number[0]).name
+    said = f"{name} came {LAST_SECONDS:g} s ago, and what is under way does not come back: the run is left as it is"
+    with suppress(OSError):  # nobody reads it
+        os.write(2, f"{said}\n".encode())
+    os._exit(128 + number[0])

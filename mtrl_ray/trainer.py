@@ -199,7 +199,7 @@ def run(
     Raises the project's errors, those of actors too; EngineError where the machinery fails again and again; `Stopped`
     after a stop signal.
     """
-    stop = StopSignal()
+    stop = StopSignal(ends_process=True)
     with explained(settings.run_folder), stop.listening():
         trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
         budget = _Budget(settings.run.minutes)

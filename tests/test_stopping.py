@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -66,3 +69,43 @@ def test_without_a_signal_nothing_is_bounded(stop: StopSignal):
         with stop.answered(manner):
             assert signal.getitimer(signal.ITIMER_REAL)[0] in (0, pytest.approx(300, abs=60)), "pytest's own at most"
     stop.check()
+
+
+def test_what_no_handler_reaches_is_ended_with_the_process():
+    """The main thread waits outside Python for a file that never ends."""
+    hanging = """
+import os, signal, pyarrow.fs as fs
+from mtrl_ray import stopping
+stopping.LAST_SECONDS = 0.5
+os.mkfifo("pipe")
+stop = stopping.StopSignal(ends_process=True)
+with stop.listening(), stop.answered("held"):
+    print("listening", flush=True)
+    fs.copy_files("pipe", "copy")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", hanging], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "listening\n"
+        process.terminate()
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 143 and said.startswith("SIGTERM came 0.5 s ago"), said
+
+
+def test_a_run_that_ends_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stopping, "LAST_SECONDS", 0.2)
+    heard = StopSignal(ends_process=True)
+
+    def interrupted() -> None:
+        with heard.listening():
+            ask()
+            hang()
+
+    with pytest.raises(Stopped):
+        interrupted()
+    threading.Event().wait(0.4)
+    assert signal.set_wakeup_fd(-1) == -1, "nothing is heard any more"
