@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mtrl_ray.config import Settings
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.replay.buffer import ReplayBuffer
-from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.fleet import Fleet, FleetStatistics
 from mtrl_ray.waiting import ANSWER_SECONDS, fetch, sound
 from mtrl_ray.weights.store import read_files, start_store
 
@@ -42,7 +42,7 @@ class Actors:
             self.fleet.stop()
             ray.kill(self.store)
             self.store = self._new_store()
-            self.fleet = self._new_fleet()
+            self.fleet = self._new_fleet(self.fleet.statistics)
             made += ["weight store", "rollout workers"]
         if not sound([self.buffer.problems.remote()], ANSWER_SECONDS):
             ray.kill(self.buffer)
@@ -80,8 +80,8 @@ class Actors:
             max_staleness=replay.max_staleness,
         )
 
-    def _new_fleet(self) -> Fleet:
-        return Fleet(self._settings, self._model_path, self.store, self._say)
+    def _new_fleet(self, statistics: FleetStatistics | None = None) -> Fleet:
+        return Fleet(self._settings, self._model_path, self.store, self._say, statistics)
 
     def _new_learner(self) -> LearnerGroup:
         settings = self._settings

@@ -63,7 +63,7 @@ class _Flight:
 
 @dataclass
 class FleetStatistics:
-    """Since the fleet began: deaths of workers, chunks past their deadline, failures by cause, leases dropped.
+    """Since a run's first fleet began: deaths of workers, chunks past their deadline, failures by cause, leases dropped.
 
     `joining`: for each worker that joined, or came back, the seconds from its engine being ready, and work being there, to its
     first chunk.
@@ -92,9 +92,14 @@ class Fleet:
     """Starts the workers and hands them work. Belongs to the driver; not thread-safe."""
 
     def __init__(
-        self, settings: Settings, model_path: str, store: Any, say: Callable[[str], object] = logger.warning
+        self,
+        settings: Settings,
+        model_path: str,
+        store: Any,
+        say: Callable[[str], object] = logger.warning,
+        statistics: FleetStatistics | None = None,
     ) -> None:
-        """`say`: told what whoever watches the run should know."""
+        """`say`: told what whoever watches the run should know; `statistics`: those of a lost fleet, to count on from."""
         self._settings = settings
         rollout = settings.rollout
         self._cutter = Cutter(settings)
@@ -116,7 +121,7 @@ class Fleet:
         self._patience = Patience(self.members, rollout, say)
         self._use = Use()
         self._failed: Failure | None = None  # in the present call, by itself
-        self.statistics = FleetStatistics()
+        self.statistics = statistics or FleetStatistics()
 
     def wait_ready(self) -> list[dict[str, Any]]:
         """Wait until as many workers as are needed, and none that failed, run their engines; what each says of itself.

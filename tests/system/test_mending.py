@@ -88,6 +88,21 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     assert journal.position.rows == 24 and journal.read().sort_by("id").equals(before.read().sort_by("id"))
 
 
+def test_a_run_that_loses_its_weight_store_counts_on_what_was_lost_before(finished_run, quick, tmp_path):
+    saboteur = Saboteur(
+        {
+            0: lambda of: os.kill(of.system.fleet.wait_ready()[0]["pid"], signal.SIGKILL),
+            1: lambda of: os.kill(pid_of(of.system._actors.store), signal.SIGKILL),
+        }
+    )
+    disturbed = run(quick, tmp_path, saboteur)
+    said = "\n".join(saboteur.notes)
+    assert "made again: weight store, rollout workers" in said
+    assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
+    deaths = [row["faults/worker_deaths"] for row in read_metrics(disturbed)]
+    assert deaths[0] == 1 and deaths[1] >= deaths[0], "another fleet counts on"
+
+
 def test_a_run_that_loses_one_of_two_learners_ends_as_the_undisturbed_one(quick, tmp_path):
     two = ("learner.processes=2", "learner.cpus=0.5")
     calm = run(quick, tmp_path / "calm", Saboteur({}), *two)
