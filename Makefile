@@ -29,7 +29,7 @@ reference: setup
 	    -r requirements/reference.txt && cp requirements/reference.txt .venv/reference/installed.txt; }
 
 test: setup reference lint typecheck ## lint, types, tests (ARGS="-k tokens" picks tests)
-	$(BIN)/pytest -n 2 --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 2 --no-loadscope-reorder --durations=20 $(ARGS)
 
 bench: setup ## rollout and learner throughput against the bare libraries
 	$(BIN)/mtrl bench rollout
