@@ -41,6 +41,11 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Of a command that was stopped, as a shell has it: 143 for SIGTERM, 130 for SIGINT."""
+    return 128 + int(getattr(interrupt, "number", signal.SIGINT))
+
+
 class StopSignal:
     """Listens for one run. `number`: of the signal that came, None before."""
 
@@ -62,6 +67,8 @@ class StopSignal:
         try:
             with _ending() if self._ends_process else nullcontext():
                 yield
+        except Stopped:  # heard here, or by whoever listened inside
+            raise
         except KeyboardInterrupt:
             raise Stopped(self.number or signal.SIGINT) from None
         finally:

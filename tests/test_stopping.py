@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mtrl_ray import stopping
-from mtrl_ray.stopping import Stopped, StopSignal
+from mtrl_ray.stopping import Stopped, StopSignal, exit_code
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +109,17 @@ def test_a_run_that_ends_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch):
         interrupted()
     threading.Event().wait(0.4)
     assert signal.set_wakeup_fd(-1) == -1, "nothing is heard any more"
+
+
+def test_of_two_that_listen_the_inner_hears_and_the_outer_passes_on():
+    outer, inner = StopSignal(), StopSignal()
+
+    def nested() -> None:
+        with outer.listening(), inner.listening():
+            ask()
+            hang()
+
+    with pytest.raises(Stopped) as stopped:
+        nested()
+    assert (outer.number, inner.number, exit_code(stopped.value)) == (None, signal.SIGTERM, 143)
+    assert exit_code(KeyboardInterrupt()) == 130

@@ -8,6 +8,7 @@ import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.stopping import exit_code
 
 
 def study(
@@ -71,10 +72,10 @@ def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, js
 
     try:
         failed = run_cells(chosen, session, ended=write)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         typer.echo("interrupted; the same command continues the study", err=True)
         write()
-        raise
+        raise typer.Exit(exit_code(error)) from None
     write()
     typer.echo(f"table: {output.folder / f'{output.name}.md'}")
     return failed

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import shlex
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.stopping import exit_code
 
 
 def writable(path: Path | None) -> Path | None:
@@ -127,7 +127,7 @@ def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[st
             return run(settings, view, resume)
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted; continue with: mtrl train --resume {shlex.quote(str(folder))}", err=True)
-        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 def _show(folder: Path, summary: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import ray
 
 from cluster.session import connected, demand
 from mtrl_ray.monitoring.live import LiveView
+from mtrl_ray.stopping import StopSignal
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.progress import Progress, Say
 from mtrl_ray.studies.runs import State, check_unchanged, complete, state
@@ -62,7 +63,8 @@ def run_cells(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
             session.say(f"Ray dashboard: http://{connection.dashboard}")
         if connection.shortage:
             session.say(connection.shortage)
-        return run_lacking(cells, session, ended)
+        with StopSignal().listening():  # from here on: Ray's own answer, set when it connected, is to end at once
+            return run_lacking(cells, session, ended)
 
 
 def run_lacking(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
