@@ -113,7 +113,8 @@ def test_a_run_that_loses_one_of_two_learners_ends_as_the_undisturbed_one(quick,
     assert metrics(disturbed) == metrics(calm) and learned(disturbed) == learned(calm)
 
 
-def test_a_learner_that_stands_still_is_given_up_at_the_deadline(finished_run, quick, tmp_path):
+def test_a_learner_that_stands_still_is_given_up_at_the_deadline(finished_run, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtrl_ray.actors.ANSWER_SECONDS", 15.0)  # for a sign of life from it; a minute elsewhere
     stopped = []
 
     def stop_learner(_of: Trainer) -> None:
