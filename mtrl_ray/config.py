@@ -167,6 +167,8 @@ class RolloutSettings(Section):
     """Of one worker, as Ray counts them."""
     gpus: float = Field(0.0, ge=0)
     """Of one worker, as Ray counts them."""
+    preload: bool | None = None
+    """Whether workers start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
     kv_cache_gib: float = Field(0.25, gt=0)
     """vLLM's cache on a machine without a GPU, of each worker, which clears all of it when it starts. The default is what
     128 conversations of 1,024 tokens take with the tiny model."""
@@ -201,6 +203,8 @@ class LearnerSettings(Section):
     gpus: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1)
     """Of torch, per process; None: the machine's cores shared among the processes."""
+    preload: bool | None = None
+    """Whether they start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
     tokens_per_microbatch: int = Field(16_384, ge=64)
 
 

@@ -15,18 +15,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import ray
+from ray._private import state as ray_state
+
+from mtrl_ray.learner.group import LearnerActor
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.members import Members
+from mtrl_ray.rollout.worker import RolloutWorker
 from mtrl_ray.trainer import Trainer, run
 
 REPORT_SECONDS = 0.1
+NODES_SECONDS = 1.0
+"""Between two looks at where actors are."""
+HELD = (RolloutWorker.__name__, LearnerActor.__name__)
+"""Classes of the actors that a lost node takes with it."""
 
 
 @dataclass(frozen=True)
 class State:
     """`iteration`s done, `recoveries` so far, workers `wanted` and `ready`; `leases`: chunks handed out since it began.
 
-    `joined`: when the last engine that has got work since was ready (`time.time`).
+    `joined`: when the last engine that has got work since was ready (`time.time`). `nodes`: that hold a worker or a learner,
+    the driver's left out.
     """
 
     pid: int
@@ -36,6 +46,7 @@ class State:
     ready: int
     leases: int
     joined: float
+    nodes: list[str]
 
 
 class Reports:
@@ -44,6 +55,8 @@ class Reports:
     def __init__(self, trainer: Trainer, output: IO[str]) -> None:
         self._trainer, self._output = trainer, output
         self._given: dict[tuple[int, float], int] = {}  # worker and when its engine was ready: chunks
+        self._nodes: list[str] = []
+        self._looked = 0.0
 
     def state(self) -> State:
         """As it is now."""
@@ -58,7 +71,16 @@ class Reports:
             len(ready),
             sum(self._given.values()),
             max((member.up for member in ready if member.given), default=0.0),
+            self._holding(),
         )
+
+    def _holding(self) -> list[str]:
+        if time.monotonic() - self._looked > NODES_SECONDS:
+            alive = [actor for actor in ray_state.actors().values() if actor["State"] == "ALIVE"]
+            held = {actor["Address"]["NodeID"] for actor in alive if actor["ActorClassName"] in HELD}
+            self._nodes = sorted(held - {ray.get_runtime_context().get_node_id()})
+            self._looked = time.monotonic()
+        return self._nodes
 
     def keep_telling(self) -> None:
         """Write a line for every change, for ever."""

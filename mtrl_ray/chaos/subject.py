@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -130,11 +129,9 @@ class Subject:
         return [process for process in self._processes() if _title(process).startswith(TITLES[kind])]
 
     def _raylets(self) -> list[psutil.Process]:
-        """Nodes that hold a worker or a learner, the driver's left out."""
-        raylets = [process for process in self._processes() if os.path.basename(_title(process)) == "raylet"]
-        others = [process for process in raylets if "--head" not in command_of(process)]
-        held = (TITLES["worker"], TITLES["learner"])
-        return [process for process in others if any(_title(child).startswith(held) for child in _children(process))]
+        """Of nodes that hold a worker or a learner, the driver's left out."""
+        wanted = {f"--node_id={node}" for node in self.now.nodes} if self.now else set()
+        return [process for process in self._processes() if wanted.intersection(command_of(process))]
 
     def _processes(self) -> list[psutil.Process]:
         return processes(self._cluster.mark)
@@ -142,10 +139,3 @@ class Subject:
 
 def _title(process: psutil.Process) -> str:
     return (command_of(process) or [""])[0]
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return list(process.children())
-    except psutil.Error:
-        return []

@@ -28,6 +28,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
+from mtrl_ray.preloading import learner_options
 from mtrl_ray.small_tasks import small_task
 from mtrl_ray.starting import without_collecting
 from mtrl_ray.waiting import sound
@@ -102,7 +103,9 @@ class LearnerGroup:
         collective_seconds: float = COLLECTIVE_SECONDS,
     ) -> None:
         """Start the actors and wait until they are ready. Raises EngineError where they are not in time."""
-        actor = ray.remote(LearnerActor).options(num_cpus=settings.cpus, num_gpus=settings.gpus)
+        actor = ray.remote(LearnerActor).options(
+            num_cpus=settings.cpus, num_gpus=settings.gpus, **learner_options(settings)
+        )
         self._actors = [
             actor.remote(settings, model, str(policy), seed, rank, collective_seconds)
             for rank in range(settings.processes)

@@ -30,6 +30,7 @@ from ray.exceptions import RayError, RayTaskError
 from mtrl_ray.config import Settings
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.failures import Failure
+from mtrl_ray.preloading import worker_options
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.members import PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
@@ -108,6 +109,7 @@ class Fleet:
             num_gpus=rollout.gpus,
             max_restarts=-1,
             max_concurrency=self._cutter.in_flight + 3,
+            **worker_options(rollout),
         )
         self._store = store  # kept: it ends with its last handle
         name = fetch(store.name.remote(), "the weight store's name")

@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtrl_ray.conversation import Finish
 from mtrl_ray.errors import EngineError
+from mtrl_ray.preloading import VLLM_ENVIRONMENT
 from mtrl_ray.rollout import seeded_sampling
 from mtrl_ray.rollout.engine import Generation, Request, require_reference
 from mtrl_ray.starting import without_collecting
 
 if TYPE_CHECKING:
     from mtrl_ray.config import ModelSettings, RolloutSettings
-
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-"""Read by vLLM when it is imported; a value the user has set is kept, but for the first."""
 
 CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU: a turn is short, and a history shorter than a block is never reused."""
@@ -36,7 +29,7 @@ class VllmEngine:
     def __init__(
         self, path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings"
     ) -> None:
-        for name, value in ENVIRONMENT.items():
+        for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         with without_collecting():

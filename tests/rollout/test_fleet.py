@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -60,6 +61,11 @@ def collect(results) -> dict[str, object]:
     """All conversations of an iterator of results, by id."""
     tables = [ray.get(result.table[0]) for result in results]
     return {done.id: done for table in tables for done in from_table(table)}
+
+
+def test_workers_are_forks_of_one_process_that_has_their_packages(fleet):
+    parents = {psutil.Process(answer["pid"]).parent() for answer in fleet.wait_ready()}
+    assert len(parents) == 1 and "cluster.fork_server" in parents.pop().cmdline()
 
 
 def test_two_workers_share_the_leases_and_give_what_one_would(fleet, settings, store, blank_sales):
