@@ -51,6 +51,7 @@ def is_forked(modules: list[str], command: list[str]) -> bool:
     if not raylet.isdecimal() or not sys.platform.startswith("linux"):
         return False
     try:
+        os.close(os.pidfd_open(int(raylet)))  # what the server does: not every kernel can
         with _connected(address(), raylet) as peer:
             peer.settimeout(FORK_SECONDS)
             order = json.dumps([modules, command, dict(os.environ), os.getcwd()]).encode()

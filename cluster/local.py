@@ -36,6 +36,9 @@ MARK = "MTRL_LOCAL_CLUSTER"
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of each node."""
 START_SECONDS = 180.0
+HEALTH_CHECK_MS = 500
+"""Between two of the head's questions to a node. Five that fail in a row make it dead: on one machine, where a refused
+connection means that nobody is there, not after the 15 s that Ray gives a network."""
 END_SECONDS = 10.0
 """For processes to end when they are asked to, before they are killed."""
 KILL_SECONDS = 20.0
@@ -193,6 +196,7 @@ def _start(cluster: LocalCluster, shape: Shape) -> None:
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", MARK: cluster.mark}
+    environment.setdefault("RAY_health_check_period_ms", str(HEALTH_CHECK_MS))
     try:
         done = subprocess.run(
             command,
