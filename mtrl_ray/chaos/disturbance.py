@@ -1,7 +1,7 @@
 """A run that loses a part about every 20 seconds, beside the same run left alone.
 
-1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, then with kills. Both
-   are measured over `minutes` minutes from the end of their first iteration.
+1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, then with kills, for
+   so many minutes each from the end of their first iteration.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter
    more or less, and not before the fleet is whole again.
 3. Recovered is a run when as many workers as wanted are ready and, since the damage was repaired, one of them has taken a
@@ -72,6 +72,7 @@ class Stretch:
 
 def disturb(
     settings: Settings,
+    undisturbed: float,
     minutes: float,
     every: float,
     seed: int,
@@ -81,7 +82,7 @@ def disturb(
     """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
     rng = random.Random(seed)
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
-        calm = measure(cluster, prepared(settings, "undisturbed"), minutes, rng, say, None)
+        calm = measure(cluster, prepared(settings, "undisturbed"), undisturbed, rng, say, None)
         say(f"undisturbed: {calm.rate:.1f} conversations/s")
         disturbed = prepared(settings, "disturbed")
         stretch = measure(cluster, disturbed, minutes, rng, say, Schedule(every, kinds, rng))

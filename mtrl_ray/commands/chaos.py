@@ -19,7 +19,11 @@ loses a part every 20 s keeps its iterations short."""
 def chaos(
     recipe: RecipeArgument = "sales",
     overrides: OverridesArgument = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="With kills; as many without come first.")] = 15.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="With kills.")] = 15.0,
+    undisturbed: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Minutes without kills, which come first; as many where it is left out."),
+    ] = None,
     every: Annotated[float, typer.Option(min=1.0, help="Seconds between two kills.")] = 20.0,
     identical: Annotated[
         int | None, typer.Option(min=1, help="Instead: so many runs whose driver is killed and resumed.")
@@ -48,7 +52,7 @@ def chaos(
         else:
             from mtrl_ray.chaos.disturbance import disturb
 
-            result = disturb(settings, minutes, every, seed, typer.echo)
+            result = disturb(settings, undisturbed or minutes, minutes, every, seed, typer.echo)
     _show(result)
     write_json(json_path, result)
 

@@ -283,6 +283,9 @@ class Fleet:
                 self.statistics.deaths += isinstance(origin, RayError | EngineError)
             self._hold_again(flight.chunk, f"{type(origin).__name__}: {sentence(origin)}", waiting)
             return None
+        if self.members.renewed(flight.worker, report.up, report.node):
+            self.statistics.deaths += 1
+            self._fault(f"worker {flight.worker} was lost while it had nothing to do, and started again")
         leases = {lease.id: lease for lease in flight.chunk.leases}
         for failure in report.failures:
             self._failed = failure

@@ -3,7 +3,8 @@
 1. `want` says how many there should be. A missing one is started at once; where the cluster has no room for it, its actor
    is pending, which is what makes Ray's autoscaler add a node.
 2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work.
-3. One that fails is started again by Ray, under the same number, and asked until it answers. One that Ray gives up
+3. One that fails is started again by Ray, under the same number, and asked until it answers; where that was done before anybody
+   called it, its next report says so. One that Ray gives up
    is replaced under a new number, after a pause that doubles up to a minute while none joins. One that has a place on a
    node and has not answered for `START_SECONDS` is killed, and started again by Ray.
 4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
@@ -143,6 +144,17 @@ class Members:
                 member.stays = Phase.ILL
             else:
                 member.phase = Phase.ILL
+            return True
+
+    def renewed(self, number: int, up: float, node: str) -> bool:
+        """A worker reported from an engine that is ready since `up`. True where that is a later one than was known: its process
+        was lost between two calls, and Ray had started it again when it was called.
+        """
+        with self._lock:
+            member = self._members.get(number)
+            if member is None or member.ill or up <= member.up:
+                return False
+            member.up, member.node, member.given = up, node, 1
             return True
 
     def restart(self, number: int) -> None:

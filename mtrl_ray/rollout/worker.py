@@ -45,10 +45,13 @@ FAREWELL_SECONDS = 1.0
 class Report:
     """The few numbers about a chunk of work that pass through the driver.
 
-    `agent_tokens`: sampled tokens of what finished; `seconds`: from the call to its return; `version`: of the weights.
+    `up`: since when the worker's engine has been ready (`time.time`); `node`: where it is; `agent_tokens`: sampled tokens of what
+    finished; `seconds`: from the call to its return; `version`: of the weights.
     """
 
     worker: int
+    up: float
+    node: str
     finished: int
     agent_tokens: int
     agent_turns: int
@@ -94,7 +97,7 @@ class RolloutWorker:
         # The engine is made on the thread that steps it: OpenMP counts threads per thread, and vLLM's kernels compare.
         threading.Thread(target=serve, name="engine", daemon=True).start()
         self._loop = started.result()
-        self._up = time.time()
+        self._up, self._node = time.time(), ray.get_runtime_context().get_node_id()
         self._pull(fetch(self._store.newest.remote(), "the newest version of the weights"))
 
     def ready(self) -> dict[str, Any]:
@@ -104,12 +107,11 @@ class RolloutWorker:
         """
         if self._loop.stopped:
             raise EngineError(f"the engine of rollout worker {self._number} has failed; the worker is about to end")
-        node = ray.get_runtime_context().get_node_id()
         return {
             "worker": self._number,
             "engine": self._engine_kind,
             "version": self._version,
-            "node": node,
+            "node": self._node,
             "pid": os.getpid(),
             "up": self._up,
         }
@@ -128,6 +130,8 @@ class RolloutWorker:
         agent_turns = [turn for done in kept for turn in done.turns if turn.logprobs or turn.finish]
         report = Report(
             worker=self._number,
+            up=self._up,
+            node=self._node,
             finished=len(kept),
             agent_tokens=sum(len(turn.tokens) for turn in agent_turns),
             agent_turns=len(agent_turns),
@@ -173,6 +177,8 @@ class RolloutWorker:
         generations = [job.generations[request.id] for request in requests]
         report = Report(
             worker=self._number,
+            up=self._up,
+            node=self._node,
             finished=len(generations),
             agent_tokens=sum(len(generation.tokens) for generation in generations),
             agent_turns=len(generations),

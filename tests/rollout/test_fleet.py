@@ -1,5 +1,6 @@
 """The fleet on a real cluster: real vLLM workers, shared work, kills, failures by cause."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from transformers import LlamaForCausalLM
 
 from mtrl_ray.config import Settings
@@ -19,6 +21,7 @@ from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.weights.packed import pack
 from mtrl_ray.weights.store import materialise, read_files, start_store
 from tests.rollout.conftest import logprobs, shaken
+from tests.support.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,23 @@ def test_a_killed_workers_leases_are_held_by_the_others_and_it_comes_back(fleet)
     assert set(held) == {lease.id for lease in leases}
     assert fleet.statistics.deaths == 1 and fleet.statistics.dropped == 0
     assert victim not in {answer["pid"] for answer in fleet.wait_ready()}
+
+
+def test_one_that_was_lost_while_it_had_nothing_to_do_is_counted_when_it_works_again(fleet):
+    """Ray may have started it again before anybody called it: no call fails."""
+    lost, deaths = fleet.wait_ready()[0], fleet.statistics.deaths
+    [member] = [one for one in fleet.members.ready() if one.number == lost["worker"]]
+    os.kill(lost["pid"], signal.SIGKILL)
+
+    def is_back() -> bool:
+        with contextlib.suppress(RayActorError):
+            return ray.get(member.actor.ready.remote())["pid"] != lost["pid"]
+        return False
+
+    wait_until(is_back, 120)
+    held = collect(fleet.converse(make_leases(0, "train", 5, range(16)), version=0))
+    assert len(held) == 16 and fleet.statistics.deaths == deaths + 1
+    assert member.up > lost["up"] and member.given == 1
 
 
 def test_workers_pull_the_version_they_are_asked_for(fleet, newest):
