@@ -45,8 +45,8 @@ FAREWELL_SECONDS = 1.0
 class Report:
     """The few numbers about a chunk of work that pass through the driver.
 
-    `up`: since when the worker's engine has been ready (`time.time`); `node`: where it is; `agent_tokens`: sampled tokens of what
-    finished; `seconds`: from the call to its return; `version`: of the weights.
+    `up`: since when the worker's engine has been ready (`time.time`); `node`: where it is; `agent_tokens`: sampled tokens of
+    what finished; `seconds`: from the call to its return; `version`: of the weights.
     """
 
     worker: int
