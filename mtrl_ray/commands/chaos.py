@@ -11,7 +11,7 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.stopping import StopSignal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
-DEFAULTS = ("rollout.workers=2", "algorithm.contexts=32", "monitoring.live=false", "monitoring.ray_metrics=false")
+DEFAULTS = ("rollout.workers=2", "algorithm.contexts=64", "monitoring.live=false", "monitoring.ray_metrics=false")
 """Of the runs, unless the command line says otherwise. A lost learner or buffer costs what the iteration had done: one that
 loses a part every 20 s keeps its iterations short."""
 
@@ -33,7 +33,7 @@ def chaos(
 ) -> None:
     """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards.
 
-    Two workers and algorithm.contexts=32, for a kill costs up to an iteration, unless the overrides say otherwise.
+    Two workers and algorithm.contexts=64, for a kill costs up to an iteration, unless the overrides say otherwise.
     """
     from mtrl_ray.config import load
 

@@ -33,6 +33,7 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         with without_collecting():
+            import torch
             import vllm
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -40,6 +41,8 @@ class VllmEngine:
             gc.freeze()  # vLLM collects at many steps of its start; what has been imported is not searched again
             device: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory}
             if current_platform.is_cpu():
+                # Compiling the ranks of tokens, which nobody reads, takes 1.5 s of the first step.
+                torch.compiler.set_stance("force_eager")
                 # A prompt prefilled in parts makes vLLM rewind its request's generator, which CPU generators cannot do.
                 device = {
                     "enforce_eager": True,
