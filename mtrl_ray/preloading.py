@@ -53,9 +53,13 @@ def _options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[
     if not (gpus == 0 if preload is None else preload) or any(inherited.get(field) for field in OTHER_STARTS):
         return {}
     variables = [f"{name}=${{{name}:-{value}}}" for name, value in VLLM_ENVIRONMENT.items()]
-    here = Path(cluster.__file__).parents[
-        1
-    ]  # where a checkout that is not installed lies, for Ray's driver has it in its path
-    path = f'"PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}"{shlex.quote(str(here))}'
-    words = ["env", *variables, path, _NODES_PYTHON]
+    words = ["env", *variables, *_path(), _NODES_PYTHON]
     return {"runtime_env": {"py_executable": " ".join([*words, "-m cluster.fork_client", ",".join(modules), "--"])}}
+
+
+def _path() -> list[str]:
+    """What brings a checkout that is not installed into a process's path, as Ray brings the driver's folder into its workers'."""
+    root = Path(cluster.__file__).parents[1]
+    if root.name in ("site-packages", "dist-packages"):  # has its place, behind Python's own modules
+        return []
+    return [f'"PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}"{shlex.quote(str(root))}']
