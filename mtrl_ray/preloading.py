@@ -58,7 +58,7 @@ def _options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[
 
 
 def _path() -> list[str]:
-    """What brings a checkout that is not installed into a process's path, as Ray brings the driver's folder into its workers'."""
+    """What brings a checkout that is not installed into a process's path; Ray brings the driver's folder into its workers'."""
     root = Path(cluster.__file__).parents[1]
     if root.name in ("site-packages", "dist-packages"):  # has its place, behind Python's own modules
         return []
