@@ -1,6 +1,7 @@
 """The actors of one run: weight store, replay buffer, rollout workers, learners. Made, and made again where they are lost.
 
-1. Store and buffer live on the driver's node and end with it; workers and learners lie where Ray finds room.
+1. Store and buffer live on the driver's node and end with it; workers and learners lie where Ray finds room. A lost buffer
+   is started again by Ray, as it was, and what was asked of it is repeated.
 2. `mend` makes again what was lost and leaves what is sound, for engines and learners take seconds to start. Afterwards
    nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
    checkpoint, and publishes.
@@ -20,6 +21,10 @@ from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet, FleetStatistics
 from mtrl_ray.waiting import ANSWER_SECONDS, fetch, sound
 from mtrl_ray.weights.store import read_files, start_store
+from mtrl_ray.writing import writing
+
+CALLS = ".buffer.jsonl"
+"""In the run's folder: the replay buffer's calls, for it to be made again after."""
 
 
 class Actors:
@@ -27,6 +32,7 @@ class Actors:
 
     def __init__(self, settings: Settings, folder: Path, model_path: str, say: Callable[[str], object]) -> None:
         self._settings, self._folder, self._model_path, self._say = settings, folder, model_path, say
+        self._calls = folder / CALLS
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.store = self._new_store()
         self.buffer = self._new_buffer()
@@ -64,6 +70,7 @@ class Actors:
         self.learner.stop()
         for actor in (self.buffer, self.store):
             ray.kill(actor)
+        self._calls.unlink(missing_ok=True)
 
     def _new_store(self) -> Any:
         store = start_store(scheduling_strategy=self._here)
@@ -72,12 +79,17 @@ class Actors:
 
     def _new_buffer(self) -> Any:
         replay = self._settings.replay
-        buffer = ray.remote(ReplayBuffer).options(num_cpus=0, scheduling_strategy=self._here)
+        with writing(self._calls):
+            self._calls.unlink(missing_ok=True)
+        buffer = ray.remote(ReplayBuffer).options(
+            num_cpus=0, scheduling_strategy=self._here, max_restarts=-1, max_task_retries=-1
+        )
         return buffer.remote(
             str(self._folder / "journal"),
             max_conversations=replay.max_conversations,
             max_bytes=int(replay.max_gib * 2**30),
             max_staleness=replay.max_staleness,
+            calls=str(self._calls),
         )
 
     def _new_fleet(self, statistics: FleetStatistics | None = None) -> Fleet:

@@ -90,7 +90,7 @@ class Collector:
     def collect(self, leases: list[Lease]) -> Collected:
         """Hold what is missing. Raises EngineError or DataError: rule 3, or conversations that the buffer refuses."""
         started = time.perf_counter()
-        self._actors.buffer.recall.remote(self._iteration)
+        self._ask(self._actors.buffer.recall.remote(self._iteration))
         known = self._held()
         self._hold(leases, known)
         held = self._held()

@@ -1,7 +1,7 @@
 """What workers and learners have imported before they begin: their processes are forks of one that has (`cluster.fork_server`).
 
-An engine with a small model then costs a fifth of the CPU time to start, and a learner a fourth (docs/faults.md): it is what
-makes the loss of one cheap.
+An engine with a small model, and a learner, then cost a sixth of the CPU time to start (docs/faults.md): it is what makes the
+loss of one cheap.
 """
 
 import shlex

@@ -298,7 +298,7 @@ class System:
         packed, size = self.learner.packed(self.version)
         self.fetch(size, "the learner to hand out the policy's weights")
         fetch(self._actors.store.publish.remote(self.version, [packed]), "the weight store to take a version")
-        self.buffer.advance.remote(self.version)
+        self.fetch(self.buffer.advance.remote(self.version), "the replay buffer to take a version's number")
         self.view.part("weights", f"version {self.version}")
 
     def promise(self, prefix: str, numbers: Any) -> None:

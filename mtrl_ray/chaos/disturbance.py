@@ -196,7 +196,8 @@ class _Recovered:
         if self._kind in ("worker", "engine"):
             return state.joined > self._at
         if self._leases is None:
-            if state.recoveries > self._before.recoveries:
+            renewed = self._kind == "buffer" and state.buffer not in (0, self._before.buffer)
+            if renewed or state.recoveries > self._before.recoveries:
                 self._leases = state.leases
             return self._kind == "node" and state.joined > self._at
         return state.leases > self._leases

@@ -20,15 +20,17 @@ from ray._private import state as ray_state
 
 from mtrl_ray.learner.group import LearnerActor
 from mtrl_ray.monitoring.view import Silent
+from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.members import Members
 from mtrl_ray.rollout.worker import RolloutWorker
 from mtrl_ray.trainer import Trainer, run
 
 REPORT_SECONDS = 0.1
-NODES_SECONDS = 1.0
-"""Between two looks at where actors are."""
+LOOK_SECONDS = 1.0
+"""Between two looks at Ray's list of actors."""
 HELD = (RolloutWorker.__name__, LearnerActor.__name__)
 """Classes of the actors that a lost node takes with it."""
+BUFFER = ReplayBuffer.__name__
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class State:
     """`iteration`s done, `recoveries` so far, workers `wanted` and `ready`; `leases`: chunks handed out since it began.
 
     `joined`: when the last engine that has got work since was ready (`time.time`). `nodes`: that hold a worker or a learner,
-    the driver's left out.
+    the driver's left out. `buffer`: the replay buffer's process, 0 where it has none just now.
     """
 
     pid: int
@@ -47,6 +49,7 @@ class State:
     leases: int
     joined: float
     nodes: list[str]
+    buffer: int
 
 
 class Reports:
@@ -56,12 +59,14 @@ class Reports:
         self._trainer, self._output = trainer, output
         self._given: dict[tuple[int, float], int] = {}  # worker and when its engine was ready: chunks
         self._nodes: list[str] = []
-        self._looked = 0.0
+        self._buffer, self._looked = 0, 0.0
 
     def state(self) -> State:
         """As it is now."""
         members: Members = self._trainer.system.fleet.members
         ready = members.ready()
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
         self._given |= {(member.number, member.up): member.given for member in ready}
         return State(
             os.getpid(),
@@ -71,16 +76,17 @@ class Reports:
             len(ready),
             sum(self._given.values()),
             max((member.up for member in ready if member.given), default=0.0),
-            self._holding(),
+            self._nodes,
+            self._buffer,
         )
 
-    def _holding(self) -> list[str]:
-        if time.monotonic() - self._looked > NODES_SECONDS:
-            alive = [actor for actor in ray_state.actors().values() if actor["State"] == "ALIVE"]
-            held = {actor["Address"]["NodeID"] for actor in alive if actor["ActorClassName"] in HELD}
-            self._nodes = sorted(held - {ray.get_runtime_context().get_node_id()})
-            self._looked = time.monotonic()
-        return self._nodes
+    def _look(self) -> None:
+        own = ray.get_runtime_context().get_job_id()
+        alive = [one for one in ray_state.actors().values() if one["State"] == "ALIVE" and one["JobID"] == own]
+        held = {actor["Address"]["NodeID"] for actor in alive if actor["ActorClassName"] in HELD}
+        self._nodes = sorted(held - {ray.get_runtime_context().get_node_id()})
+        self._buffer = next((actor["Pid"] for actor in alive if actor["ActorClassName"] == BUFFER), 0)
+        self._looked = time.monotonic()
 
     def keep_telling(self) -> None:
         """Write a line for every change, for ever."""

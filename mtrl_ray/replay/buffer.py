@@ -11,6 +11,8 @@
    answer in whatever order they arrived.
 5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
    and come out as return values, so that a driver passes them on unseen: `learner.fit.remote(buffer.window.remote(4))`.
+6. Every call may be repeated. So an actor that has a file for its calls (`replay.call_log`) may be lost: Ray starts it again
+   and repeats what was under way (`max_restarts`, `max_task_retries`), and nobody who asked it notices.
 """
 
 import logging
@@ -18,6 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ import ray
 from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.replay import sampling
+from mtrl_ray.replay.call_log import CallLog
 from mtrl_ray.replay.columns import agent_turn, histories
 from mtrl_ray.replay.intake import receive
 from mtrl_ray.replay.journal import Journal
@@ -70,17 +74,26 @@ class ReplayBuffer:
         max_bytes: int = 2**30,
         max_staleness: int | None = None,
         fetch_seconds: float = 60.0,
+        calls: str | os.PathLike[str] | None = None,
     ) -> None:
         """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
 
         `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
-        are never stale. `fetch_seconds`: how long to wait for a table of the object store.
+        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `calls`: a file; where it
+        exists, the buffer begins as the one that wrote it was.
         """
         _check_bounds(max_conversations=max_conversations, max_bytes=max_bytes, max_staleness=max_staleness)
         self._journal = Journal(journal)
         self._max_conversations, self._max_bytes, self._max_staleness = max_conversations, max_bytes, max_staleness
         self._fetch_seconds = fetch_seconds
+        self._log: CallLog | None = None
         self.rebuild()
+        if calls is not None:
+            log = CallLog(Path(calls))
+            for name, arguments in log.read():
+                getattr(self, name)(*arguments)
+            self._log = log
+            self.state()
 
     def append(self, refs: Sequence[ray.ObjectRef]) -> Appended:
         """Take the conversations of these tables. Safe to repeat.
@@ -90,6 +103,9 @@ class ReplayBuffer:
         received = receive(refs, self._fetch_seconds)
         ids = received.table["id"].to_pylist()
         first = {name: row for row, name in reversed(list(enumerate(ids))) if name not in self._counted}
+        for iteration in sorted(set(received.table["iteration"].to_pylist()) - self._recalled):
+            self._note("recall", iteration)
+            self._recalled.add(iteration)
         self._admit(received.table.take(pa.array(sorted(first.values()), pa.int64())))
         appended = Appended(len(first), len(ids) - len(first), tuple(received.refused), received.lost)
         self._events.update(duplicates=appended.duplicates, refused=len(appended.refused), lost=len(appended.lost))
@@ -137,6 +153,7 @@ class ReplayBuffer:
         given = np.asarray(priorities, dtype=np.float64)
         if len(given) != len(ids) or not (np.isfinite(given) & (given > 0)).all():
             raise DataError(f"{len(ids)} conversations need as many positive, finite priorities; given were {given}")
+        self._note("update_priorities", list(ids), given.tolist())
         rated = zip(ids, given.tolist(), strict=True)
         self._priorities.update({name: priority for name, priority in rated if name in self._memory.ids})
 
@@ -179,6 +196,7 @@ class ReplayBuffer:
 
     def advance(self, version: int) -> int:
         """Tell the latest weight version; returns how many conversations became too stale and were dropped."""
+        self._note("advance", version)
         self._version = max(self._version, version)
         before = len(self._memory.ids)
         self._bound()
@@ -200,6 +218,8 @@ class ReplayBuffer:
 
         Returns how many. They need not be held again where a seed alone does not give the same conversation.
         """
+        self._note("recall", iteration)
+        self._recalled.add(iteration)
         table = self._journal.read(iteration)
         fresh = [name not in self._counted for name in table["id"].to_pylist()]
         self._admit(table.filter(pa.array(fresh, pa.bool_())))
@@ -234,14 +254,17 @@ class ReplayBuffer:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps (JSON values), for `rebuild`."""
-        return {
+        state = {
             "ids": self._memory.index["id"].to_pylist(),
             "position": self._journal.position.sequence,
+            "uncounted": sorted(self._journaled - self._counted),
             "version": self._version,
             "priorities": dict(self._priorities),
             "dropped": dict(self._dropped),
             "events": dict(self._events),
         }
+        self._begin_log(state)
+        return state
 
     def rebuild(self, state: dict[str, Any] | None = None) -> int:
         """Fill the memory from the journal; returns how many conversations it then holds.
@@ -256,12 +279,22 @@ class ReplayBuffer:
         self._dropped: Counter[str] = Counter(known.get("dropped", {}))
         self._events: Counter[str] = Counter(known.get("events", {}))
         self._journaled = set(self._journal.ids())
-        self._counted = set(self._journal.ids(until=known.get("position")))
+        self._counted = set(self._journal.ids(until=known.get("position"))) - set(known.get("uncounted", ()))
         if state is None:
             self._load_newest()
         else:
             self._load(state["ids"])
+        self._begin_log(state)
         return len(self._memory.ids)
+
+    def _begin_log(self, state: dict[str, Any] | None) -> None:
+        self._recalled: set[int] = set()  # iterations, since the log was begun
+        if self._log is not None:
+            self._log.begin("rebuild", state)
+
+    def _note(self, name: str, *arguments: Any) -> None:
+        if self._log is not None:
+            self._log.add(name, *arguments)
 
     def _load_newest(self) -> None:
         for iteration in reversed(self._journal.iterations()):

@@ -3,10 +3,10 @@
 1. `want` says how many there should be. A missing one is started at once; where the cluster has no room for it, its actor
    is pending, which is what makes Ray's autoscaler add a node.
 2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work.
-3. One that fails is started again by Ray, under the same number, and asked until it answers; where that was done before anybody
-   called it, its next report says so. One that Ray gives up
-   is replaced under a new number, after a pause that doubles up to a minute while none joins. One that has a place on a
-   node and has not answered for `START_SECONDS` is killed, and started again by Ray.
+3. One that fails is started again by Ray, under the same number, and asked until it answers; where that was done before
+   anybody called it, its next report says so. One that Ray gives up is replaced under a new number, after a pause that
+   doubles up to a minute while none joins. One that has a place on a node and has not answered for `START_SECONDS` is
+   killed, and started again by Ray.
 4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
    nodes become empty and can be given back; the driver's own node comes last. One that leaves gets no more work, finishes
    what it holds, though one of its calls failed, and is then ended. It is called back as what it was (`stays`) where it is

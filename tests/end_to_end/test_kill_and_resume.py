@@ -27,7 +27,11 @@ def journal_files(run: Path) -> list[JournalFile]:
 
 @pytest.fixture
 def killed(quick: list[str], tmp_path: Path) -> Path:
-    """The folder of a run that was killed in its fourth iteration, after the checkpoint of its second."""
+    """The folder of a run that was killed in its fourth iteration, after the checkpoint of its second.
+
+    On a slow machine there is one after the first or the third too: an iteration that takes longer than a stop signal would
+    wait is kept at once.
+    """
     overrides = [
         *quick,
         f"run.folder={tmp_path}",
@@ -58,13 +62,15 @@ def killed(quick: list[str], tmp_path: Path) -> Path:
 def test_a_killed_run_continues_and_loses_nothing(killed: Path):
     before = Journal(killed / "journal").ids()
     assert 3 * CONTEXTS < len(before) < 4 * CONTEXTS, "it was killed in the middle of an iteration"
-    assert [int(path.name) for path in checkpoint.listed(killed / "checkpoints")] == [2]
+    kept = [int(path.name) for path in checkpoint.listed(killed / "checkpoints")]
+    assert 2 in kept and set(kept) <= {1, 2, 3}
+    last = kept[-1]
     assert [row["iteration"] for row in read_metrics(killed)] == [1, 2, 3]
     files = {file.name: (killed / "journal" / file.name).read_bytes() for file in journal_files(killed)}
 
     done = mtrl("train", "--resume", str(killed))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "continuing after iteration 2" in done.stdout and "iteration 5/5" in done.stdout
+    assert f"continuing after iteration {last}" in done.stdout and "iteration 5/5" in done.stdout
 
     journal = Journal(killed / "journal")
     after = journal.ids()
@@ -74,7 +80,7 @@ def test_a_killed_run_continues_and_loses_nothing(killed: Path):
     rows = read_metrics(killed)
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5]
     reused = [int(row["faults/reused"]) for row in rows]
-    assert reused == [0, 0, CONTEXTS, len(before) - 3 * CONTEXTS, 0]
+    assert reused == [0] * last + [CONTEXTS] * (3 - last) + [len(before) - 3 * CONTEXTS, 0]
     assert all(row["collect/score_n"] == CONTEXTS for row in rows)
     summary = json.loads((killed / "summary.json").read_text())
     assert {"start", "end", "expert", "greedy"} <= summary.keys()

@@ -1,8 +1,11 @@
 """What a buffer is after its process, its checkpoint, its objects or its disk were lost."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -73,6 +76,72 @@ def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
     assert resumed.append([ref(batch(1))]) == Appended(added=1, duplicates=3)
     assert from_table(resumed.window(2)) == batch(0) + batch(1)
     assert Journal(tmp_path).position.rows == 8
+
+
+def test_a_later_checkpoint_does_not_count_what_was_not_recalled_yet(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append([ref(batch(0))])
+    first = buffer.state()
+    for iteration in (1, 2):
+        buffer.append([ref(batch(iteration))])
+    resumed = ReplayBuffer(tmp_path)
+    resumed.rebuild(first)
+    resumed.recall(1)
+    second = json.loads(json.dumps(resumed.state()))
+    again = ReplayBuffer(tmp_path)
+    again.rebuild(second)
+    assert (len(again.ids(1)), again.ids(2)) == (4, [])
+    assert again.recall(2) == 4
+    assert again.window(99).equals(buffer.window(99))
+
+
+def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path: Path) -> None:
+    bounds: dict[str, Any] = {"max_conversations": 10, "max_staleness": 3}
+    lost = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")
+    for iteration in range(3):
+        lost.append([ref(batch(iteration)[:2])])
+    lost.rebuild(lost.state() | {"ids": [one.id for one in batch(0)[:2]], "position": 1, "dropped": {"bytes": 2}})
+    lost.recall(1)
+    lost.append([ref(batch(1)), ref(batch(0))])
+    lost.advance(2)
+    lost.update_priorities([one.id for one in batch(1)], [1, 2, 3, 4])
+    with (tmp_path / "calls").open("a") as file:
+        file.write('["advance", 99')  # it was killed in the middle of it
+    made = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")
+    for _ in range(2):
+        assert made.window(99).equals(lost.window(99)) and len(ids(made.window(99))) == 8
+        assert made.sample(5, 0, "priority").equals(lost.sample(5, 0, "priority"))
+        assert [made.ids(iteration) for iteration in range(3)] == [lost.ids(iteration) for iteration in range(3)]
+        one, two = lost.statistics(), made.statistics()
+        different = {name for name in one if one[name] != two[name]}
+        assert different <= {"bytes", "objects", "duplicates"}, different
+        assert made.append([ref(batch(1))]) == Appended(added=0, duplicates=4)
+        made = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")  # of one that was made so itself
+
+
+def test_a_call_that_cannot_be_noted_is_refused(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path / "one", calls=tmp_path / "calls")
+    (tmp_path / "calls").unlink()
+    (tmp_path / "calls").mkdir()
+    with pytest.raises(EngineError, match=r"calls could not be written: .*Is a directory"):
+        buffer.advance(1)
+
+
+def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> None:
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", calls=tmp_path / "calls")
+    for iteration in range(3):
+        assert ray.get(actor.append.remote([ref(batch(iteration))])).added == 4
+        ray.get(actor.advance.remote(iteration + 1))
+        pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+        before = actor.window.remote(99)
+        os.kill(pid, signal.SIGKILL)
+        after, again = ray.get([actor.window.remote(99), actor.append.remote([ref(batch(iteration))])], timeout=60)
+        assert after.equals(ray.get(before)) and len(ids(after)) == 4 * (iteration + 1)
+        assert again == Appended(added=0, duplicates=4)
+        assert ray.get(actor.statistics.remote())["version"] == iteration + 1
+        assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
+    ray.kill(actor)
 
 
 def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None:
