@@ -1,13 +1,14 @@
 """A run that loses a part about every 20 seconds, beside the same run left alone.
 
-1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, then with kills, for
-   so many minutes each from the end of their first iteration.
+1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. The
+   two take turns of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour
+   as in the next. A turn is measured from the end of its first iteration to the end of its last.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter
    more or less, and not before the fleet is whole again.
 3. Recovered is a run when as many workers as wanted are ready and, since the damage was repaired, one of them has taken a
    lease: the replaced one where a worker was lost.
-4. Throughput is conversations in the journal per second. The time from a driver's death until its successor has recovered
-   is not counted: nobody but this command would have started one.
+4. Throughput is conversations of finished iterations per second. The time from a driver's death until its successor has
+   recovered is not counted: nobody but this command would have started one.
 5. Afterwards the journal is held against the leases (`audit`).
 """
 
@@ -35,6 +36,7 @@ RECOVERY_SECONDS = 180.0
 """For a run to recover; past it the command says so and ends."""
 TARGET_SECONDS = 20.0
 """For a part to be there that can be killed."""
+TURN_MINUTES = 3.0
 NODES = 3
 SLACK = 0.25
 """Share by which the time between two kills varies."""
@@ -56,10 +58,13 @@ class Kill:
 
 @dataclass
 class Stretch:
-    """A measured part of a run: seconds, conversations that the journal got in them, kills."""
+    """A measured part of a run, or several: seconds, conversations that the journal got in them, kills.
 
-    seconds: float
-    conversations: int
+    `stop_seconds`: the longest that a stop signal took.
+    """
+
+    seconds: float = 0.0
+    conversations: int = 0
     kills: list[Kill] = field(default_factory=list)
     stop_seconds: float = 0.0
 
@@ -68,6 +73,14 @@ class Stretch:
         """Conversations per second, driver's restarts left out."""
         away = sum(kill.seconds for kill in self.kills if kill.kind == "driver")
         return self.conversations / max(self.seconds - away, 1e-9)
+
+    def __add__(self, other: "Stretch") -> "Stretch":
+        return Stretch(
+            self.seconds + other.seconds,
+            self.conversations + other.conversations,
+            [*self.kills, *other.kills],
+            max(self.stop_seconds, other.stop_seconds),
+        )
 
 
 def disturb(
@@ -81,12 +94,16 @@ def disturb(
 ) -> dict[str, Any]:
     """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
     rng = random.Random(seed)
+    schedule, turns = Schedule(every, kinds, rng), math.ceil(max(minutes, undisturbed) / TURN_MINUTES)
+    alone, disturbed = prepared(settings, "undisturbed"), prepared(settings, "disturbed")
+    calm, stretch = Stretch(), Stretch()
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
-        calm = measure(cluster, prepared(settings, "undisturbed"), undisturbed, rng, say, None)
-        say(f"undisturbed: {calm.rate:.1f} conversations/s")
-        disturbed = prepared(settings, "disturbed")
-        stretch = measure(cluster, disturbed, minutes, rng, say, Schedule(every, kinds, rng))
-        say(f"disturbed: {stretch.rate:.1f} conversations/s, stopped in {stretch.stop_seconds:.0f} s")
+        for turn in range(1, turns + 1):
+            calm += measure(cluster, alone, undisturbed / turns, rng, say, None)
+            say(f"turn {turn} of {turns}: undisturbed {calm.rate:.1f} conversations/s until now")
+            stretch += measure(cluster, disturbed, minutes / turns, rng, say, schedule)
+            say(f"turn {turn} of {turns}: disturbed {stretch.rate:.1f} conversations/s until now")
+    say(f"a stop signal ended the disturbed run within {stretch.stop_seconds:.0f} s")
     return result(calm, stretch, audit(disturbed))
 
 
@@ -140,16 +157,15 @@ def measure(
     say: Callable[[str], None],
     schedule: Schedule | None,
 ) -> Stretch:
-    """Drive a prepared run until `minutes` after its first iteration, or until the kills of `schedule` are spent; stop it.
+    """Begin or continue a prepared run; measure it for `minutes`, or until the kills of `schedule` are spent; stop it.
 
-    Raises EngineError where it does not start, ends by itself, or does not recover.
+    From the end of one iteration to the end of another. Raises EngineError where it does not start, ends by itself, or does
+    not recover.
     """
     subject, journal = Subject(cluster, settings.run_folder, rng), Journal(settings.run_folder / "journal")
     subject.start()
-    if subject.wait(lambda state: state.iteration >= 1, START_SECONDS) is None:
-        raise EngineError(f"the run {settings.run.name} did not finish an iteration within {START_SECONDS:.0f} s")
-    begun, before = time.time(), journal.position.rows
-    stretch = Stretch(0.0, 0)
+    begun = _next_iteration(subject, 0.0, START_SECONDS)
+    stretch, before = Stretch(), journal.position.rows
     end = begun + 60 * minutes
     while time.time() < end and not (schedule and schedule.spent):
         pause = schedule.pause() if schedule else 1.0
@@ -157,9 +173,24 @@ def measure(
         subject.check()
         if schedule and time.time() < end and (kill := _strike(subject, schedule.kind(), say)):
             stretch.kills.append(kill)
-    stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
+    stretch.seconds = _next_iteration(subject, time.time(), RECOVERY_SECONDS) - begun
+    stretch.conversations = journal.position.rows - before
     stretch.stop_seconds = subject.stop()
     return stretch
+
+
+def _next_iteration(subject: Subject, since: float, seconds: float) -> float:
+    """When the next iteration after `since` ended. Raises EngineError where none does in time."""
+    done: list[int] = []
+
+    def ended(state: State) -> bool:
+        done.append(state.iteration)
+        return state.iteration > done[0]
+
+    found = subject.wait(ended, seconds, since)
+    if found is None:
+        raise EngineError(f"the run did not finish an iteration within {seconds:.0f} s; it is at {subject.now}")
+    return found
 
 
 def _strike(subject: Subject, kind: str, say: Callable[[str], None]) -> Kill | None:

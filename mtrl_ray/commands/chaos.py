@@ -22,7 +22,7 @@ def chaos(
     minutes: Annotated[float, typer.Option(min=0.1, help="With kills.")] = 15.0,
     undisturbed: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Minutes without kills, which come first; as many where it is left out."),
+        typer.Option(min=0.1, help="Minutes without kills, between the others; as many where it is left out."),
     ] = None,
     every: Annotated[float, typer.Option(min=1.0, help="Seconds between two kills.")] = 20.0,
     identical: Annotated[

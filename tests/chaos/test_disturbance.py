@@ -28,8 +28,11 @@ def test_a_run_that_loses_a_node_an_engine_and_its_driver_loses_no_conversation(
 
 
 def test_the_account():
-    calm, disturbed = Stretch(100, 1000), Stretch(100, 720)
-    disturbed.kills = [Kill("worker", 5, 7), Kill("driver", 20, 30), Kill("worker", 50, 53)]
+    calm = Stretch(50, 500) + Stretch(50, 500)
+    disturbed = Stretch(40, 300, [Kill("worker", 5, 7)], 9) + Stretch(
+        60, 420, [Kill("driver", 20, 30), Kill("worker", 50, 53)], 4
+    )
+    assert disturbed.stop_seconds == 9 and calm.rate == 10
     told = result(calm, disturbed, Audit(720, 1, 2, 3))
     assert told == {
         "kills": {**dict.fromkeys(KINDS, 0), "worker": 2, "driver": 1, "total": 3},
