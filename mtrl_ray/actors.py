@@ -25,6 +25,8 @@ from mtrl_ray.writing import writing
 
 CALLS = ".buffer.jsonl"
 """In the run's folder: the replay buffer's calls, for it to be made again after."""
+REPEATS = 3
+"""Of a call during which the replay buffer is lost; what ends its process each time is a failure then (`recovery`)."""
 
 
 class Actors:
@@ -82,7 +84,7 @@ class Actors:
         with writing(self._calls):
             self._calls.unlink(missing_ok=True)
         buffer = ray.remote(ReplayBuffer).options(
-            num_cpus=0, scheduling_strategy=self._here, max_restarts=-1, max_task_retries=-1
+            num_cpus=0, scheduling_strategy=self._here, max_restarts=-1, max_task_retries=REPEATS
         )
         return buffer.remote(
             str(self._folder / "journal"),

@@ -12,7 +12,7 @@ from mtrl_ray.stopping import StopSignal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
 DEFAULTS = ("rollout.workers=2", "algorithm.contexts=64", "monitoring.live=false", "monitoring.ray_metrics=false")
-"""Of the runs, unless the command line says otherwise. A lost learner or buffer costs what the iteration had done: one that
+"""Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
 loses a part every 20 s keeps its iterations short."""
 
 
