@@ -93,6 +93,7 @@ class System:
         if isinstance(workers, WorkerRange) and workers.min < workers.max:
             self.scaling = Scaling(folder, lambda: self.fleet, workers, settings.replay.max_staleness)
         self._metrics: dict[str, float] = {}
+        self._buffer_restarts: int | None = None  # known
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
         self._causes: list[tuple[str, Any]] = []  # whose failures, and ref of their causes in a sentence
 
@@ -314,7 +315,11 @@ class System:
         for work, reference in failed:
             if causes := self.fetch(reference, f"what failed in {work}"):
                 self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
-        metrics |= _numbers("replay", self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics"))
+        held = self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics")
+        if self._buffer_restarts is not None and held["restarts"] > self._buffer_restarts:
+            self.view.note("the replay buffer was lost and started again, as it was")
+        self._buffer_restarts = held["restarts"]
+        metrics |= _numbers("replay", held)
         metrics |= {
             "faults/dropped": float(self.fleet.statistics.dropped),
             "faults/worker_deaths": float(self.fleet.statistics.deaths),

@@ -72,6 +72,7 @@ MEANINGS = {
     "faults/reused": "conversations found in the journal instead of being held again",
     "replay/conversations": "conversations in the replay buffer",
     "replay/bytes": "bytes they take in the object store",
+    "replay/restarts": "times that the replay buffer's process was lost and started again",
     "weights/version": "version of the newest published weights",
     "evaluation/mean": "mean score on the held-out contexts",
     "evaluation/low": "lower end of its 95 % interval",
@@ -84,7 +85,17 @@ CLOCK = ("seconds", "per_second")
 """What a clock measures ends in one of these."""
 MACHINERY = frozenset(
     f"replay/{name}"
-    for name in ("bytes", "objects", "restored", "journaled", "journal_problems", "duplicates", "lost", "refused")
+    for name in (
+        "bytes",
+        "objects",
+        "restored",
+        "journaled",
+        "journal_problems",
+        "duplicates",
+        "lost",
+        "refused",
+        "restarts",
+    )
 )
 """What depends on who brought which conversations together, and on what was interrupted."""
 

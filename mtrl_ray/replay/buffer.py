@@ -90,8 +90,10 @@ class ReplayBuffer:
         self.rebuild()
         if calls is not None:
             log = CallLog(Path(calls))
-            for name, arguments in log.read():
+            earlier = log.read()
+            for name, arguments in earlier:
                 getattr(self, name)(*arguments)
+            self._events["restarts"] += bool(earlier)
             self._log = log
             self.state()
 
@@ -232,6 +234,8 @@ class ReplayBuffer:
     def statistics(self) -> dict[str, float]:
         """What is held (counts, bytes, staleness in versions), and what was dropped, doubled, refused, lost, restored.
 
+        `restarts`: how often it was made again after its calls.
+
         `journaled` counts conversations the journal has, `journal_problems` the files of it that could not be read.
         """
         index = self._memory.index
@@ -246,7 +250,7 @@ class ReplayBuffer:
             "staleness_mean": float(staleness.mean()) if len(staleness) else 0.0,
             "staleness_max": int(staleness.max()) if len(staleness) else 0,
             **{f"dropped_{cause}": self._dropped[cause] for cause in CAUSES},
-            **{name: self._events[name] for name in ("duplicates", "refused", "lost")},
+            **{name: self._events[name] for name in ("duplicates", "refused", "lost", "restarts")},
             "restored": self._memory.restored,
             "journaled": len(self._journaled),
             "journal_problems": len(self._journal.problems),

@@ -114,7 +114,7 @@ def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path
         assert [made.ids(iteration) for iteration in range(3)] == [lost.ids(iteration) for iteration in range(3)]
         one, two = lost.statistics(), made.statistics()
         different = {name for name in one if one[name] != two[name]}
-        assert different <= {"bytes", "objects", "duplicates"}, different
+        assert different <= {"bytes", "objects", "duplicates", "restarts"}, different
         assert made.append([ref(batch(1))]) == Appended(added=0, duplicates=4)
         made = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")  # of one that was made so itself
 
@@ -139,7 +139,8 @@ def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> No
         after, again = ray.get([actor.window.remote(99), actor.append.remote([ref(batch(iteration))])], timeout=60)
         assert after.equals(ray.get(before)) and len(ids(after)) == 4 * (iteration + 1)
         assert again == Appended(added=0, duplicates=4)
-        assert ray.get(actor.statistics.remote())["version"] == iteration + 1
+        known = ray.get(actor.statistics.remote())
+        assert known["version"] == known["restarts"] == iteration + 1
         assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
     ray.kill(actor)
 

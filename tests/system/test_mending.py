@@ -83,6 +83,7 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     assert "continuing after iteration 1" in said and "recovery 2" not in said, "Ray starts the buffer again, as it was"
     assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
     rows = read_metrics(disturbed)
+    assert "the replay buffer was lost and started again" in said and rows[0]["replay/restarts"] == 1
     assert [row["faults/recoveries"] for row in rows] == [0, 1]
     assert [row["faults/reused"] for row in rows] == [0, 12], "what the journal had was not held again"
     assert not (disturbed / CALLS).exists()
