@@ -8,6 +8,7 @@
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from mtrl_ray.writing import writing
 
 CALLS = ".buffer.jsonl"
 """In the run's folder: the replay buffer's calls, for it to be made again after."""
-REPEATS = 3
-"""Of a call during which the replay buffer is lost; what ends its process each time is a failure then (`recovery`)."""
+RESTARTS, REPEATS = 20, 3
+"""Of the replay buffer, and of a call during which it is lost; past them it is a failure (`recovery`)."""
 
 
 class Actors:
@@ -72,7 +73,8 @@ class Actors:
         self.learner.stop()
         for actor in (self.buffer, self.store):
             ray.kill(actor)
-        self._calls.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._calls.unlink(missing_ok=True)
 
     def _new_store(self) -> Any:
         store = start_store(scheduling_strategy=self._here)
@@ -84,7 +86,7 @@ class Actors:
         with writing(self._calls):
             self._calls.unlink(missing_ok=True)
         buffer = ray.remote(ReplayBuffer).options(
-            num_cpus=0, scheduling_strategy=self._here, max_restarts=-1, max_task_retries=REPEATS
+            num_cpus=0, scheduling_strategy=self._here, max_restarts=RESTARTS, max_task_retries=REPEATS
         )
         return buffer.remote(
             str(self._folder / "journal"),

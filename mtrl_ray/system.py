@@ -1,8 +1,9 @@
 """The system as an algorithm sees it: conversations, fits, responses, improvements, publications.
 
 1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
-2. Calls on the learner and the buffer return at once; each actor works its calls off in order. `converse` and `respond`
-   wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
+2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `converse` and
+   `respond` wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
+   What changes the buffer is waited for: it may be repeated, and then the order is not certain.
 3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
 4. Identities and seeds derive from (run seed, iteration, …); a run that is resumed asks for the same conversations
    again and holds only those that the journal does not have.

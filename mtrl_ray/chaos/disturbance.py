@@ -37,6 +37,7 @@ RECOVERY_SECONDS = 180.0
 TARGET_SECONDS = 20.0
 """For a part to be there that can be killed."""
 TURN_MINUTES = 3.0
+STEP_SECONDS = 0.1
 NODES = 3
 SLACK = 0.25
 """Share by which the time between two kills varies."""
@@ -125,28 +126,37 @@ def result(calm: Stretch, disturbed: Stretch, found: Audit) -> dict[str, Any]:
 
 
 class Schedule:
-    """When the next kill comes and of what kind; `most`: how many there are (None: no bound)."""
+    """When the next kill comes and of what kind; `most`: how many there are (None: no bound).
+
+    It is one for all turns: what is left of a pause at the end of one is waited for in the next.
+    """
 
     def __init__(self, every: float, kinds: Sequence[str], rng: random.Random, most: int | None = None) -> None:
         self._every, self._kinds, self._rng, self._left = every, kinds, rng, most
         self._round: list[str] = []
+        self._pause = self._drawn()
 
     @property
     def spent(self) -> bool:
         """Whether there are no more."""
         return self._left == 0
 
-    def pause(self) -> float:
-        """Seconds until the next."""
-        return self._every * self._rng.uniform(1 - SLACK, 1 + SLACK)
+    def due(self, seconds: float) -> bool:
+        """Whether it is time for the next, when so many seconds more have passed."""
+        self._pause -= seconds
+        return self._pause <= 0 and not self.spent
 
     def kind(self) -> str:
-        """What is killed next."""
+        """What is killed next; from now on the one after it is waited for."""
+        self._pause = self._drawn()
         if self._left is not None:
             self._left -= 1
         if not self._round:
             self._round = self._rng.sample(self._kinds, len(self._kinds))
         return self._round.pop()
+
+    def _drawn(self) -> float:
+        return self._every * self._rng.uniform(1 - SLACK, 1 + SLACK)
 
 
 def measure(
@@ -159,38 +169,52 @@ def measure(
 ) -> Stretch:
     """Begin or continue a prepared run; measure it for `minutes`, or until the kills of `schedule` are spent; stop it.
 
-    From the end of one iteration to the end of another. Raises EngineError where it does not start, ends by itself, or does
-    not recover.
+    From the end of one iteration to the end of another, with kills to the last; the stop signal then meets an iteration at any
+    moment. Raises EngineError where it does not start, ends by itself, or does not recover.
     """
     subject, journal = Subject(cluster, settings.run_folder, rng), Journal(settings.run_folder / "journal")
     subject.start()
-    begun = _next_iteration(subject, 0.0, START_SECONDS)
-    stretch, before = Stretch(), journal.position.rows
+    begun = _first_iteration(subject)
+    stretch, before, known, finished = Stretch(), journal.position.rows, _done(subject), 0
     end = begun + 60 * minutes
-    while time.time() < end and not (schedule and schedule.spent):
-        pause = schedule.pause() if schedule else 1.0
-        time.sleep(max(0.0, min(pause, end - time.time())))
+    while True:
+        time.sleep(STEP_SECONDS)
         subject.check()
-        if schedule and time.time() < end and (kill := _strike(subject, schedule.kind(), say)):
+        done, now = _done(subject), time.time()
+        finished += done > known
+        if schedule and schedule.spent:
+            end = min(end, now)
+        if done > known and now > end:
+            break
+        if now > end + START_SECONDS:
+            raise EngineError(
+                f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
+            )
+        known = done
+        if schedule and schedule.due(STEP_SECONDS) and (kill := _strike(subject, schedule.kind(), say)):
             stretch.kills.append(kill)
-    stretch.seconds = _next_iteration(subject, time.time(), RECOVERY_SECONDS) - begun
-    stretch.conversations = journal.position.rows - before
+    stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
+    time.sleep(rng.uniform(0, stretch.seconds / finished))
     stretch.stop_seconds = subject.stop()
     return stretch
 
 
-def _next_iteration(subject: Subject, since: float, seconds: float) -> float:
-    """When the next iteration after `since` ended. Raises EngineError where none does in time."""
-    done: list[int] = []
+def _first_iteration(subject: Subject) -> float:
+    """When the first iteration ended. Raises EngineError where none does in time."""
+    found: list[int] = []
 
     def ended(state: State) -> bool:
-        done.append(state.iteration)
-        return state.iteration > done[0]
+        found.append(state.iteration)
+        return state.iteration > found[0]
 
-    found = subject.wait(ended, seconds, since)
-    if found is None:
-        raise EngineError(f"the run did not finish an iteration within {seconds:.0f} s; it is at {subject.now}")
-    return found
+    at = subject.wait(ended, START_SECONDS)
+    if at is None:
+        raise EngineError(f"the run did not finish an iteration within {START_SECONDS:.0f} s; it is at {subject.now}")
+    return at
+
+
+def _done(subject: Subject) -> int:
+    return subject.now.iteration if subject.now else 0
 
 
 def _strike(subject: Subject, kind: str, say: Callable[[str], None]) -> Kill | None:

@@ -12,7 +12,9 @@
 5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
    and come out as return values, so that a driver passes them on unseen: `learner.fit.remote(buffer.window.remote(4))`.
 6. Every call may be repeated. So an actor that has a file for its calls (`replay.call_log`) may be lost: Ray starts it again
-   and repeats what was under way (`max_restarts`, `max_task_retries`), and nobody who asked it notices.
+   and repeats what was under way (`max_restarts`, `max_task_retries`), and nobody who asked it notices. All that the journal
+   has of an iteration is counted then, if any of it was: `recall` an iteration before the first `append` to it. The
+   counts of doubles and refusals since the last `state` are gone.
 """
 
 import logging
@@ -87,15 +89,14 @@ class ReplayBuffer:
         self._max_conversations, self._max_bytes, self._max_staleness = max_conversations, max_bytes, max_staleness
         self._fetch_seconds = fetch_seconds
         self._log: CallLog | None = None
-        self.rebuild()
-        if calls is not None:
-            log = CallLog(Path(calls))
-            earlier = log.read()
-            for name, arguments in earlier:
-                getattr(self, name)(*arguments)
-            self._events["restarts"] += bool(earlier)
-            self._log = log
-            self.state()
+        self._events: Counter[str] = Counter()
+        log = None if calls is None else CallLog(Path(calls))
+        earlier = log.read() if log else []
+        for name, arguments in earlier or [("rebuild", [])]:
+            getattr(self, name)(*arguments)
+        self._events["restarts"] += bool(earlier)
+        self._log = log
+        self.state()
 
     def append(self, refs: Sequence[ray.ObjectRef]) -> Appended:
         """Take the conversations of these tables. Safe to repeat.
@@ -155,9 +156,9 @@ class ReplayBuffer:
         given = np.asarray(priorities, dtype=np.float64)
         if len(given) != len(ids) or not (np.isfinite(given) & (given > 0)).all():
             raise DataError(f"{len(ids)} conversations need as many positive, finite priorities; given were {given}")
-        self._note("update_priorities", list(ids), given.tolist())
         rated = zip(ids, given.tolist(), strict=True)
         self._priorities.update({name: priority for name, priority in rated if name in self._memory.ids})
+        self._note("update_priorities", list(ids), given.tolist())
 
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.
@@ -198,10 +199,10 @@ class ReplayBuffer:
 
     def advance(self, version: int) -> int:
         """Tell the latest weight version; returns how many conversations became too stale and were dropped."""
-        self._note("advance", version)
         self._version = max(self._version, version)
         before = len(self._memory.ids)
         self._bound()
+        self._note("advance", version)
         return before - len(self._memory.ids)
 
     def ids(self, iteration: int) -> list[str]:
@@ -220,11 +221,11 @@ class ReplayBuffer:
 
         Returns how many. They need not be held again where a seed alone does not give the same conversation.
         """
-        self._note("recall", iteration)
-        self._recalled.add(iteration)
         table = self._journal.read(iteration)
         fresh = [name not in self._counted for name in table["id"].to_pylist()]
         self._admit(table.filter(pa.array(fresh, pa.bool_())))
+        self._note("recall", iteration)
+        self._recalled.add(iteration)
         return sum(fresh)
 
     def problems(self) -> list[str]:
@@ -281,7 +282,9 @@ class ReplayBuffer:
         self._version = known.get("version", 0)
         self._priorities: dict[str, float] = dict(known.get("priorities", {}))
         self._dropped: Counter[str] = Counter(known.get("dropped", {}))
-        self._events: Counter[str] = Counter(known.get("events", {}))
+        restarts = self._events["restarts"]  # they are no part of what is gone back to
+        self._events = Counter(known.get("events", {}))
+        self._events["restarts"] = max(self._events["restarts"], restarts)
         self._journaled = set(self._journal.ids())
         self._counted = set(self._journal.ids(until=known.get("position"))) - set(known.get("uncounted", ()))
         if state is None:

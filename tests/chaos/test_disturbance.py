@@ -1,13 +1,15 @@
 """A real run on three nodes that loses a node, an engine and its driver; and how its account is made."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.local import Shape, local_cluster
 from mtrl_ray.chaos.audit import Audit, audit
-from mtrl_ray.chaos.disturbance import KINDS, Kill, Schedule, Stretch, measure, prepared, result
+from mtrl_ray.chaos.disturbance import KINDS, Kill, Schedule, Stretch, _Recovered, measure, prepared, result
+from mtrl_ray.chaos.driver import State
 from mtrl_ray.config import load
 
 UNSEEN = ("node", "engine", "driver")
@@ -49,4 +51,27 @@ def test_kinds_take_turns():
     drawn = [schedule.kind() for _ in range(3 * len(KINDS))]
     rounds = [drawn[start : start + len(KINDS)] for start in range(0, len(drawn), len(KINDS))]
     assert all(set(one) == set(KINDS) for one in rounds) and rounds[0] != rounds[1]
-    assert all(15 <= schedule.pause() <= 25 for _ in range(100))
+
+    for _ in range(100):
+        pause = 0
+        while not schedule.due(1.0):
+            pause += 1
+        schedule.kind()
+        assert 14 <= pause <= 25
+
+
+def test_when_a_run_has_recovered():
+    """Whole again, and one lease taken since the damage was repaired."""
+    calm = State(pid=1, iteration=4, recoveries=0, wanted=2, ready=2, leases=10, joined=5.0, nodes=[], buffer=70)
+    lost = replace(calm, buffer=0, leases=11)
+    back = replace(calm, buffer=71, leases=12)
+    recovered = _Recovered("buffer", 6.0, calm)
+    assert [recovered(state) for state in (calm, lost, back, replace(back, leases=13))] == [False, False, False, True]
+    mended = _Recovered("learner", 6.0, calm)
+    repaired = replace(calm, recoveries=1)
+    assert [mended(state) for state in (lost, back, repaired, replace(repaired, leases=11))] == [False] * 3 + [True]
+    joined = _Recovered("worker", 6.0, calm)
+    states = (calm, replace(calm, ready=1), replace(calm, joined=7.0, ready=1), replace(calm, joined=7.0))
+    assert [joined(state) for state in states] == [False, False, False, True]
+    resumed = _Recovered("driver", 6.0, calm)
+    assert not resumed(calm) and not resumed(replace(calm, pid=2, leases=0)) and resumed(replace(calm, pid=2, leases=1))

@@ -142,6 +142,26 @@ def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> No
         known = ray.get(actor.statistics.remote())
         assert known["version"] == known["restarts"] == iteration + 1
         assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
+    state = ray.get(actor.state.remote()) | {"events": {}}
+    _, held = ray.get([actor.rebuild.remote(state), actor.statistics.remote()])
+    assert held["restarts"] == 3, "the buffer went back, what happened did not"
+    ray.kill(actor)
+
+
+def test_what_is_on_its_way_to_an_actor_that_is_killed_is_kept_once(tmp_path: Path) -> None:
+    options = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
+    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", calls=tmp_path / "calls")
+    pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    ray.get(actor.recall.remote(0))
+    tables = [ref([one]) for one in batch(0, size=40)]
+    appended = [actor.append.remote([table]) for table in tables]
+    ray.wait(appended, num_returns=10, timeout=60)
+    os.kill(pid, signal.SIGKILL)
+    answers = ray.get(appended, timeout=120)
+    assert all(answer.added + answer.duplicates == 1 and not answer.lost for answer in answers)
+    expected = sorted(one.id for one in batch(0, size=40))
+    assert ray.get(actor.ids.remote(0)) == ids(ray.get(actor.window.remote(1))) == expected
+    assert Journal(tmp_path / "one").position.rows == 40
     ray.kill(actor)
 
 
