@@ -1,10 +1,10 @@
-"""A run that loses a part about every 20 seconds, beside the same run left alone.
+"""A run that loses a part 20 seconds after it recovered from the loss of the last, beside the same run left alone.
 
 1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. The
    two take turns of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour
    as in the next. A turn is measured from the end of its first iteration to the end of its last.
-2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter
-   more or less, and not before the fleet is whole again.
+2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the run has recovered from
+   the last one, a quarter more or less.
 3. Recovered is a run when as many workers as wanted are ready and, since the damage was repaired, one of them has taken a
    lease: the replaced one where a worker was lost.
 4. Throughput is conversations of finished iterations per second. The time from a driver's death until its successor has
@@ -191,8 +191,10 @@ def measure(
                 f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
             )
         known = done
-        if schedule and schedule.due(STEP_SECONDS) and (kill := _strike(subject, schedule.kind(), say)):
-            stretch.kills.append(kill)
+        if schedule and schedule.due(STEP_SECONDS):
+            if kill := _strike(subject, schedule.kind(), say):
+                stretch.kills.append(kill)
+            known = _done(subject)  # an iteration that ended while the run recovered did not end now
     stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
     time.sleep(rng.uniform(0, stretch.seconds / finished))
     stretch.stop_seconds = subject.stop()

@@ -13,7 +13,7 @@ from mtrl_ray.stopping import StopSignal
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
 DEFAULTS = ("rollout.workers=2", "algorithm.contexts=64", "monitoring.live=false", "monitoring.ray_metrics=false")
 """Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
-loses a part every 20 s keeps its iterations short."""
+loses a part again and again keeps its iterations short."""
 
 
 def chaos(
@@ -24,7 +24,7 @@ def chaos(
         float | None,
         typer.Option(min=0.1, help="Minutes without kills, between the others; as many where it is left out."),
     ] = None,
-    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two kills.")] = 20.0,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds from a recovery to the next kill.")] = 20.0,
     identical: Annotated[
         int | None, typer.Option(min=1, help="Instead: so many runs whose driver is killed and resumed.")
     ] = None,
