@@ -37,7 +37,9 @@ RECOVERY_SECONDS = 180.0
 TARGET_SECONDS = 20.0
 """For a part to be there that can be killed."""
 TURN_MINUTES = 3.0
+"""Longest part of a run that is measured before it is the other's turn."""
 STEP_SECONDS = 0.1
+"""Between two looks at a run."""
 NODES = 3
 SLACK = 0.25
 """Share by which the time between two kills varies."""

@@ -88,10 +88,9 @@ class ReplayBuffer:
         self._journal = Journal(journal)
         self._max_conversations, self._max_bytes, self._max_staleness = max_conversations, max_bytes, max_staleness
         self._fetch_seconds = fetch_seconds
-        self._log: CallLog | None = None
-        self._events: Counter[str] = Counter()
-        log = None if calls is None else CallLog(Path(calls))
-        earlier = log.read() if log else []
+        self._log, self._events = CallLog(None), Counter[str]()  # what is done again is not noted again
+        log = CallLog(None if calls is None else Path(calls))
+        earlier = log.read()
         for name, arguments in earlier or [("rebuild", [])]:
             getattr(self, name)(*arguments)
         self._events["restarts"] += bool(earlier)
@@ -107,7 +106,7 @@ class ReplayBuffer:
         ids = received.table["id"].to_pylist()
         first = {name: row for row, name in reversed(list(enumerate(ids))) if name not in self._counted}
         for iteration in sorted(set(received.table["iteration"].to_pylist()) - self._recalled):
-            self._note("recall", iteration)
+            self._log.add("recall", iteration)
             self._recalled.add(iteration)
         self._admit(received.table.take(pa.array(sorted(first.values()), pa.int64())))
         appended = Appended(len(first), len(ids) - len(first), tuple(received.refused), received.lost)
@@ -158,7 +157,7 @@ class ReplayBuffer:
             raise DataError(f"{len(ids)} conversations need as many positive, finite priorities; given were {given}")
         rated = zip(ids, given.tolist(), strict=True)
         self._priorities.update({name: priority for name, priority in rated if name in self._memory.ids})
-        self._note("update_priorities", list(ids), given.tolist())
+        self._log.add("update_priorities", list(ids), given.tolist())
 
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.
@@ -202,7 +201,7 @@ class ReplayBuffer:
         self._version = max(self._version, version)
         before = len(self._memory.ids)
         self._bound()
-        self._note("advance", version)
+        self._log.add("advance", version)
         return before - len(self._memory.ids)
 
     def ids(self, iteration: int) -> list[str]:
@@ -224,7 +223,7 @@ class ReplayBuffer:
         table = self._journal.read(iteration)
         fresh = [name not in self._counted for name in table["id"].to_pylist()]
         self._admit(table.filter(pa.array(fresh, pa.bool_())))
-        self._note("recall", iteration)
+        self._log.add("recall", iteration)
         self._recalled.add(iteration)
         return sum(fresh)
 
@@ -235,9 +234,8 @@ class ReplayBuffer:
     def statistics(self) -> dict[str, float]:
         """What is held (counts, bytes, staleness in versions), and what was dropped, doubled, refused, lost, restored.
 
-        `restarts`: how often it was made again after its calls.
-
-        `journaled` counts conversations the journal has, `journal_problems` the files of it that could not be read.
+        `journaled` counts conversations the journal has, `journal_problems` the files of it that could not be read,
+        `restarts` how often the buffer was made again after its calls.
         """
         index = self._memory.index
         staleness = np.maximum(self._version - index["version"].drop_null().to_numpy(), 0)
@@ -296,12 +294,7 @@ class ReplayBuffer:
 
     def _begin_log(self, state: dict[str, Any] | None) -> None:
         self._recalled: set[int] = set()  # iterations, since the log was begun
-        if self._log is not None:
-            self._log.begin("rebuild", state)
-
-    def _note(self, name: str, *arguments: Any) -> None:
-        if self._log is not None:
-            self._log.add(name, *arguments)
+        self._log.begin("rebuild", state)
 
     def _load_newest(self) -> None:
         for iteration in reversed(self._journal.iterations()):

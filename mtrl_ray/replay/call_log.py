@@ -14,13 +14,15 @@ from mtrl_ray.writing import writing
 
 
 class CallLog:
-    """See the module's docstring."""
+    """See the module's docstring. Without a `path` nothing is kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def begin(self, name: str, *arguments: Any) -> None:
         """Forget everything but this call. Raises EngineError where the file cannot be written; the former one then stays."""
+        if self._path is None:
+            return
         temporary = self._path.with_name(f"{self._path.name}.writing")
         with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,11 +31,15 @@ class CallLog:
 
     def add(self, name: str, *arguments: Any) -> None:
         """One more call. Raises EngineError where the file cannot be written."""
+        if self._path is None:
+            return
         with writing(self._path), self._path.open("a") as file:
             file.write(_line(name, arguments))
 
     def read(self) -> list[tuple[str, list[Any]]]:
         """Names and arguments, oldest first; none where there is no file."""
+        if self._path is None:
+            return []
         try:
             lines = self._path.read_text().splitlines(keepends=True)
         except FileNotFoundError:
