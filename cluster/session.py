@@ -85,11 +85,13 @@ def _check_reachable(target: str) -> None:
 
 
 def demand(settings: Settings, workers: int | None = None) -> tuple[float, float]:
-    """CPUs and GPUs that the run's actors hold while it goes on with so many rollout workers, by default the most."""
+    """CPUs and GPUs that the run's actors hold while it goes on with so many rollout workers; by default all it may have,
+    spares included."""
     rollout, learner = settings.rollout, settings.learner
-    workers = rollout.bounds[1] if workers is None else workers
-    cpus = workers * rollout.cpus + learner.processes * learner.cpus
-    return cpus, workers * rollout.gpus + learner.processes * learner.gpus
+    learners = learner.processes
+    if workers is None:
+        workers, learners = rollout.bounds[1] + rollout.spares, learners * (1 + learner.spare)
+    return workers * rollout.cpus + learners * learner.cpus, workers * rollout.gpus + learners * learner.gpus
 
 
 def shortage(settings: Settings) -> str | None:

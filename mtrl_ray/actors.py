@@ -41,6 +41,8 @@ class Actors:
         self.buffer = self._new_buffer()
         self.fleet = self._new_fleet()
         self.learner = self._new_learner()
+        self.learner.wait()
+        self._spare = self._new_spare()
 
     def mend(self) -> list[str]:
         """Make again what was lost; its names. Raises EngineError where that fails."""
@@ -62,15 +64,27 @@ class Actors:
             made.append("learner")
         return made
 
+    def attend(self) -> None:
+        """Replace a spare learner that was lost."""
+        if self._spare is not None and self._spare.failed():
+            self._spare.stop()
+            self._spare = self._new_spare()
+
     def renew_learner(self) -> None:
-        """A learner as it was before the first iteration, in the place of the present one."""
+        """A learner as it was before the first iteration, in the place of the present one: the spare, where it is sound."""
         self.learner.stop()
-        self.learner = self._new_learner()
+        self.attend()
+        self.learner = self._spare or self._new_learner()
+        self._spare = None
+        self.learner.wait()
+        self._spare = self._new_spare()
 
     def stop(self) -> None:
         """End all of them."""
         self.fleet.stop()
-        self.learner.stop()
+        for learner in (self.learner, self._spare):
+            if learner is not None:
+                learner.stop()
         for actor in (self.buffer, self.store):
             ray.kill(actor)
         with contextlib.suppress(OSError):
@@ -102,3 +116,6 @@ class Actors:
     def _new_learner(self) -> LearnerGroup:
         settings = self._settings
         return LearnerGroup(settings.learner, settings.model, self._model_path, seed=settings.run.seed)
+
+    def _new_spare(self) -> LearnerGroup | None:
+        return self._new_learner() if self._settings.learner.spare else None

@@ -143,6 +143,8 @@ class RolloutSettings(Section):
     """`auto`: vLLM where it is installed."""
     workers: Workers = 1
     """How many, or `{min: …, max: …}`: as many as the run has use for (`cluster.demand`)."""
+    spares: int = Field(0, ge=0)
+    """Workers beyond these, their engines ready: each takes the place of one that fails, at once."""
     concurrency: int = Field(128, ge=1)
     """Conversations (or single responses) in flight in one worker."""
     lease_size: int = Field(32, ge=1)
@@ -198,6 +200,8 @@ class LearnerSettings(Section):
     """The learner actors."""
 
     processes: int = Field(1, ge=1)
+    spare: bool = False
+    """Whether as many processes again, the model loaded, are there to take the place of these when one is lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)

@@ -316,6 +316,7 @@ class System:
         for work, reference in failed:
             if causes := self.fetch(reference, f"what failed in {work}"):
                 self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
+        self._actors.attend()
         held = self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics")
         if self._buffer_restarts is not None and held["restarts"] > self._buffer_restarts:
             self.view.note("the replay buffer was lost and started again, as it was")

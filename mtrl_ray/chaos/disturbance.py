@@ -1,14 +1,15 @@
-"""A run that loses a part 20 seconds after it recovered from the loss of the last, beside the same run left alone.
+"""A run that loses a part every 20 seconds, beside the same run left alone.
 
 1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. The
    two take turns of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour
    as in the next. A turn is measured from the end of its first iteration to the end of its last.
-2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the run has recovered from
-   the last one, a quarter more or less.
-3. Recovered is a run when as many workers as wanted are ready and, since the damage was repaired, one of them has taken a
-   lease: the replaced one where a worker was lost.
+2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter more
+   or less; later where the run has not recovered by then.
+3. Recovered is a run when what it lost has been replaced, nothing is missing (spares included), and a worker has taken a lease
+   since.
 4. Throughput is conversations of finished iterations per second. The time from a driver's death until its successor has
-   recovered is not counted: nobody but this command would have started one.
+   recovered does not count, neither here nor in the minutes nor between two kills: nobody but this command would have
+   started one.
 5. Afterwards the journal is held against the leases (`audit`).
 """
 
@@ -178,11 +179,12 @@ def measure(
     subject.start()
     begun = _first_iteration(subject)
     stretch, before, known, finished = Stretch(), journal.position.rows, _done(subject), 0
-    end = begun + 60 * minutes
+    end, looked = begun + 60 * minutes, time.time()
     while True:
         time.sleep(STEP_SECONDS)
         subject.check()
         done, now = _done(subject), time.time()
+        passed, looked = now - looked, now
         finished += done > known
         if schedule and schedule.spent:
             end = min(end, now)
@@ -193,9 +195,11 @@ def measure(
                 f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
             )
         known = done
-        if schedule and schedule.due(STEP_SECONDS):
+        if schedule and schedule.due(passed):
             if kill := _strike(subject, schedule.kind(), say):
                 stretch.kills.append(kill)
+                if kill.kind == "driver":
+                    end, looked = end + kill.seconds, kill.recovered
             known = _done(subject)  # an iteration that ended while the run recovered did not end now
     stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
     time.sleep(rng.uniform(0, stretch.seconds / finished))
@@ -223,43 +227,37 @@ def _done(subject: Subject) -> int:
 
 def _strike(subject: Subject, kind: str, say: Callable[[str], None]) -> Kill | None:
     deadline = time.monotonic() + TARGET_SECONDS
-    while (before := subject.now) is None or not subject.kill(kind):
+    while not (killed := subject.kill(kind)):
         if time.monotonic() > deadline:
             say(f"there is no {kind} to be killed")
             return None
         time.sleep(0.1)
-    at = time.time()
+    at, iteration = time.time(), _done(subject) + 1
     if kind == "driver":
         subject.start()
-    recovered = subject.wait(_Recovered(kind, at, before), RECOVERY_SECONDS, since=at)
+    recovered = subject.wait(_Recovered(killed), RECOVERY_SECONDS, since=at)
     if recovered is None:
         raise EngineError(
             f"{RECOVERY_SECONDS:.0f} s after its {kind} was killed the run had not recovered; it is at {subject.now}"
         )
-    say(f"{kind} killed in iteration {before.iteration + 1}: whole again and at work after {recovered - at:.1f} s")
+    say(f"{kind} killed in iteration {iteration}: whole again and at work after {recovered - at:.1f} s")
     return Kill(kind, at, recovered)
 
 
 class _Recovered:
-    """Whether a state, and those before it, show that the run has recovered."""
+    """Whether a state, and those before it, show that a run which lost these processes has recovered."""
 
-    def __init__(self, kind: str, at: float, before: State) -> None:
-        self._kind, self._at, self._before = kind, at, before
-        self._leases: int | None = None  # when the damage was known
+    def __init__(self, killed: set[int]) -> None:
+        self._killed = killed
+        self._repaired: State | None = None
 
     def __call__(self, state: State) -> bool:
-        if state.ready < state.wanted:
+        if state.processes & self._killed or state.missing:
+            self._repaired = None
             return False
-        if self._kind == "driver":
-            return state.pid != self._before.pid and state.leases > 0
-        if self._kind in ("worker", "engine"):
-            return state.joined > self._at
-        if self._leases is None:
-            renewed = self._kind == "buffer" and state.buffer not in (0, self._before.buffer)
-            if renewed or state.recoveries > self._before.recoveries:
-                self._leases = state.leases
-            return self._kind == "node" and state.joined > self._at
-        return state.leases > self._leases
+        if self._repaired is None:
+            self._repaired = state
+        return state.leases > self._repaired.leases
 
 
 def _cpus(settings: Settings) -> int:

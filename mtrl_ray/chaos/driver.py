@@ -2,15 +2,15 @@
 
 1. It is `mtrl train`, or `--resume` where the run exists. On standard output it reports the fleet's state as JSON
    lines, whenever that changes; what others print there (Ray does, when an actor dies) goes to standard error.
-2. A line `engine` on standard input makes one worker's engine raise at its next step: the one fault that no signal causes.
+2. A line `engine PID` on standard input makes that worker's engine raise at its next step: the one fault that no signal causes.
 """
 
 import json
 import os
-import random
 import sys
 import threading
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,30 +26,33 @@ from mtrl_ray.rollout.worker import RolloutWorker
 from mtrl_ray.trainer import Trainer, run
 
 REPORT_SECONDS = 0.1
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """Between two looks at Ray's list of actors."""
-HELD = (RolloutWorker.__name__, LearnerActor.__name__)
-"""Classes of the actors that a lost node takes with it."""
-BUFFER = ReplayBuffer.__name__
 
 
 @dataclass(frozen=True)
 class State:
-    """`iteration`s done, `recoveries` so far, workers `wanted` and `ready`; `leases`: chunks handed out since it began.
+    """As far as the driver knows. Numbers of processes: `pid` (its own), `workers` (that can take work), `learners` and
+    `buffers` (as Ray lists them), `spare` (those of them that are), `nodes` (those of workers and learners, by node, the
+    driver's left out). `missing`: how many there should be besides.
 
-    `joined`: when the last engine that has got work since was ready (`time.time`). `nodes`: that hold a worker or a learner,
-    the driver's left out. `buffer`: the replay buffer's process, 0 where it has none just now.
+    `iteration`s done; `leases`: chunks handed out since it began.
     """
 
     pid: int
     iteration: int
-    recoveries: int
-    wanted: int
-    ready: int
     leases: int
-    joined: float
-    nodes: list[str]
-    buffer: int
+    missing: int
+    workers: list[int]
+    learners: list[int]
+    buffers: list[int]
+    spare: list[int]
+    nodes: dict[str, list[int]]
+
+    @property
+    def processes(self) -> set[int]:
+        """All of them."""
+        return {self.pid, *self.workers, *self.learners, *self.buffers}
 
 
 class Reports:
@@ -58,35 +61,47 @@ class Reports:
     def __init__(self, trainer: Trainer, output: IO[str]) -> None:
         self._trainer, self._output = trainer, output
         self._given: dict[tuple[int, float], int] = {}  # worker and when its engine was ready: chunks
-        self._nodes: list[str] = []
-        self._buffer, self._looked = 0, 0.0
+        self._actors: list[dict[str, Any]] = []
+        self._looked = -LOOK_SECONDS
+        self._job, self._home = ray.get_runtime_context().get_job_id(), ray.get_runtime_context().get_node_id()
 
     def state(self) -> State:
         """As it is now."""
-        members: Members = self._trainer.system.fleet.members
+        system, settings = self._trainer.system, self._trainer.settings.learner
+        members: Members = system.fleet.members
         ready = members.ready()
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._look()
         self._given |= {(member.number, member.up): member.given for member in ready}
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            listed = ray_state.actors().values()
+            self._actors = [one for one in listed if one["State"] == "ALIVE" and one["JobID"] == self._job]
+            self._looked = time.monotonic()
+        workers = [member.pid for member in ready]
+        learners, buffers = self._listed(LearnerActor), self._listed(ReplayBuffer)
+        wanted = members.wanted + members.spares + settings.processes * (1 + settings.spare) + 1
+        at_work = {*(member.pid for member in members.active()), *system.learner.processes}
         return State(
-            os.getpid(),
-            self._trainer.system.iteration,
-            self._trainer.recovery.total,
-            members.wanted,
-            len(ready),
-            sum(self._given.values()),
-            max((member.up for member in ready if member.given), default=0.0),
-            self._nodes,
-            self._buffer,
+            pid=os.getpid(),
+            iteration=system.iteration,
+            leases=sum(self._given.values()),
+            missing=max(0, wanted - len(workers) - len(learners) - len(buffers)),
+            workers=workers,
+            learners=learners,
+            buffers=buffers,
+            spare=sorted({*workers, *learners} - at_work),
+            nodes=self._nodes(),
         )
 
-    def _look(self) -> None:
-        own = ray.get_runtime_context().get_job_id()
-        alive = [one for one in ray_state.actors().values() if one["State"] == "ALIVE" and one["JobID"] == own]
-        held = {actor["Address"]["NodeID"] for actor in alive if actor["ActorClassName"] in HELD}
-        self._nodes = sorted(held - {ray.get_runtime_context().get_node_id()})
-        self._buffer = next((actor["Pid"] for actor in alive if actor["ActorClassName"] == BUFFER), 0)
-        self._looked = time.monotonic()
+    def _listed(self, *classes: type) -> list[int]:
+        names = {one.__name__ for one in classes}
+        return sorted(actor["Pid"] for actor in self._actors if actor["ActorClassName"] in names)
+
+    def _nodes(self) -> dict[str, list[int]]:
+        held = defaultdict[str, list[int]](list)
+        lost = set(self._listed(RolloutWorker, LearnerActor))
+        for actor in self._actors:
+            if actor["Pid"] in lost and actor["Address"]["NodeID"] != self._home:
+                held[actor["Address"]["NodeID"]].append(actor["Pid"])
+        return {node: sorted(processes) for node, processes in sorted(held.items())}
 
     def keep_telling(self) -> None:
         """Write a line for every change, for ever."""
@@ -101,11 +116,11 @@ class Reports:
 
 
 def obey(trainer: Trainer) -> None:
-    """Break engines as often as standard input says."""
+    """Break the engines that standard input names."""
     for line in sys.stdin:
-        ready = trainer.system.fleet.members.ready()
-        if line.strip() == "engine" and ready:
-            random.choice(ready).actor.__ray_call__.remote(break_engine)
+        for member in trainer.system.fleet.members.ready():
+            if line.split() == ["engine", str(member.pid)]:
+                member.actor.__ray_call__.remote(break_engine)
 
 
 def break_engine(worker: Any) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.local import LocalCluster, command_of, processes
 from mtrl_ray.chaos.driver import State
 from mtrl_ray.errors import EngineError
@@ -23,8 +21,6 @@ START_SECONDS = 300.0
 """For a driver to have its fleet at work."""
 STOP_SECONDS = 60.0
 """For a driver to end after a stop signal, before it is killed."""
-TITLES = {"worker": "ray::RolloutWorker", "learner": "ray::LearnerActor", "buffer": "ray::ReplayBuffer"}
-"""How Ray names the processes of actors."""
 
 
 class Subject:
@@ -80,20 +76,30 @@ class Subject:
         """The newest state."""
         return self.states[-1][1] if self.states else None
 
-    def kill(self, kind: str) -> bool:
-        """Kill a part of that kind; False where there is none just now."""
-        if kind == "engine":
-            return self._tell("engine")
+    def kill(self, kind: str) -> set[int]:
+        """Kill a part of that kind; its processes, none where there is none to be killed just now.
+
+        Of workers and learners one that is at work, no spare; of the nodes one that holds a worker or a learner, not the
+        driver's.
+        """
+        state = self.now
+        if state is None:
+            return set()
         if kind == "driver":
-            assert self._driver is not None
-            self._driver.kill()
-            self._end()
-            return True
-        victims = self._raylets() if kind == "node" else self._actors(kind)
+            return self._kill_driver()
+        if kind == "node":
+            return self._kill_node(state.nodes)
+        those = {"learner": state.learners, "buffer": state.buffers}.get(kind, state.workers)
+        there = {process.pid: process for process in processes(self._cluster.mark)}
+        victims = [there[one] for one in those if one in there and one not in state.spare]
         if not victims:
-            return False
-        self._rng.choice(victims).send_signal(signal.SIGKILL)
-        return True
+            return set()
+        victim = self._rng.choice(victims)
+        if kind == "engine":
+            self._tell(f"engine {victim.pid}")
+        else:
+            victim.send_signal(signal.SIGKILL)
+        return {victim.pid}
 
     def stop(self) -> float:
         """Send a stop signal; seconds until the driver had ended."""
@@ -107,6 +113,21 @@ class Subject:
         self._end()
         return time.monotonic() - begun
 
+    def _kill_driver(self) -> set[int]:
+        assert self._driver is not None
+        self._driver.kill()
+        self._end()
+        return {self._driver.pid}
+
+    def _kill_node(self, nodes: dict[str, list[int]]) -> set[int]:
+        there = {part: one for one in processes(self._cluster.mark) for part in command_of(one)}
+        raylets = {node: there[f"--node_id={node}"] for node in nodes if f"--node_id={node}" in there}
+        if not raylets:
+            return set()
+        node = self._rng.choice(sorted(raylets))
+        raylets[node].send_signal(signal.SIGKILL)
+        return set(nodes[node])
+
     def _end(self) -> None:
         assert self._driver is not None and self._driver.stdin is not None
         self._driver.wait()
@@ -119,23 +140,7 @@ class Subject:
                 told = json.loads(line)
                 self.states.append((told.pop("time"), State(**told)))
 
-    def _tell(self, command: str) -> bool:
+    def _tell(self, command: str) -> None:
         assert self._driver is not None and self._driver.stdin is not None
         self._driver.stdin.write(f"{command}\n")
         self._driver.stdin.flush()
-        return True
-
-    def _actors(self, kind: str) -> list[psutil.Process]:
-        return [process for process in self._processes() if _title(process).startswith(TITLES[kind])]
-
-    def _raylets(self) -> list[psutil.Process]:
-        """Of nodes that hold a worker or a learner, the driver's left out."""
-        wanted = {f"--node_id={node}" for node in self.now.nodes} if self.now else set()
-        return [process for process in self._processes() if wanted.intersection(command_of(process))]
-
-    def _processes(self) -> list[psutil.Process]:
-        return processes(self._cluster.mark)
-
-
-def _title(process: psutil.Process) -> str:
-    return (command_of(process) or [""])[0]

@@ -11,7 +11,14 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.stopping import StopSignal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
-DEFAULTS = ("rollout.workers=2", "algorithm.contexts=64", "monitoring.live=false", "monitoring.ray_metrics=false")
+DEFAULTS = (
+    "rollout.workers=2",
+    "rollout.spares=1",
+    "learner.spare=true",
+    "algorithm.contexts=16",
+    "monitoring.live=false",
+    "monitoring.ray_metrics=false",
+)
 """Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
 loses a part again and again keeps its iterations short."""
 
@@ -24,7 +31,12 @@ def chaos(
         float | None,
         typer.Option(min=0.1, help="Minutes without kills, between the others; as many where it is left out."),
     ] = None,
-    every: Annotated[float, typer.Option(min=1.0, help="Seconds from a recovery to the next kill.")] = 20.0,
+    every: Annotated[
+        float,
+        typer.Option(
+            min=1.0, help="Seconds from one kill to the next, a quarter more or less; longer where a recovery is."
+        ),
+    ] = 20.0,
     identical: Annotated[
         int | None, typer.Option(min=1, help="Instead: so many runs whose driver is killed and resumed.")
     ] = None,
@@ -33,7 +45,8 @@ def chaos(
 ) -> None:
     """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards.
 
-    Two workers and algorithm.contexts=64, for a kill costs up to an iteration, unless the overrides say otherwise.
+    Unless the overrides say otherwise: two workers, a spare one and a spare learner, for a kill costs the time until another is
+    there; and algorithm.contexts=16, for it costs up to an iteration.
     """
     from mtrl_ray.config import load
 

@@ -1,7 +1,7 @@
 """The learners as Ray actors: one, or several that compute shares of every step and give the result of one.
 
-1. `LearnerGroup` starts `learner.processes` actors. With more than one, rank 0 opens a meeting point on a free port of
-   its node, and all join one torch.distributed group; with one there is no group.
+1. `LearnerGroup` starts `learner.processes` actors, `wait` waits for them. With more than one, rank 0 opens a meeting point on
+   a free port of its node, and all join one torch.distributed group; with one there is no group.
 2. Every method is called on all ranks with the same arguments, tables as object refs, which each rank fetches itself. It
    returns at once with the ref of rank 0's result; an actor works its calls off in order.
 3. When a rank fails, its partners' sums fail with an EngineError (at the latest after `COLLECTIVE_SECONDS`), and so does
@@ -9,6 +9,7 @@
 """
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,15 @@ class LearnerActor:
         self._store = listen(host, self._world, self._seconds)
         return host, self._store.port
 
-    def start(self, meeting: tuple[str, int] | None) -> None:
-        """Meet the other ranks, load the policy. Raises EngineError, CheckpointError, ConfigurationError."""
+    def start(self, meeting: tuple[str, int] | None) -> int:
+        """Meet the other ranks, load the policy; this process. Raises EngineError, CheckpointError, ConfigurationError."""
         with without_collecting():
             from mtrl_ray.learner.learner import Learner
 
             gc.freeze()  # later searches leave out what has been imported
 
         self._learner = Learner(*self._arguments, collective=self._meet(meeting))
+        return os.getpid()
 
     def _meet(self, meeting: tuple[str, int] | None) -> Any:
         from mtrl_ray.learner.collective import connect, join
@@ -77,8 +79,9 @@ class LearnerActor:
         store = self._store or connect(*meeting, self._world, self._seconds)
         return join(store, self._rank, self._world, pick_device(self._arguments[0]), self._seconds)
 
-    def ready(self) -> None:
-        """Answers once everything asked before is done."""
+    def ready(self) -> int:
+        """This process, once everything asked before is done."""
+        return os.getpid()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of `Learner`; only rank 0 gives its result."""
@@ -102,7 +105,7 @@ class LearnerGroup:
         seed: int = 0,
         collective_seconds: float = COLLECTIVE_SECONDS,
     ) -> None:
-        """Start the actors and wait until they are ready. Raises EngineError where they are not in time."""
+        """Start the actors; returns at once."""
         actor = ray.remote(LearnerActor).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, **learner_options(settings)
         )
@@ -110,12 +113,14 @@ class LearnerGroup:
             actor.remote(settings, model, str(policy), seed, rank, collective_seconds)
             for rank in range(settings.processes)
         ]
-        meeting = self._wait(self._actors[0].open.remote()) if settings.processes > 1 else None
-        self._wait([one.start.remote(meeting) for one in self._actors])
+        meeting = self._actors[0].open.remote() if settings.processes > 1 else None
+        self._started = [one.start.remote(meeting) for one in self._actors]
+        self.processes: list[int] = []
 
-    def _wait(self, references: Any) -> Any:
+    def wait(self) -> None:
+        """Until the actors are ready; `processes` has the number of each then. Raises EngineError past the deadline."""
         try:
-            return ray.get(references, timeout=START_SECONDS)
+            self.processes = ray.get(self._started, timeout=START_SECONDS)
         except ray.exceptions.GetTimeoutError:
             count = len(self._actors)
             self.stop()
@@ -222,6 +227,17 @@ class LearnerGroup:
     def packed(self, version: int) -> tuple[Any, Any]:
         """Refs of the policy's `PackedWeights` and of their size in bytes, by which it is known that they are there."""
         return self._call_pair("packed", version)
+
+    def failed(self) -> bool:
+        """Whether one of them is known to have failed while it started, or was lost since; asks again where they answered."""
+        ready, _ = ray.wait(self._started, num_returns=len(self._started), timeout=0)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayError:
+            return True
+        if len(ready) == len(self._started):
+            self._started = [actor.ready.remote() for actor in self._actors]
+        return False
 
     def sound(self, seconds: float) -> bool:
         """Whether every process is alive and done with what it was asked, in time; false as soon as one of them is lost."""

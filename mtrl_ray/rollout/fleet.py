@@ -33,7 +33,7 @@ from mtrl_ray.failures import Failure
 from mtrl_ray.preloading import worker_options
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.rollout.members import PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
+from mtrl_ray.rollout.members import LOST_IDLE, PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
 from mtrl_ray.rollout.patience import Patience
 from mtrl_ray.rollout.worker import Report, RolloutWorker
 from mtrl_ray.waiting import fetch
@@ -108,7 +108,7 @@ class Fleet:
             num_cpus=rollout.cpus,
             num_gpus=rollout.gpus,
             max_restarts=-1,
-            max_concurrency=self._cutter.in_flight + 3,
+            max_concurrency=self._cutter.in_flight + 4,
             **worker_options(rollout),
         )
         self._store = store  # kept: it ends with its last handle
@@ -117,6 +117,7 @@ class Fleet:
         self.members = Members(
             lambda number: actor.remote(number, settings, model_path, name),
             home=ray.get_runtime_context().get_node_id(),
+            spares=rollout.spares,
         )
         self.members.want(self._least)
         self._say, self._faults = say, dict[str, bool]()  # causes of what failed though not by itself: said already
@@ -245,9 +246,9 @@ class Fleet:
         return DataError(f"{said}; the last conversation that failed is {self._failed.id}")
 
     def _attend(self) -> None:
-        """Let workers join, come back and leave; count those that Ray gave up."""
+        """Let workers join, come back and leave; count those that were lost, and those that Ray gave up."""
         self.members.attend()
-        for lost in self.members.lost():
+        for lost in (*self.members.lost(), *self.members.fallen()):
             self.statistics.deaths += 1
             self._fault(lost)
 
@@ -283,9 +284,9 @@ class Fleet:
                 self.statistics.deaths += isinstance(origin, RayError | EngineError)
             self._hold_again(flight.chunk, f"{type(origin).__name__}: {sentence(origin)}", waiting)
             return None
-        if self.members.renewed(flight.worker, report.up, report.node):
+        if self.members.renewed(flight.worker, report.up, report.node, report.pid):
             self.statistics.deaths += 1
-            self._fault(f"worker {flight.worker} was lost while it had nothing to do, and started again")
+            self._fault(f"worker {flight.worker} {LOST_IDLE}")
         leases = {lease.id: lease for lease in flight.chunk.leases}
         for failure in report.failures:
             self._failed = failure

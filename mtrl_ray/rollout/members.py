@@ -2,11 +2,12 @@
 
 1. `want` says how many there should be. A missing one is started at once; where the cluster has no room for it, its actor
    is pending, which is what makes Ray's autoscaler add a node.
-2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work.
-3. One that fails is started again by Ray, under the same number, and asked until it answers; where that was done before
-   anybody called it, its next report says so. One that Ray gives up is replaced under a new number, after a pause that
-   doubles up to a minute while none joins. One that has a place on a node and has not answered for `START_SECONDS` is
-   killed, and started again by Ray.
+2. A worker has joined when it answers: its engine runs under the newest weights. Until then it gets no work. As many as there
+   should be get some, those that joined first; `spares` more are there to take the place of one that fails.
+3. One that fails is started again by Ray, under the same number, and asked until it answers. A call that never returns tells
+   of one that was lost while it held nothing; where Ray was quicker, its next report says so. One that Ray gives up is
+   replaced under a new number, after a pause that doubles up to a minute while none joins. One that has a place on a node
+   and has not answered for `START_SECONDS` is killed, and started again by Ray.
 4. Where there are too many, those that have not joined go first, then those on the nodes with fewest of them, so that
    nodes become empty and can be given back; the driver's own node comes last. One that leaves gets no more work, finishes
    what it holds, though one of its calls failed, and is then ended. It is called back as what it was (`stays`) where it is
@@ -37,6 +38,7 @@ PROBE_SECONDS = 0.2
 """Between two questions to a worker that is being started again."""
 LONGEST_PAUSE = 60.0
 """Before a worker that Ray gave up is replaced, at most."""
+LOST_IDLE = "was lost while it had nothing to do, and is started again"
 
 
 class Phase(StrEnum):
@@ -45,7 +47,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     """It has not answered yet: no node has room for it, or its engine is on its way."""
     READY = "ready"
-    """It takes work."""
+    """It takes work, or is spare."""
     ILL = "ill"
     """It failed, and has not answered since."""
     LEAVING = "leaving"
@@ -58,8 +60,8 @@ class Member:
 
     `up`: when its engine was ready, by its node's clock (`time.time`). `given`: pieces of work it got since. `answer`: what
     it says to `ready`, awaited; where that failed it is asked again from `ask_at` on. `killed`: `up` of a process that was
-    killed, whose answers do not count. `stays`: the phase of one that leaves, were it to stay. `silent`: since when it could
-    have answered; looked at again from `look_at` on.
+    killed, whose answers do not count. `pid`: of its process; `watch`: fails when that ends. `stays`: the phase of one that
+    leaves, were it to stay. `silent`: since when it could have answered; looked at again from `look_at` on.
     """
 
     number: int
@@ -71,6 +73,8 @@ class Member:
     answer: Any = None
     ask_at: float = 0.0
     killed: float = 0.0
+    watch: Any = None
+    pid: int = 0
     stays: Phase = Phase.READY
     silent: float = 0.0
     look_at: float = 0.0
@@ -85,15 +89,21 @@ class Members:
     """The fleet's workers. Safe for threads."""
 
     def __init__(
-        self, start: Callable[[int], Any], home: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        start: Callable[[int], Any],
+        home: str | None = None,
+        spares: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start(number)` gives a worker's actor; `home`: the driver's node."""
+        """`start(number)` gives a worker's actor; `home`: the driver's node; `spares`: beyond those wanted."""
         self._start, self._home, self._clock = start, home, clock
+        self.spares = spares
         self._lock = threading.RLock()
         self._members: dict[int, Member] = {}
         self._next = 0
         self._pause, self._start_from = 0.0, 0.0
         self._lost: list[str] = []
+        self._fallen: list[str] = []
         self._stopped = False
         self._load = Counter[int]()
         self.wanted = 0
@@ -124,7 +134,7 @@ class Members:
     def take(self, most: int) -> Member | None:
         """The least loaded worker that holds fewer than `most` pieces of work, counted as holding one more; or None."""
         with self._lock:
-            able = [one for one in self.ready() if self._load[one.number] < most]
+            able = [one for one in self.active() if self._load[one.number] < most]
             if not able:
                 return None
             member = min(able, key=lambda one: self._load[one.number])
@@ -146,7 +156,7 @@ class Members:
                 member.phase = Phase.ILL
             return True
 
-    def renewed(self, number: int, up: float, node: str) -> bool:
+    def renewed(self, number: int, up: float, node: str, pid: int) -> bool:
         """A worker reported from an engine that is ready since `up`. True where that is a later one than was known: its process
         was lost between two calls, and Ray had started it again when it was called.
         """
@@ -154,7 +164,8 @@ class Members:
             member = self._members.get(number)
             if member is None or member.ill or up <= member.up:
                 return False
-            member.up, member.node, member.given = up, node, 1
+            member.up, member.node, member.pid, member.given = up, node, pid, 1
+            member.watch = member.actor.watch.remote()
             return True
 
     def restart(self, number: int) -> None:
@@ -172,9 +183,14 @@ class Members:
             return [one.answer for one in self._members.values() if one.answer is not None and one.phase in heard]
 
     def ready(self) -> list[Member]:
-        """Those that take work, by number."""
+        """Those that can take work, by number."""
         with self._lock:
             return [one for one in self._members.values() if one.phase is Phase.READY]
+
+    def active(self) -> list[Member]:
+        """Of these the ones that get work, as many as are wanted; the others are spare."""
+        with self._lock:
+            return sorted(self.ready(), key=lambda one: (one.up, one.number))[: self.wanted]
 
     def started(self) -> list[Member]:
         """Those that have joined, whatever became of them since, by number."""
@@ -192,6 +208,12 @@ class Members:
             lost, self._lost = self._lost, []
             return lost
 
+    def fallen(self) -> list[str]:
+        """One sentence for each worker that was lost while it held nothing, since this was asked last."""
+        with self._lock:
+            fallen, self._fallen = self._fallen, []
+            return fallen
+
     def stop(self) -> None:
         """End them all."""
         with self._lock:
@@ -200,14 +222,15 @@ class Members:
                 self._end(member)
 
     def _adjust(self) -> None:
+        most = self.wanted + self.spares if self.wanted else 0
         staying = [one for one in self._members.values() if one.phase is not Phase.LEAVING]
         for member in [one for one in self._members.values() if one.phase is Phase.LEAVING]:
-            if len(staying) < self.wanted:
+            if len(staying) < most:
                 member.phase = member.stays
                 staying.append(member)
-        while len(staying) < self.wanted and self._clock() >= self._start_from and not self._stopped:
+        while len(staying) < most and self._clock() >= self._start_from and not self._stopped:
             staying.append(self._begin())
-        while len(staying) > self.wanted:
+        while len(staying) > most:
             member = first_to_leave(staying, self._home)
             staying.remove(member)
             if self._load[member.number]:
@@ -235,6 +258,8 @@ class Members:
         member.answer = member.actor.ready.remote()
 
     def _hear(self, member: Member) -> None:
+        if member.phase is Phase.READY and not self._load[member.number]:
+            self._look_after(member)
         if member.phase not in (Phase.STARTING, Phase.ILL):
             return
         if member.answer is None:
@@ -256,8 +281,15 @@ class Members:
             self._end_silence(member)
         else:
             member.phase, member.answer, member.given = Phase.READY, None, 0
-            member.node, member.up = said["node"], said["up"]
+            if said["pid"] != member.pid:  # each takes a thread of the worker
+                member.watch = member.actor.watch.remote()
+            member.node, member.up, member.pid = said["node"], said["up"], said["pid"]
             self._pause = 0.0
+
+    def _look_after(self, member: Member) -> None:
+        """One that holds nothing. One that is at work is heard of when its call fails."""
+        if ray.wait([member.watch], timeout=0)[0] and self.failed(member.number):
+            self._fallen.append(f"worker {member.number} {LOST_IDLE}")
 
     def _end_silence(self, member: Member) -> None:
         now = self._clock()

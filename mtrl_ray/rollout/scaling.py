@@ -67,7 +67,7 @@ class Scaling:
             raise EngineError(f"the thread that attends to the rollout workers failed: {self._error}") from self._error
         fleet = self._fleet()
         use = fleet.take_use()
-        load = load_of(metrics, use, fleet.members.count()[Phase.READY], self._bound)
+        load = load_of(metrics, use, len(fleet.members.active()), self._bound)
         with self._lock:
             if not self._by_hand:
                 self._wanted = self._demand.wanted(load, self._wanted)

@@ -45,13 +45,14 @@ FAREWELL_SECONDS = 1.0
 class Report:
     """The few numbers about a chunk of work that pass through the driver.
 
-    `up`: since when the worker's engine has been ready (`time.time`); `node`: where it is; `agent_tokens`: sampled tokens of
-    what finished; `seconds`: from the call to its return; `version`: of the weights.
+    `up`: since when the worker's engine has been ready (`time.time`); `node`, `pid`: where it is; `agent_tokens`: sampled
+    tokens of what finished; `seconds`: from the call to its return; `version`: of the weights.
     """
 
     worker: int
     up: float
     node: str
+    pid: int
     finished: int
     agent_tokens: int
     agent_turns: int
@@ -116,6 +117,10 @@ class RolloutWorker:
             "up": self._up,
         }
 
+    def watch(self) -> None:
+        """Never answers: the call fails when this process ends."""
+        threading.Event().wait()
+
     def converse(self, leases: list[Lease], version: int, exact: bool = False) -> tuple[pa.Table, Report]:
         """Hold these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report.
 
@@ -132,6 +137,7 @@ class RolloutWorker:
             worker=self._number,
             up=self._up,
             node=self._node,
+            pid=os.getpid(),
             finished=len(kept),
             agent_tokens=sum(len(turn.tokens) for turn in agent_turns),
             agent_turns=len(agent_turns),
@@ -179,6 +185,7 @@ class RolloutWorker:
             worker=self._number,
             up=self._up,
             node=self._node,
+            pid=os.getpid(),
             finished=len(generations),
             agent_tokens=sum(len(generation.tokens) for generation in generations),
             agent_turns=len(generations),

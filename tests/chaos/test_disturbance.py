@@ -18,7 +18,15 @@ UNSEEN = ("node", "engine", "driver")
 
 @pytest.mark.timeout(900)
 def test_a_run_that_loses_a_node_an_engine_and_its_driver_loses_no_conversation(quick, tmp_path: Path):
-    overrides = [*quick, "rollout.workers=2", "rollout.cpus=0.5", "learner.cpus=0.5", f"run.folder={tmp_path}"]
+    overrides = [
+        *quick,
+        "rollout.workers=2",
+        "rollout.spares=1",
+        "learner.spare=true",
+        "rollout.cpus=0.5",
+        "learner.cpus=0.5",
+        f"run.folder={tmp_path}",
+    ]
     settings = prepared(load("sales", [*overrides, "monitoring.live=false"]), "disturbed")
     rng, said = random.Random(0), []
     with local_cluster(Shape(nodes=3, most=3, cpus=1, idle_seconds=3600)) as cluster:
@@ -61,17 +69,35 @@ def test_kinds_take_turns():
 
 
 def test_when_a_run_has_recovered():
-    """Whole again, and one lease taken since the damage was repaired."""
-    calm = State(pid=1, iteration=4, recoveries=0, wanted=2, ready=2, leases=10, joined=5.0, nodes=[], buffer=70)
-    lost = replace(calm, buffer=0, leases=11)
-    back = replace(calm, buffer=71, leases=12)
-    recovered = _Recovered("buffer", 6.0, calm)
-    assert [recovered(state) for state in (calm, lost, back, replace(back, leases=13))] == [False, False, False, True]
-    mended = _Recovered("learner", 6.0, calm)
-    repaired = replace(calm, recoveries=1)
-    assert [mended(state) for state in (lost, back, repaired, replace(repaired, leases=11))] == [False] * 3 + [True]
-    joined = _Recovered("worker", 6.0, calm)
-    states = (calm, replace(calm, ready=1), replace(calm, joined=7.0, ready=1), replace(calm, joined=7.0))
-    assert [joined(state) for state in states] == [False, False, False, True]
-    resumed = _Recovered("driver", 6.0, calm)
-    assert not resumed(calm) and not resumed(replace(calm, pid=2, leases=0)) and resumed(replace(calm, pid=2, leases=1))
+    """Nothing is missing, and one lease was taken since."""
+    calm = State(
+        pid=1,
+        iteration=4,
+        leases=10,
+        missing=0,
+        workers=[5, 6, 7],
+        learners=[8],
+        buffers=[9],
+        spare=[7],
+        nodes={"a": [6, 8]},
+    )
+
+    def verdicts(killed: set[int], *states: State) -> list[bool]:
+        recovered = _Recovered(killed)
+        return [recovered(state) for state in states]
+
+    at_work, less = replace(calm, leases=11), replace(calm, workers=[6, 7], missing=1, leases=11)
+    joined = replace(calm, workers=[6, 7, 15], leases=12)
+    assert verdicts({5}, calm, at_work, less, joined, joined) == [False] * 5
+    assert verdicts({5}, calm, less, joined, replace(joined, leases=13)) == [False] * 3 + [True]
+    assert verdicts({5}, joined, replace(less, leases=13), replace(joined, leases=14)) == [False] * 3, (
+        "it lost one more"
+    )
+    half = replace(calm, workers=[5, 7, 16], learners=[], missing=1, leases=11)
+    repaired = replace(half, learners=[18], missing=0)
+    assert verdicts({6, 8}, calm, half, repaired, replace(repaired, leases=12)) == [False] * 3 + [True]
+    away = replace(calm, buffers=[], missing=1, leases=11)
+    assert verdicts({9}, calm, away, replace(calm, buffers=[19], leases=12)) == [False] * 3
+    resumed = replace(calm, pid=2, workers=[], learners=[18], buffers=[19], missing=3, leases=0)
+    begun = replace(resumed, workers=[15, 16, 17], missing=0, leases=2)
+    assert verdicts({1}, calm, resumed, begun, replace(begun, leases=3)) == [False] * 3 + [True]

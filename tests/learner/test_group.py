@@ -38,6 +38,7 @@ def settings_for(processes: int) -> LearnerSettings:
 @contextmanager
 def group(processes: int, folder: Path, seconds: float = 60.0) -> Iterator[LearnerGroup]:
     started = LearnerGroup(settings_for(processes), ModelSettings(), folder, seed=3, collective_seconds=seconds)
+    started.wait()
     yield started
     started.stop()
 
@@ -140,7 +141,7 @@ def test_one_process_needs_no_group(ray_cluster: None, policy_folder: Path, tmp_
 
 def test_a_policy_that_is_not_there(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model can be opened"):
-        LearnerGroup(settings_for(1), ModelSettings(), tmp_path / "nothing")
+        LearnerGroup(settings_for(1), ModelSettings(), tmp_path / "nothing").wait()
 
 
 def test_a_lost_partner_is_an_error_and_not_a_hang(ray_cluster: None, policy_folder: Path) -> None:

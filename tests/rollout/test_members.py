@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import ray
 from mtrl_ray.rollout.members import LOOK_SECONDS, START_SECONDS, Member, Members, Phase, first_to_leave
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=2)
 class Standin:
     """Answers `ready` as a worker does; where its file exists it cannot start, or never does where that says so."""
 
@@ -24,6 +25,9 @@ class Standin:
 
     def ready(self) -> dict[str, object]:
         return {"node": "here", "up": self._up, "pid": os.getpid()}
+
+    def watch(self) -> None:
+        threading.Event().wait()
 
 
 @pytest.fixture
@@ -138,6 +142,66 @@ def test_one_that_ray_gives_up_is_replaced_after_a_pause(members: Members, broke
     broken.unlink()
     until(members, lambda: members.count()[Phase.READY] == 1)
     assert members.take(1).number == 1
+
+
+def lose(member: Member) -> dict[str, object]:
+    """Kill its process; what the next one says when Ray has started it."""
+    os.kill(member.pid, signal.SIGKILL)
+    while True:
+        try:
+            said = ray.get(member.actor.ready.remote())
+        except ray.exceptions.RayActorError:
+            continue
+        if said["pid"] != member.pid:
+            return said
+
+
+def test_one_that_is_lost_while_it_holds_nothing_is_heard_of(members: Members):
+    members.want(2)
+    until(members, lambda: members.count()[Phase.READY] == 2)
+    lost = members.ready()[1]
+    os.kill(before := lost.pid, signal.SIGKILL)
+    until(members, lambda: bool(members._fallen))
+    assert members.fallen() == ["worker 1 was lost while it had nothing to do, and is started again"]
+    assert members.take(9).number == 0 and not members.fallen()
+    until(members, lambda: members.count()[Phase.READY] == 2)
+    assert lost.pid != before and members.take(9) is lost
+
+
+def test_one_that_was_started_again_before_its_call_came_says_so_in_its_report(members: Members):
+    members.want(1)
+    until(members, lambda: members.count()[Phase.READY] == 1)
+    member = members.take(1)
+    said = lose(member)
+    members.attend()
+    assert members.count() == {Phase.READY: 1} and not members.fallen(), "its call would tell"
+    assert members.renewed(0, said["up"], "here", said["pid"]) and member.pid == said["pid"]
+    assert not members.renewed(0, said["up"], "here", said["pid"])
+    members.unburden()
+    members.attend()
+    assert members.count() == {Phase.READY: 1}, "the new process is the one that is watched"
+
+
+def test_a_spare_takes_the_place_of_one_that_fails_and_that_one_is_spare_then(ray_cluster: None, broken: Path):
+    made = Members(lambda number: Standin.remote(str(broken)), spares=1)
+    try:
+        made.want(1)
+        until(made, lambda: made.count()[Phase.READY] == 2)
+        first = made.active()[0]
+        assert made.take(1) is first and made.take(1) is None, "spares get no work"
+        os.kill(first.pid, signal.SIGKILL)
+        assert made.failed(first.number)
+        second = made.take(1)
+        assert second is not None and second is not first
+        made.unburden()
+        until(made, lambda: made.count()[Phase.READY] == 2)
+        assert made.active() == [second] and made.take(1) is second
+        made.want(2)
+        assert [made.active()[1], made.count()[Phase.STARTING]] == [first, 1]
+        made.want(1)
+        assert made.count() == {Phase.READY: 2}
+    finally:
+        made.stop()
 
 
 def test_one_that_has_a_place_and_never_answers_is_killed_and_started_again(ray_cluster: None, broken: Path):

@@ -36,6 +36,9 @@ class Crew:
         self.looks += 1
         return Counter({Phase.STARTING: self.looks % 7 + 1})  # never the same twice, so every look is written
 
+    def active(self) -> list[None]:
+        return []
+
     def take_use(self) -> Use:
         return Use()
 

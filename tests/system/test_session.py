@@ -36,6 +36,7 @@ print(json.dumps(ray.is_initialized()))
 def test_what_a_run_holds():
     overrides = ["rollout.workers=3", "rollout.cpus=2", "rollout.gpus=0.5", "learner.processes=2", "learner.cpus=1.5"]
     assert demand(load("sales", overrides)) == (9.0, 1.5)
+    assert demand(load("sales", [*overrides, "rollout.spares=1", "learner.spare=true"])) == (14.0, 2.0)
     elastic = load("sales", [*overrides[1:], "rollout.workers={min: 1, max: 4}"])
     assert (demand(elastic), demand(elastic, workers=1)) == ((11.0, 2.0), (5.0, 0.5))
 
