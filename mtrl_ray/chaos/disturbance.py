@@ -1,8 +1,9 @@
 """A run that loses a part every 20 seconds, beside the same run left alone.
 
-1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. The
-   two take turns of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour
-   as in the next. A turn is measured from the end of its first iteration to the end of its last.
+1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. Each
+   has an even number of turns of at most `TURN_MINUTES`, in the order ABBA…: a machine that is shared with others is not as
+   fast in one quarter of an hour as in the next, and one that gets slower all the time is as slow for both. A turn is
+   measured from the end of its first iteration to the end of its last.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter more
    or less; later where the run has not recovered by then.
 3. Recovered is a run when what it lost has been replaced, nothing is missing (spares included), and a worker has taken a lease
@@ -98,15 +99,17 @@ def disturb(
 ) -> dict[str, Any]:
     """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
     rng = random.Random(seed)
-    schedule, turns = Schedule(every, kinds, rng), math.ceil(max(minutes, undisturbed) / TURN_MINUTES)
+    schedule, turns = Schedule(every, kinds, rng), 2 * math.ceil(max(minutes, undisturbed) / TURN_MINUTES / 2)
     alone, disturbed = prepared(settings, "undisturbed"), prepared(settings, "disturbed")
     calm, stretch = Stretch(), Stretch()
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
-        for turn in range(1, turns + 1):
-            calm += measure(cluster, alone, undisturbed / turns, rng, say, None)
-            say(f"turn {turn} of {turns}: undisturbed {calm.rate:.1f} conversations/s until now")
-            stretch += measure(cluster, disturbed, minutes / turns, rng, say, schedule)
-            say(f"turn {turn} of {turns}: disturbed {stretch.rate:.1f} conversations/s until now")
+        for turn in range(2 * turns):
+            if turn % 4 in (0, 3):
+                calm += measure(cluster, alone, undisturbed / turns, rng, say, None)
+                say(f"turn {turn + 1} of {2 * turns}: undisturbed {calm.rate:.1f} conversations/s until now")
+            else:
+                stretch += measure(cluster, disturbed, minutes / turns, rng, say, schedule)
+                say(f"turn {turn + 1} of {2 * turns}: disturbed {stretch.rate:.1f} conversations/s until now")
     say(f"a stop signal ended the disturbed run within {stretch.stop_seconds:.0f} s")
     return result(calm, stretch, audit(disturbed))
 

@@ -79,6 +79,8 @@ def test_two_nodes_for_as_long_as_the_command_runs(tmp_path: Path):
         [lost] = [one for one in raylets(tmp_path) if "--head" not in one.info["cmdline"]]
         lost.kill()
         wait_until(lambda: len(set(raylets(tmp_path)) - {lost}) == 2, 60, running)
+        monitors = [one for one in of_cluster(tmp_path) if any("log_monitor" in part for part in one.info["cmdline"])]
+        assert len(monitors) == 1, "each reads the logs of all nodes"
         dashboard = re.search(r"dashboard: +http://(\S+)", said.read_text())[1]
         started = of_cluster(tmp_path)
         assert reach(started, dashboard) == {"listening": ["127.0.0.1"], "without": 401, "with": 200}

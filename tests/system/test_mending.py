@@ -26,6 +26,7 @@ from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.run_folder import prepare, resumed_settings
 from mtrl_ray.trainer import Trainer
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -89,6 +90,36 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     assert not (disturbed / CALLS).exists()
     journal, before = Journal(disturbed / "journal"), Journal(finished_run / "journal")
     assert journal.position.rows == 24 and journal.read().sort_by("id").equals(before.read().sort_by("id"))
+
+
+def test_spares_take_the_place_of_a_lost_worker_and_a_lost_learner(finished_run, quick, tmp_path):
+    spares: list[list[int]] = []
+
+    def spare_of(of: Trainer) -> list[int]:
+        spare = of.system._actors._spare
+        spare.wait()
+        spares.append(spare.processes)
+        return spare.processes
+
+    def lose_worker_and_spare_learner(of: Trainer) -> None:
+        wait_until(lambda: of.system.fleet.members.attend() or len(of.system.fleet.members.ready()) == 2, 60)
+        [worker] = of.system.fleet.members.active()
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: of.system.fleet.members.attend() or worker.ill, 60)
+        assert of.system.fleet.members.active() not in ([worker], []), "the spare is there at once"
+        os.kill(spare_of(of)[0], signal.SIGKILL)
+
+    def lose_learner(of: Trainer) -> None:
+        spare_of(of)
+        os.kill(saboteur.learners[0], signal.SIGKILL)
+
+    saboteur = Saboteur({0: lose_worker_and_spare_learner, 1: lose_learner})
+    disturbed = run(quick, tmp_path, saboteur, "rollout.spares=1", "learner.spare=true")
+    assert metrics(disturbed) == metrics(finished_run) and learned(disturbed) == learned(finished_run)
+    assert spares[0] != spares[1] == saboteur._trainer.system.learner.processes, "a lost spare was replaced"
+    said = "\n".join(saboteur.notes)
+    assert "made again: learner" in said and "recovery 2" not in said
+    assert "was lost while it had nothing to do" in said and read_metrics(disturbed)[-1]["faults/worker_deaths"] == 1
 
 
 def test_a_run_that_loses_its_weight_store_counts_on_what_was_lost_before(finished_run, quick, tmp_path):
