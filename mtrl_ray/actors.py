@@ -67,15 +67,18 @@ class Actors:
     def attend(self) -> None:
         """Replace a spare learner that was lost."""
         if self._spare is not None and self._spare.failed():
+            self._say("the spare learner was lost, another is started")
             self._spare.stop()
             self._spare = self._new_spare()
 
     def renew_learner(self) -> None:
         """A learner as it was before the first iteration, in the place of the present one: the spare, where it is sound."""
         self.learner.stop()
-        self.attend()
-        self.learner = self._spare or self._new_learner()
-        self._spare = None
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.sound(ANSWER_SECONDS):
+            spare.stop()
+            spare = None
+        self.learner = spare or self._new_learner()
         self.learner.wait()
         self._spare = self._new_spare()
 

@@ -38,7 +38,7 @@ RECOVERY_SECONDS = 180.0
 """For a run to recover; past it the command says so and ends."""
 TARGET_SECONDS = 20.0
 """For a part to be there that can be killed."""
-TURN_MINUTES = 3.0
+TURN_MINUTES = 4.0
 """Longest part of a run that is measured before it is the other's turn."""
 STEP_SECONDS = 0.1
 """Between two looks at a run."""

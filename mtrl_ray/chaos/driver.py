@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,7 +75,7 @@ class Reports:
             self._actors = [one for one in listed if one["State"] == "ALIVE" and one["JobID"] == self._job]
             self._looked = time.monotonic()
         workers = [member.pid for member in ready]
-        learners, buffers = self._listed(LearnerActor), self._listed(ReplayBuffer)
+        learners, buffers = self._processes(LearnerActor), self._processes(ReplayBuffer)
         wanted = members.wanted + members.spares + settings.processes * (1 + settings.spare) + 1
         at_work = {*(member.pid for member in members.active()), *system.learner.processes}
         return State(
@@ -91,17 +90,16 @@ class Reports:
             nodes=self._nodes(),
         )
 
-    def _listed(self, *classes: type) -> list[int]:
+    def _processes(self, *classes: type, node: str | None = None) -> list[int]:
+        """Of the actors of these classes, on one node or on any."""
         names = {one.__name__ for one in classes}
-        return sorted(actor["Pid"] for actor in self._actors if actor["ActorClassName"] in names)
+        those = [one for one in self._actors if one["ActorClassName"] in names]
+        return sorted(one["Pid"] for one in those if node in (None, one["Address"]["NodeID"]))
 
     def _nodes(self) -> dict[str, list[int]]:
-        held = defaultdict[str, list[int]](list)
-        lost = set(self._listed(RolloutWorker, LearnerActor))
-        for actor in self._actors:
-            if actor["Pid"] in lost and actor["Address"]["NodeID"] != self._home:
-                held[actor["Address"]["NodeID"]].append(actor["Pid"])
-        return {node: sorted(processes) for node, processes in sorted(held.items())}
+        nodes = {actor["Address"]["NodeID"] for actor in self._actors} - {self._home}
+        held = {node: self._processes(RolloutWorker, LearnerActor, node=node) for node in sorted(nodes)}
+        return {node: processes for node, processes in held.items() if processes}
 
     def keep_telling(self) -> None:
         """Write a line for every change, for ever."""

@@ -15,12 +15,14 @@ DEFAULTS = (
     "rollout.workers=2",
     "rollout.spares=1",
     "learner.spare=true",
+    "learner.threads=1",
     "algorithm.contexts=16",
     "monitoring.live=false",
     "monitoring.ray_metrics=false",
 )
 """Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
-loses a part again and again keeps its iterations short."""
+loses a part again and again keeps its iterations short, and has spares. One thread: where a small machine's cores are busy, two
+that wait for each other at every step are slower (docs/results/chaos.md)."""
 
 
 def chaos(
@@ -46,7 +48,7 @@ def chaos(
     """Kill a run's workers, engines, nodes, learner, buffer and driver in turn; check every lease afterwards.
 
     Unless the overrides say otherwise: two workers, a spare one and a spare learner, for a kill costs the time until another is
-    there; and algorithm.contexts=16, for it costs up to an iteration.
+    there; algorithm.contexts=16, for it costs up to an iteration; learner.threads=1, for the machine's cores are shared.
     """
     from mtrl_ray.config import load
 

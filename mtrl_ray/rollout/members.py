@@ -281,7 +281,7 @@ class Members:
             self._end_silence(member)
         else:
             member.phase, member.answer, member.given = Phase.READY, None, 0
-            if said["pid"] != member.pid:  # each takes a thread of the worker
+            if said["up"] != member.up:  # another process; each watch takes a thread of it
                 member.watch = member.actor.watch.remote()
             member.node, member.up, member.pid = said["node"], said["up"], said["pid"]
             self._pause = 0.0

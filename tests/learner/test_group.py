@@ -1,5 +1,7 @@
 """Real Ray actors, real gloo: two processes against one."""
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +144,14 @@ def test_one_process_needs_no_group(ray_cluster: None, policy_folder: Path, tmp_
 def test_a_policy_that_is_not_there(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model can be opened"):
         LearnerGroup(settings_for(1), ModelSettings(), tmp_path / "nothing").wait()
+
+
+def test_a_group_that_nobody_asks_anything_says_that_it_was_lost(ray_cluster: None, policy_folder: Path) -> None:
+    with group(1, policy_folder) as one:
+        [process] = one.processes
+        assert not one.failed() and not one.failed()
+        os.kill(process, signal.SIGKILL)
+        wait_until(one.failed, 20)
 
 
 def test_a_lost_partner_is_an_error_and_not_a_hang(ray_cluster: None, policy_folder: Path) -> None:
