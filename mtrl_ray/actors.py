@@ -6,6 +6,8 @@
    nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
    checkpoint, and publishes.
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
+4. Where the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. Spare workers
+   are the fleet's own (`rollout.members`).
 """
 
 import contextlib

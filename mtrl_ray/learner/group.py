@@ -32,7 +32,7 @@ from mtrl_ray.learner.specification import (
 from mtrl_ray.preloading import learner_options
 from mtrl_ray.small_tasks import small_task
 from mtrl_ray.starting import without_collecting
-from mtrl_ray.waiting import sound
+from mtrl_ray.waiting import ANSWER_SECONDS, sound
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -79,9 +79,8 @@ class LearnerActor:
         store = self._store or connect(*meeting, self._world, self._seconds)
         return join(store, self._rank, self._world, pick_device(self._arguments[0]), self._seconds)
 
-    def ready(self) -> int:
-        """This process, once everything asked before is done."""
-        return os.getpid()
+    def ready(self) -> None:
+        """Answers once everything asked before is done."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of `Learner`; only rank 0 gives its result."""
@@ -229,15 +228,13 @@ class LearnerGroup:
         return self._call_pair("packed", version)
 
     def failed(self) -> bool:
-        """Whether one of them is known to have failed while it started, or was lost since; asks again where they answered."""
+        """Whether one of them failed while it started, or they have started and are not `sound`; for a group at rest."""
         ready, _ = ray.wait(self._started, num_returns=len(self._started), timeout=0)
         try:
             ray.get(ready)
         except ray.exceptions.RayError:
             return True
-        if len(ready) == len(self._started):
-            self._started = [actor.ready.remote() for actor in self._actors]
-        return False
+        return len(ready) == len(self._started) and not self.sound(ANSWER_SECONDS)
 
     def sound(self, seconds: float) -> bool:
         """Whether every process is alive and done with what it was asked, in time; false as soon as one of them is lost."""
