@@ -140,16 +140,21 @@ class Schedule:
     def __init__(self, every: float, kinds: Sequence[str], rng: random.Random, most: int | None = None) -> None:
         self._every, self._kinds, self._rng, self._left = every, kinds, rng, most
         self._round: list[str] = []
-        self._pause = self._drawn()
+        self._pause, self._looked = self._drawn(), 0.0
 
     @property
     def spent(self) -> bool:
         """Whether there are no more."""
         return self._left == 0
 
-    def due(self, seconds: float) -> bool:
-        """Whether it is time for the next, when so many seconds more have passed."""
-        self._pause -= seconds
+    def resume(self, now: float) -> None:
+        """Time counts from now on; what has passed since it was looked at last does not."""
+        self._looked = now
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for the next."""
+        self._pause -= now - self._looked
+        self._looked = now
         return self._pause <= 0 and not self.spent
 
     def kind(self) -> str:
@@ -182,12 +187,13 @@ def measure(
     subject.start()
     begun = _first_iteration(subject)
     stretch, before, known, finished = Stretch(), journal.position.rows, _done(subject), 0
-    end, looked = begun + 60 * minutes, time.time()
+    end = begun + 60 * minutes
+    if schedule:
+        schedule.resume(time.time())
     while True:
         time.sleep(STEP_SECONDS)
         subject.check()
         done, now = _done(subject), time.time()
-        passed, looked = now - looked, now
         finished += done > known
         if schedule and schedule.spent:
             end = min(end, now)
@@ -198,11 +204,12 @@ def measure(
                 f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
             )
         known = done
-        if schedule and schedule.due(passed):
+        if schedule and schedule.due(now):
             if kill := _strike(subject, schedule.kind(), say):
                 stretch.kills.append(kill)
                 if kill.kind == "driver":
-                    end, looked = end + kill.seconds, kill.recovered
+                    end += kill.seconds
+                    schedule.resume(kill.recovered)
             known = _done(subject)  # an iteration that ended while the run recovered did not end now
     stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
     time.sleep(rng.uniform(0, stretch.seconds / finished))
@@ -252,15 +259,15 @@ class _Recovered:
 
     def __init__(self, killed: set[int]) -> None:
         self._killed = killed
-        self._repaired: State | None = None
+        self._leases: int | None = None  # when the damage was repaired
 
     def __call__(self, state: State) -> bool:
         if state.processes & self._killed or state.missing:
-            self._repaired = None
+            self._leases = None
             return False
-        if self._repaired is None:
-            self._repaired = state
-        return state.leases > self._repaired.leases
+        if self._leases is None:
+            self._leases = state.leases
+        return state.leases > self._leases
 
 
 def _cpus(settings: Settings) -> int:

@@ -188,9 +188,10 @@ class Members:
             return [one for one in self._members.values() if one.phase is Phase.READY]
 
     def active(self) -> list[Member]:
-        """Of these the ones that get work, as many as are wanted; the others are spare."""
+        """Of these the ones that get work, as many as are wanted, by number; the others, the last that joined, are spare."""
         with self._lock:
-            return sorted(self.ready(), key=lambda one: (one.up, one.number))[: self.wanted]
+            joined = sorted(self.ready(), key=lambda one: (one.up, one.number))
+            return sorted(joined[: self.wanted], key=lambda one: one.number)
 
     def started(self) -> list[Member]:
         """Those that have joined, whatever became of them since, by number."""

@@ -60,12 +60,22 @@ def test_kinds_take_turns():
     rounds = [drawn[start : start + len(KINDS)] for start in range(0, len(drawn), len(KINDS))]
     assert all(set(one) == set(KINDS) for one in rounds) and rounds[0] != rounds[1]
 
-    for _ in range(100):
-        pause = 0
-        while not schedule.due(1.0):
-            pause += 1
+
+def test_kills_come_every_20_seconds_however_long_a_recovery_takes():
+    schedule, now = Schedule(20, KINDS, random.Random(1)), 500.0
+    schedule.resume(now)
+    for recovery in [0, 12] * 50:
+        while not schedule.due(now):
+            now += 1
+        killed = now
         schedule.kind()
-        assert 14 <= pause <= 25
+        now += recovery
+        while not schedule.due(now):
+            now += 1
+        assert 15 <= now - killed <= 26
+        schedule.kind()
+    schedule.resume(now + 60)
+    assert not schedule.due(now + 60 + 14) and schedule.due(now + 60 + 26), "what passed before is not counted"
 
 
 def test_when_a_run_has_recovered():
