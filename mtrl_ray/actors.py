@@ -10,7 +10,7 @@
    are the fleet's own (`rollout.members`).
 """
 
-import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from mtrl_ray.waiting import ANSWER_SECONDS, fetch, sound
 from mtrl_ray.weights.store import read_files, start_store
 from mtrl_ray.writing import writing
 
-CALLS = ".buffer.jsonl"
-"""In the run's folder: the replay buffer's calls, for it to be made again after."""
+NOTES = ".buffer"
+"""In the run's folder: the replay buffer's notes, for it to be made again after."""
 RESTARTS, REPEATS = 20, 3
 """Of the replay buffer, and of a call during which it is lost; past them it is a failure (`recovery`)."""
 
@@ -37,7 +37,7 @@ class Actors:
 
     def __init__(self, settings: Settings, folder: Path, model_path: str, say: Callable[[str], object]) -> None:
         self._settings, self._folder, self._model_path, self._say = settings, folder, model_path, say
-        self._calls = folder / CALLS
+        self._notes = folder / NOTES
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.store = self._new_store()
         self.buffer = self._new_buffer()
@@ -92,8 +92,7 @@ class Actors:
                 learner.stop()
         for actor in (self.buffer, self.store):
             ray.kill(actor)
-        with contextlib.suppress(OSError):
-            self._calls.unlink(missing_ok=True)
+        shutil.rmtree(self._notes, ignore_errors=True)
 
     def _new_store(self) -> Any:
         store = start_store(scheduling_strategy=self._here)
@@ -102,8 +101,9 @@ class Actors:
 
     def _new_buffer(self) -> Any:
         replay = self._settings.replay
-        with writing(self._calls):
-            self._calls.unlink(missing_ok=True)
+        with writing(self._notes):
+            if self._notes.exists():
+                shutil.rmtree(self._notes)
         buffer = ray.remote(ReplayBuffer).options(
             num_cpus=0, scheduling_strategy=self._here, max_restarts=RESTARTS, max_task_retries=REPEATS
         )
@@ -112,7 +112,7 @@ class Actors:
             max_conversations=replay.max_conversations,
             max_bytes=int(replay.max_gib * 2**30),
             max_staleness=replay.max_staleness,
-            calls=str(self._calls),
+            notes=str(self._notes),
         )
 
     def _new_fleet(self, statistics: FleetStatistics | None = None) -> Fleet:

@@ -25,7 +25,7 @@ from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.rollout.requests import FleetState, read_state
 
 MOST = 3
-SLOW_SECONDS = 0.8
+SLOW_SECONDS = 1.2
 """For every message of a slow customer."""
 PATIENCE_SECONDS = 300.0
 """For each step of the story."""
@@ -37,7 +37,7 @@ SETTINGS = (
     "environment.name=mtrl_ray.bench.elastic:PacedSales",
     "run.iterations=100000",
     "run.minutes=null",
-    f"rollout.workers={{min: 1, max: {MOST}, having_seconds: 3.0, keeping_seconds: 2.5}}",
+    f"rollout.workers={{min: 1, max: {MOST}, having_seconds: 4.5, keeping_seconds: 4.0}}",
     "rollout.cpus=0.9",
     "rollout.user_threads=2",
     "rollout.concurrency=4",

@@ -2,7 +2,7 @@
 
 1. The journal is the truth, the object store the cache. `append` first keeps the new conversations in the journal, then
    puts them into the object store; what is lost there is read from the journal again, and a buffer that is made anew
-   begins with what the journal holds.
+   begins with what the journal holds. What is held after the journal alone is read when it is asked for.
 2. A conversation counts once, by id, whether it is still in memory or not: the double of a re-issued lease is counted
    as one. Rows that are not valid conversations are refused with a sentence and never enter a batch.
 3. Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). What falls
@@ -11,10 +11,11 @@
    answer in whatever order they arrived.
 5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
    and come out as return values, so that a driver passes them on unseen: `learner.fit.remote(buffer.window.remote(4))`.
-6. Every call may be repeated. So an actor that has a file for its calls (`replay.call_log`) may be lost: Ray starts it again
-   and repeats what was under way (`max_restarts`, `max_task_retries`), and nobody who asked it notices. All that the journal
-   has of an iteration is counted then, if any of it was: `recall` an iteration before the first `append` to it. The
-   counts of doubles and refusals since the last `state` are gone.
+6. Every call may be repeated. So an actor that has a folder for its notes (`replay.lines`: the calls since the last `state`,
+   and what the journal's files hold) may be lost: Ray starts it again and repeats what was under way (`max_restarts`,
+   `max_task_retries`), and nobody who asked it notices. All that the journal has of an iteration is counted then, if any of
+   it was: `recall` an iteration before the first `append` to it. The counts of doubles and refusals since the last `state`
+   are gone.
 """
 
 import logging
@@ -30,19 +31,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mtrl_ray.conversation import SCHEMA
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.replay import sampling
-from mtrl_ray.replay.call_log import CallLog
+from mtrl_ray.replay.catalogue import Catalogue
 from mtrl_ray.replay.columns import agent_turn, histories
 from mtrl_ray.replay.intake import receive
 from mtrl_ray.replay.journal import Journal
-from mtrl_ray.replay.memory import Memory, span
+from mtrl_ray.replay.lines import Lines
+from mtrl_ray.replay.memory import Memory
 
 LOG = logging.getLogger(__name__)
 
 CAUSES = ("conversations", "bytes", "staleness")
 """Bounds by which conversations fall out of memory."""
+CALLS, HELD = "calls.jsonl", "catalogue.jsonl"
+"""In the folder of notes."""
 STATES = pa.schema(
     [pa.field("conversation_id", pa.string()), pa.field("turn", pa.int32()), pa.field("tokens", pa.list_(pa.int32()))]
 )
@@ -76,21 +79,24 @@ class ReplayBuffer:
         max_bytes: int = 2**30,
         max_staleness: int | None = None,
         fetch_seconds: float = 60.0,
-        calls: str | os.PathLike[str] | None = None,
+        notes: str | os.PathLike[str] | None = None,
     ) -> None:
         """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
 
         `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
-        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `calls`: a file; where it
-        exists, the buffer begins as the one that wrote it was.
+        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; where it
+        exists, the buffer begins as the one that made it was.
         """
         _check_bounds(max_conversations=max_conversations, max_bytes=max_bytes, max_staleness=max_staleness)
         self._journal = Journal(journal)
         self._max_conversations, self._max_bytes, self._max_staleness = max_conversations, max_bytes, max_staleness
         self._fetch_seconds = fetch_seconds
-        self._log, self._events = CallLog(None), Counter[str]()  # what is done again is not noted again
-        log = CallLog(None if calls is None else Path(calls))
+        self._log, self._events = Lines(None), Counter[str]()  # what is done again is not noted again
+        log, held = (Lines(None if notes is None else Path(notes) / name) for name in (CALLS, HELD))
         earlier = log.read()
+        if not earlier:
+            held.begin()
+        self._catalogue = Catalogue(self._journal, held)
         for name, arguments in earlier or [("rebuild", [])]:
             getattr(self, name)(*arguments)
         self._events["restarts"] += bool(earlier)
@@ -169,7 +175,7 @@ class ReplayBuffer:
         held = self._memory.gather(index.filter(pc.is_in(index["id"], wanted)))
         absent = [name for name in ids if name not in self._memory.ids]
         if absent:
-            held = pa.concat_tables([held, self._journal.rows(absent)]).combine_chunks()
+            held = pa.concat_tables([held, self._catalogue.rows(absent)]).combine_chunks()
         rows = pc.index_in(wanted, held["id"].combine_chunks())
         if rows.null_count:
             unknown = wanted.filter(pc.is_null(rows)).to_pylist()
@@ -206,7 +212,7 @@ class ReplayBuffer:
 
     def ids(self, iteration: int) -> list[str]:
         """Ids counted in one iteration, those no longer in memory included: what need not be held again."""
-        return sorted(name for name in self._journal.ids(iteration) if name in self._counted)
+        return sorted(name for name in self._catalogue.of(iteration) if name in self._counted)
 
     def outcomes(self, iteration: int) -> dict[str, list[Any]]:
         """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns`, `agent_tokens` [conversations]."""
@@ -220,12 +226,12 @@ class ReplayBuffer:
 
         Returns how many. They need not be held again where a seed alone does not give the same conversation.
         """
-        table = self._journal.read(iteration)
-        fresh = [name not in self._counted for name in table["id"].to_pylist()]
-        self._admit(table.filter(pa.array(fresh, pa.bool_())))
+        fresh = [name for name in self._catalogue.of(iteration) if name not in self._counted]
+        self._hold(fresh)
+        self._bound()
         self._log.add("recall", iteration)
         self._recalled.add(iteration)
-        return sum(fresh)
+        return len(fresh)
 
     def problems(self) -> list[str]:
         """One sentence per file of the journal that could not be read."""
@@ -251,7 +257,7 @@ class ReplayBuffer:
             **{f"dropped_{cause}": self._dropped[cause] for cause in CAUSES},
             **{name: self._events[name] for name in ("duplicates", "refused", "lost", "restarts")},
             "restored": self._memory.restored,
-            "journaled": len(self._journaled),
+            "journaled": len(self._catalogue.ids),
             "journal_problems": len(self._journal.problems),
         }
 
@@ -259,8 +265,8 @@ class ReplayBuffer:
         """What a checkpoint keeps (JSON values), for `rebuild`."""
         state = {
             "ids": self._memory.index["id"].to_pylist(),
-            "position": self._journal.position.sequence,
-            "uncounted": sorted(self._journaled - self._counted),
+            "position": self._catalogue.position,
+            "uncounted": sorted(self._catalogue.ids.keys() - self._counted),
             "version": self._version,
             "priorities": dict(self._priorities),
             "dropped": dict(self._dropped),
@@ -276,36 +282,31 @@ class ReplayBuffer:
         what the journal got since is not counted, and when `append` brings it again it is not written twice.
         """
         known = state or {}
-        self._memory = Memory(self._journal.rows, self._fetch_seconds)
+        self._catalogue.refresh()
+        self._memory = Memory(self._catalogue.rows, self._fetch_seconds)
         self._version = known.get("version", 0)
         self._priorities: dict[str, float] = dict(known.get("priorities", {}))
         self._dropped: Counter[str] = Counter(known.get("dropped", {}))
         restarts = self._events["restarts"]  # they are no part of what is gone back to
         self._events = Counter(known.get("events", {}))
         self._events["restarts"] = max(self._events["restarts"], restarts)
-        self._journaled = set(self._journal.ids())
-        self._counted = set(self._journal.ids(until=known.get("position"))) - set(known.get("uncounted", ()))
+        self._counted = self._catalogue.until(known.get("position")) - set(known.get("uncounted", ()))
         if state is None:
-            self._load_newest()
+            self._memory.hold(self._catalogue.entries())
+            self._version = max(self._version, pc.max(self._memory.index["version"]).as_py() or 0)
+            self._bound(count=False)
         else:
-            self._load(state["ids"])
+            self._hold(state["ids"])
         self._begin_log(state)
         return len(self._memory.ids)
 
     def _begin_log(self, state: dict[str, Any] | None) -> None:
         self._recalled: set[int] = set()  # iterations, since the log was begun
-        self._log.begin("rebuild", state)
+        self._log.begin(("rebuild", state))
 
-    def _load_newest(self) -> None:
-        for iteration in reversed(self._journal.iterations()):
-            if len(self._memory.ids) >= self._max_conversations or self._memory.bytes >= self._max_bytes:
-                break
-            self._memory.add(self._journal.read(iteration))
-        self._version = max(self._version, pc.max(self._memory.index["version"]).as_py() or 0)
-        self._bound(count=False)
-
-    def _load(self, ids: list[str]) -> None:
-        missing = len(set(ids) - self._journaled)
+    def _hold(self, ids: list[str]) -> None:
+        """Count and hold conversations that the journal has."""
+        missing = len(set(ids) - self._catalogue.ids.keys())
         if missing:
             aside = self._journal.set_aside
             way = f"put back whole copies of what was set aside there ({', '.join(aside)})" if aside else ""
@@ -313,25 +314,20 @@ class ReplayBuffer:
                 f"the replay buffer's checkpoint names {missing} conversations that the journal "
                 f"{self._journal.folder.uri} does not have; {way or 'give the run its own journal'}, or start a new run"
             )
-        wanted = pa.array(ids, pa.string())
-        for iteration in reversed(self._journal.iterations()):
-            if len(self._memory.ids) == len(ids):
-                break
-            table = self._journal.read(iteration)
-            self._memory.add(table.filter(pc.is_in(table["id"], wanted)))
+        if ids:
+            self._memory.hold(self._catalogue.entries(ids))
+        self._counted.update(ids)
 
     def _admit(self, table: pa.Table) -> None:
         """Journal and hold conversations not counted so far; what the journal has already is taken from there."""
         if table.num_rows == 0:
             return
         ids = table["id"].to_pylist()
-        again = [name for name in ids if name in self._journaled]
-        kept = self._journal.rows(again, span(table)) if again else SCHEMA.empty_table()
-        new = table.filter(pc.invert(pc.is_in(table["id"], kept["id"].combine_chunks())))
+        self._hold([name for name in ids if name in self._catalogue.ids])
+        new = table.filter(pa.array([name not in self._catalogue.ids for name in ids], pa.bool_()))
         if new.num_rows:
-            self._journal.append(new)
-        self._memory.add(pa.concat_tables([kept, new]))
-        self._journaled.update(ids)
+            self._catalogue.append(new)
+        self._memory.add(new)
         self._counted.update(ids)
         self._bound()
 

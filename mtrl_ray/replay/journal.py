@@ -93,12 +93,26 @@ class Journal:
     @property
     def position(self) -> Position:
         """Where the journal stands, from its file names alone."""
-        files = self._files()
+        files = self.files()
         return Position(len(files), sum(file.rows for file in files), max((file.sequence for file in files), default=0))
+
+    def files(self) -> list[JournalFile]:
+        """What lies there, in append order."""
+        files = []
+        for info in self.folder.files():
+            name = info.base_name
+            if name.startswith((".", "_")) or name.endswith(QUARANTINED):
+                continue
+            file = JournalFile.parse(name)
+            if file is None:
+                self._report(name, f"{info.path} does not bear a journal file's name; it is skipped and left there")
+            else:
+                files.append(file)
+        return sorted(files)
 
     def iterations(self) -> list[int]:
         """Iterations the files' names cover, ascending."""
-        return sorted({iteration for file in self._files() for iteration in range(file.first, file.last + 1)})
+        return sorted({iteration for file in self.files() for iteration in range(file.first, file.last + 1)})
 
     def append(self, table: pa.Table) -> str:
         """Keep the rows of `table` for good; returns the file's name.
@@ -131,6 +145,13 @@ class Journal:
         table = self.read(iterations)
         return table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))
 
+    def load(self, file: JournalFile) -> pa.Table | None:
+        """The rows of one file, doubles too; None where it is gone, or cannot be read and is set aside (see `problems`)."""
+        try:
+            return self._load(file, SCHEMA.names)
+        except FileNotFoundError:
+            return None
+
     def _write(self, table: pa.Table, sequence: int) -> str:
         span = pc.min_max(table["iteration"]).as_py()
         if span["min"] < 0:
@@ -153,7 +174,7 @@ class Journal:
             raise DataError(f"conversations have no column {unknown}; they have {SCHEMA.names}")
         loaded = [name for name in SCHEMA.names if name in names or name in ("id", "iteration")]
         empty = pa.schema([SCHEMA.field(name) for name in loaded], SCHEMA.metadata).empty_table()
-        table = _once(pa.concat_tables([empty, *self._load_all(wanted, loaded, until)]))
+        table = once(pa.concat_tables([empty, *self._load_all(wanted, loaded, until)]))
         if wanted is not None:
             iteration = table["iteration"]
             inside = pc.and_(pc.greater_equal(iteration, wanted.start), pc.less(iteration, wanted.stop))
@@ -162,7 +183,7 @@ class Journal:
 
     def _load_all(self, wanted: range | None, columns: list[str], until: int | None) -> list[pa.Table]:
         for _ in range(LISTINGS):
-            files = [file for file in self._files() if file.touches(wanted)]
+            files = [file for file in self.files() if file.touches(wanted)]
             files = [file for file in files if until is None or file.sequence <= until]
             try:
                 tables = [self._load(file, columns) for file in files]
@@ -196,19 +217,6 @@ class Journal:
             return None
         self._checked.add(file.name)
         return table.select(columns)
-
-    def _files(self) -> list[JournalFile]:
-        files = []
-        for info in self.folder.files():
-            name = info.base_name
-            if name.startswith((".", "_")) or name.endswith(QUARANTINED):
-                continue
-            file = JournalFile.parse(name)
-            if file is None:
-                self._report(name, f"{info.path} does not bear a journal file's name; it is skipped and left there")
-            else:
-                files.append(file)
-        return sorted(files)
 
     def _report(self, name: str, sentence: str) -> None:
         if name not in self._problems:
@@ -244,7 +252,7 @@ def _check(table: pa.Table) -> None:
         )
 
 
-def _once(table: pa.Table) -> pa.Table:
+def once(table: pa.Table) -> pa.Table:
     """The first row of each id, in order."""
     if pc.count_distinct(table["id"]).as_py() == table.num_rows:
         return table

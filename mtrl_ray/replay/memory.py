@@ -5,6 +5,7 @@
 2. The index is in the order (iteration, id): what it answers does not depend on the order of arrival.
 3. `ray.put` makes the process that calls it the owner of an object. A segment whose object is lost all the same (a node
    that left with the only copy) is asked of `restore`, by its conversations' ids.
+4. What is held without having been there (`hold`, after the journal) is asked of `restore` as well, when it is needed.
 """
 
 from collections.abc import Callable
@@ -27,19 +28,18 @@ INDEX = MEASURES.append(pa.field("segment", pa.int64())).append(pa.field("row", 
 
 @dataclass
 class Segment:
-    """One table in the object store: its size in bytes, and the ids and iterations of its rows."""
+    """One table in the object store: its size in bytes, and the ids of its rows. Without a `ref` it is not there yet."""
 
-    ref: ray.ObjectRef
+    ref: ray.ObjectRef | None
     bytes: int
     ids: list[str]
-    iterations: range
 
 
 class Memory:
     """The index and the segments. Not safe for threads; an actor runs one method at a time."""
 
-    def __init__(self, restore: Callable[[list[str], range], pa.Table], fetch_seconds: float) -> None:
-        """`restore(ids, iterations)` gives lost rows, in any order; `fetch_seconds`: how long to wait for an object."""
+    def __init__(self, restore: Callable[[list[str]], pa.Table], fetch_seconds: float) -> None:
+        """`restore(ids)` gives these rows, in any order; `fetch_seconds`: how long to wait for an object."""
         self._restore, self._fetch_seconds = restore, fetch_seconds
         self._index, self._sorted = INDEX.empty_table(), True
         self._segments: dict[int, Segment] = {}
@@ -57,7 +57,7 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """What the segments take in the object store."""
+        """What the segments take in the object store, when all of them are there."""
         return sum(segment.bytes for segment in self._segments.values())
 
     @property
@@ -82,6 +82,25 @@ class Memory:
         self._index = pa.concat_tables([self._index, entries.append_column("row", pa.array(rows)).cast(INDEX)])
         self._sorted = False
 
+    def hold(self, entries: pa.Table) -> None:
+        """Hold these conversations (`catalogue.ENTRIES`, none of them held already) without reading them."""
+        if entries.num_rows == 0:
+            return
+        entries = entries.sort_by([("iteration", "ascending"), ("id", "ascending")]).combine_chunks()
+        ids, sizes = entries["id"].to_pylist(), entries["bytes"].to_numpy()
+        _, starts, numbers = np.unique(
+            (np.cumsum(sizes) - sizes) // SEGMENT_BYTES, return_index=True, return_inverse=True
+        )
+        ends = [*starts[1:].tolist(), len(ids)]
+        for place, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
+            self._segments[self._next + place] = Segment(None, int(sizes[start:end].sum()), ids[start:end])
+        columns = {name: entries[name] for name in MEASURES.names}
+        columns |= {"segment": numbers + self._next, "row": np.arange(len(ids)) - starts[numbers]}
+        self._index = pa.concat_tables([self._index, pa.table(columns).cast(INDEX)])
+        self._sorted = False
+        self._next += len(starts)
+        self.ids.update(ids)
+
     def gather(self, entries: pa.Table) -> pa.Table:
         """The conversations of these rows of the index, in their order, as one contiguous table."""
         numbers, which = np.unique(entries["segment"].to_numpy(), return_inverse=True)
@@ -102,7 +121,7 @@ class Memory:
             here = segment == number
             kept = np.sort(row[here])
             if len(kept):
-                self._store(number, self._table(number).take(pa.array(kept)))
+                self._shrink(number, kept)
                 row[here] = np.searchsorted(kept, row[here])
             else:
                 del self._segments[number]
@@ -119,27 +138,34 @@ class Memory:
 
     def _store(self, number: int, table: pa.Table) -> None:
         table = table.combine_chunks()
-        self._segments[number] = Segment(ray.put(table), table.nbytes, table["id"].to_pylist(), span(table))
+        self._segments[number] = Segment(ray.put(table), table.nbytes, table["id"].to_pylist())
+
+    def _shrink(self, number: int, kept: np.ndarray) -> None:
+        """Only these rows of a segment remain, int [rows], ascending."""
+        segment = self._segments[number]
+        if segment.ref is None:
+            size = segment.bytes * len(kept) // len(segment.ids)
+            self._segments[number] = Segment(None, size, [segment.ids[place] for place in kept])
+        else:
+            self._store(number, self._table(number).take(pa.array(kept)))
 
     def _table(self, number: int) -> pa.Table:
-        """A segment's table, zero-copy; restored if its object is lost. Raises EngineError where it cannot be."""
+        """A segment's table, zero-copy; restored if its object is not there. Raises EngineError where it cannot be."""
         segment = self._segments[number]
-        try:
-            return ray.get(segment.ref, timeout=self._fetch_seconds)
-        except (ObjectLostError, GetTimeoutError):
-            table = self._restore(segment.ids, segment.iterations)
+        if segment.ref is not None:
+            try:
+                return ray.get(segment.ref, timeout=self._fetch_seconds)
+            except (ObjectLostError, GetTimeoutError):
+                pass
+        table = self._restore(segment.ids)
         rows = pc.index_in(pa.array(segment.ids, pa.string()), table["id"].combine_chunks())
         if rows.null_count:
             raise EngineError(
-                f"an object with {len(segment.ids)} conversations was lost, and {rows.null_count} of them could not be "
-                "restored; see the journal's problems, and set aside what is damaged there before the run is resumed"
+                f"{rows.null_count} of {len(segment.ids)} conversations that the replay buffer holds are neither in the object "
+                "store nor in the journal; see the journal's problems, and set aside what is damaged there before the run is "
+                "resumed"
             )
-        self.restored += len(rows)
-        self._store(number, table.take(rows))
-        return ray.get(self._segments[number].ref, timeout=self._fetch_seconds)
-
-
-def span(table: pa.Table) -> range:
-    """The range from a table's least to its greatest iteration. The table has at least one row."""
-    ends = pc.min_max(table["iteration"]).as_py()
-    return range(ends["min"], ends["max"] + 1)
+        stored = table.take(rows).combine_chunks()
+        self._store(number, stored)
+        self.restored += len(rows) if segment.ref is not None else 0
+        return stored

@@ -253,7 +253,7 @@ def test_a_filesystem_that_fails_is_not_a_damaged_file(tmp_path: Path, monkeypat
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(journal.folder, "filesystem", Failing())
-    monkeypatch.setattr(journal, "_files", lambda: [journal_module.JournalFile.parse(name)])
+    monkeypatch.setattr(journal, "files", lambda: [journal_module.JournalFile.parse(name)])
     with pytest.raises(EngineError, match=f"{name} cannot be read: .*Input/output error"):
         journal.read()
     assert (tmp_path / name).exists()

@@ -13,7 +13,8 @@ import ray
 
 from mtrl_ray.conversation import from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.replay.buffer import Appended, ReplayBuffer
+from mtrl_ray.replay import memory
+from mtrl_ray.replay.buffer import CALLS, HELD, Appended, ReplayBuffer
 from mtrl_ray.replay.journal import Journal
 from tests.replay.making import batch, dropped, ids, ref
 
@@ -97,7 +98,7 @@ def test_a_later_checkpoint_does_not_count_what_was_not_recalled_yet(tmp_path: P
 
 def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path: Path) -> None:
     bounds: dict[str, Any] = {"max_conversations": 10, "max_staleness": 3}
-    lost = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")
+    lost = ReplayBuffer(tmp_path / "one", **bounds, notes=tmp_path / "notes")
     for iteration in range(3):
         lost.append([ref(batch(iteration)[:2])])
     lost.rebuild(lost.state() | {"ids": [one.id for one in batch(0)[:2]], "position": 1, "dropped": {"bytes": 2}})
@@ -105,9 +106,10 @@ def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path
     lost.append([ref(batch(1)), ref(batch(0))])
     lost.advance(2)
     lost.update_priorities([one.id for one in batch(1)], [1, 2, 3, 4])
-    with (tmp_path / "calls").open("a") as file:
-        file.write('["advance", 99')  # it was killed in the middle of it
-    made = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")
+    for name, begun in ((CALLS, '["advance", 99'), (HELD, '["0000000009-000')):
+        with (tmp_path / "notes" / name).open("a") as file:
+            file.write(begun)  # it was killed in the middle of it
+    made = ReplayBuffer(tmp_path / "one", **bounds, notes=tmp_path / "notes")
     for _ in range(2):
         assert made.window(99).equals(lost.window(99)) and len(ids(made.window(99))) == 8
         assert made.sample(5, 0, "priority").equals(lost.sample(5, 0, "priority"))
@@ -116,20 +118,20 @@ def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path
         different = {name for name in one if one[name] != two[name]}
         assert different <= {"bytes", "objects", "duplicates", "restarts"}, different
         assert made.append([ref(batch(1))]) == Appended(added=0, duplicates=4)
-        made = ReplayBuffer(tmp_path / "one", **bounds, calls=tmp_path / "calls")  # of one that was made so itself
+        made = ReplayBuffer(tmp_path / "one", **bounds, notes=tmp_path / "notes")  # of one that was made so itself
 
 
 def test_a_call_that_cannot_be_noted_is_refused(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(tmp_path / "one", calls=tmp_path / "calls")
-    (tmp_path / "calls").unlink()
-    (tmp_path / "calls").mkdir()
-    with pytest.raises(EngineError, match=r"calls could not be written: .*Is a directory"):
+    buffer = ReplayBuffer(tmp_path / "one", notes=tmp_path / "notes")
+    (tmp_path / "notes" / CALLS).unlink()
+    (tmp_path / "notes" / CALLS).mkdir()
+    with pytest.raises(EngineError, match=r"calls.jsonl could not be written: .*Is a directory"):
         buffer.advance(1)
 
 
 def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> None:
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", calls=tmp_path / "calls")
+    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", notes=tmp_path / "notes")
     for iteration in range(3):
         assert ray.get(actor.append.remote([ref(batch(iteration))])).added == 4
         ray.get(actor.advance.remote(iteration + 1))
@@ -150,7 +152,7 @@ def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> No
 
 def test_what_is_on_its_way_to_an_actor_that_is_killed_is_kept_once(tmp_path: Path) -> None:
     options = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
-    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", calls=tmp_path / "calls")
+    actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", notes=tmp_path / "notes")
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
     ray.get(actor.recall.remote(0))
     tables = [ref([one]) for one in batch(0, size=40)]
@@ -259,6 +261,72 @@ def test_a_lost_object_is_read_from_the_journal_again(tmp_path: Path) -> None:
     assert buffer.statistics()["restored"] == 8
 
 
+def test_going_back_to_a_checkpoint_reads_nothing_but_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SEGMENT_BYTES", 2000)
+    lost = ReplayBuffer(tmp_path / "one", notes=tmp_path / "notes")
+    for iteration in range(6):
+        lost.append([ref(batch(iteration))])
+    state, expected = lost.state(), lost.window(99)
+    lost.append([ref(batch(6))])
+    read: list[str] = []
+    load = Journal.load
+    monkeypatch.setattr(Journal, "load", lambda self, file: read.append(file.name) or load(self, file))
+    made = ReplayBuffer(tmp_path / "one", notes=tmp_path / "notes")
+    for buffer in (lost, made):
+        read.clear()
+        assert buffer.rebuild(state) == 24
+        assert buffer.ids(6) == [] and len(buffer.ids(5)) == 4
+        assert buffer.statistics()["bytes"] == pytest.approx(expected.nbytes, rel=0.1)
+        assert read == []
+        assert from_table(buffer.window(1)) == batch(5)
+        assert 0 < len(read) < 6
+        assert buffer.window(99).equals(expected)
+        assert buffer.recall(6) == 4
+        assert from_table(buffer.take([one.id for one in batch(6)])) == batch(6)
+        assert buffer.statistics()["restored"] == 0
+    read.clear()
+    ReplayBuffer(tmp_path / "one")
+    assert len(read) == 7, "a run that is resumed checks all of its journal"
+
+
+def test_what_is_held_and_not_read_yet_falls_out_like_the_rest(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    for iteration in range(5):
+        buffer.append([ref(batch(iteration))])
+    small = ReplayBuffer(tmp_path, max_conversations=6)
+    small.advance(9)
+    assert small.append([ref(batch(5, 3))]).added == 3
+    assert dropped(small) == {"conversations": 3}
+    assert from_table(small.window(99)) == batch(4)[1:] + batch(5, 3)
+    held = sum(ray.get(segment.ref).nbytes for segment in small._memory._segments.values())
+    assert held == pytest.approx(small.statistics()["bytes"], rel=0.02)
+
+
+def test_a_file_of_the_journal_that_was_damaged_meanwhile_is_named_at_the_next_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = ReplayBuffer(tmp_path)
+    for iteration in range(2):
+        buffer.append([ref(batch(iteration))])
+    state = buffer.state()
+    buffer.rebuild(state)
+    for file in tmp_path.glob("*.parquet"):
+        file.write_bytes(b"torn")
+    monkeypatch.setattr(
+        buffer._journal.folder, "quarantine", lambda name: "it is skipped"
+    )  # as where nothing is renamed
+    with pytest.raises(
+        EngineError, match=r"8 of 8 conversations .* are neither in the object store nor in the journal"
+    ):
+        buffer.window(2)
+    with pytest.raises(
+        DataError, match=r"names 8 conversations that the journal .* does not have; put back whole copies"
+    ):
+        buffer.rebuild(state)
+
+
 def test_what_is_lost_everywhere_is_said(tmp_path: Path) -> None:
     buffer = ReplayBuffer(tmp_path)
     buffer.append([ref(batch(0))])
@@ -266,7 +334,9 @@ def test_what_is_lost_everywhere_is_said(tmp_path: Path) -> None:
     segment.ref = _of_a_dead_owner(to_table(batch(0)))
     for path in tmp_path.glob("*.parquet"):
         path.write_bytes(b"torn")
-    with pytest.raises(EngineError, match="4 conversations was lost, and 4 of them could not be restored"):
+    with pytest.raises(
+        EngineError, match=r"4 of 4 conversations .* are neither in the object store nor in the journal"
+    ):
         buffer.window(1)
     assert buffer.statistics()["journal_problems"] == len(buffer.problems()) == 1
 

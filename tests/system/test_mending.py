@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from mtrl_ray import trainer
-from mtrl_ray.actors import CALLS
+from mtrl_ray.actors import NOTES
 from mtrl_ray.checkpoint import MANIFEST, STATE, listed
 from mtrl_ray.config import load
 from mtrl_ray.errors import DataError, EngineError
@@ -87,7 +87,7 @@ def test_a_run_that_loses_its_buffer_and_its_learner_ends_as_the_undisturbed_one
     assert "the replay buffer was lost and started again" in said and rows[0]["replay/restarts"] == 1
     assert [row["faults/recoveries"] for row in rows] == [0, 1]
     assert [row["faults/reused"] for row in rows] == [0, 12], "what the journal had was not held again"
-    assert not (disturbed / CALLS).exists()
+    assert not (disturbed / NOTES).exists()
     journal, before = Journal(disturbed / "journal"), Journal(finished_run / "journal")
     assert journal.position.rows == 24 and journal.read().sort_by("id").equals(before.read().sort_by("id"))
 

@@ -1,0 +1,117 @@
+"""What the files of a journal hold, known without reading them again: ids, measures and bytes of their conversations.
+
+1. `refresh` looks at the folder: a file that is not known is read, and so checked, whole; one that is gone is forgotten. So
+   going back to a checkpoint costs the same after the thousandth iteration as after the first.
+2. A process that takes the place of a lost one knows what that one noted (`replay.lines`).
+3. A conversation counts once, by id: it lies in the earliest of the files that have it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.replay.columns import MEASURES, measures
+from mtrl_ray.replay.journal import Journal, JournalFile, once
+from mtrl_ray.replay.lines import Lines
+
+ENTRIES = MEASURES.append(pa.field("bytes", pa.float64()))
+"""A row per conversation; `bytes` are what it takes in memory: its file's mean."""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    file: JournalFile
+    measures: pa.Table  # rows of MEASURES, in the file's order
+    bytes: int  # of the whole table
+
+
+class Catalogue:
+    """See the module's docstring. Nothing is known before the first `refresh`."""
+
+    def __init__(self, journal: Journal, notes: Lines) -> None:
+        """`notes`: those of a process that was lost, and where this one's are added to them."""
+        self._journal, self._notes = journal, notes
+        self._contents: dict[str, _Contents] = {}
+        for name, (size, columns) in notes.read():
+            if file := JournalFile.parse(name):
+                self._contents[name] = _Contents(file, pa.Table.from_pydict(columns, schema=MEASURES), size)
+        self.ids: dict[str, JournalFile] = {}
+        """Each conversation's file."""
+
+    @property
+    def position(self) -> int:
+        """The newest file's sequence number, 0 without one."""
+        return max((contents.file.sequence for contents in self._contents.values()), default=0)
+
+    def refresh(self) -> None:
+        """Know what lies in the folder now. Raises EngineError where it cannot be listed or read."""
+        files = self._journal.files()
+        known, self._contents, self.ids = self._contents, {}, {}
+        for file in files:
+            contents = known.get(file.name)
+            if contents is None:
+                table = self._journal.load(file)
+                if table is not None:
+                    self._add(file, table)
+            else:
+                self._know(contents)
+
+    def append(self, table: pa.Table) -> None:
+        """Keep valid conversations, none of which the journal has, as one file. Raises what `Journal.append` does."""
+        if file := JournalFile.parse(self._journal.append(table)):
+            self._add(file, table)
+
+    def until(self, position: int | None) -> set[str]:
+        """Ids in the files up to this sequence number (None: all)."""
+        return {name for name, file in self.ids.items() if position is None or file.sequence <= position}
+
+    def of(self, iteration: int) -> list[str]:
+        """Ids of one iteration, in append order."""
+        return [
+            name
+            for contents in self._contents.values()
+            if contents.file.touches(range(iteration, iteration + 1))
+            for name, its in zip(*(contents.measures[key].to_pylist() for key in ("id", "iteration")), strict=True)
+            if its == iteration and self.ids[name] == contents.file
+        ]
+
+    def entries(self, ids: Iterable[str] | None = None) -> pa.Table:
+        """Rows of `ENTRIES`, of these conversations (None: all) as far as they are there, in append order."""
+        tables = [ENTRIES.empty_table()]
+        for contents in self._contents.values():
+            mean = np.full(contents.measures.num_rows, contents.bytes / max(contents.measures.num_rows, 1))
+            tables.append(contents.measures.append_column(ENTRIES.field("bytes"), pa.array(mean)))
+        table = once(pa.concat_tables(tables))
+        return table if ids is None else table.filter(_among(table, ids))
+
+    def rows(self, ids: Iterable[str]) -> pa.Table:
+        """These conversations, read from the journal, in append order; those that it does not have any more are left out."""
+        wanted = list(ids)
+        tables = [SCHEMA.empty_table()]
+        for file in sorted({self.ids[name] for name in wanted if name in self.ids}):
+            table = self._journal.load(file)
+            if table is None:
+                self._contents.pop(file.name, None)
+            else:
+                tables.append(table)
+        table = once(pa.concat_tables(tables))
+        return table.filter(_among(table, wanted))
+
+    def _add(self, file: JournalFile, table: pa.Table) -> None:
+        contents = _Contents(file, measures(table), table.nbytes)
+        self._know(contents)
+        self._notes.add(file.name, contents.bytes, contents.measures.to_pydict())
+
+    def _know(self, contents: _Contents) -> None:
+        """Files are made known in the order of their sequence numbers."""
+        self._contents[contents.file.name] = contents
+        for name in contents.measures["id"].to_pylist():
+            self.ids.setdefault(name, contents.file)
+
+
+def _among(table: pa.Table, ids: Iterable[str]) -> pa.ChunkedArray:
+    return pc.is_in(table["id"], pa.array(list(ids), pa.string()))
