@@ -1,16 +1,15 @@
 """A run that loses a part every 20 seconds, beside the same run left alone.
 
-1. The same settings and seed are run twice on a cluster of several nodes on this machine: undisturbed, and with kills. Each
-   has an even number of turns of at most `TURN_MINUTES`, in the order ABBA…: a machine that is shared with others is not as
-   fast in one quarter of an hour as in the next, and one that gets slower all the time is as slow for both. A turn is
-   measured from the end of its first iteration to the end of its last.
+1. The same settings and seed are run twice on a cluster of several nodes on this machine, with kills and undisturbed, in turns
+   of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour as in the next. A
+   turn is measured from the end of its first iteration to the end of its last.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter more
    or less; later where the run has not recovered by then.
 3. Recovered is a run when what it lost has been replaced, nothing is missing (spares included), and a worker has taken a lease
    since.
-4. Throughput is conversations of finished iterations per second. The time from a driver's death until its successor has
-   recovered does not count, neither here nor in the minutes nor between two kills: nobody but this command would have
-   started one.
+4. Compared are the seconds that each run takes for the same iterations: as a policy is trained its conversations become longer
+   or shorter, and the two runs' with it, token for token. The time from a driver's death until its successor has recovered
+   does not count, neither here nor in the minutes nor between two kills: nobody but this command would have started one.
 5. Afterwards the journal is held against the leases (`audit`).
 """
 
@@ -29,7 +28,6 @@ from mtrl_ray.chaos.driver import State
 from mtrl_ray.chaos.subject import START_SECONDS, Subject
 from mtrl_ray.config import Settings, validate
 from mtrl_ray.errors import EngineError
-from mtrl_ray.replay.journal import Journal
 from mtrl_ray.run_folder import prepare
 from mtrl_ray.run_lock import driven
 
@@ -63,34 +61,43 @@ class Kill:
 
 @dataclass
 class Stretch:
-    """A measured part of a run, or several: seconds, conversations that the journal got in them, kills.
+    """A measured part of a run: when iterations ended (seconds since the first, those without a driver left out), and kills.
 
-    `stop_seconds`: the longest that a stop signal took.
+    `stop_seconds`: how long the stop signal took.
     """
 
-    seconds: float = 0.0
-    conversations: int = 0
+    ends: dict[int, float] = field(default_factory=dict)
     kills: list[Kill] = field(default_factory=list)
     stop_seconds: float = 0.0
 
-    @property
-    def rate(self) -> float:
-        """Conversations per second, driver's restarts left out."""
-        away = sum(kill.seconds for kill in self.kills if kill.kind == "driver")
-        return self.conversations / max(self.seconds - away, 1e-9)
 
-    def __add__(self, other: "Stretch") -> "Stretch":
-        return Stretch(
-            self.seconds + other.seconds,
-            self.conversations + other.conversations,
-            [*self.kills, *other.kills],
-            max(self.stop_seconds, other.stop_seconds),
-        )
+@dataclass(frozen=True)
+class Pace:
+    """How many iterations both runs did, and the seconds that each took for them."""
+
+    iterations: int = 0
+    calm: float = 0.0
+    disturbed: float = 0.0
+
+    def __add__(self, other: "Pace") -> "Pace":
+        return Pace(self.iterations + other.iterations, self.calm + other.calm, self.disturbed + other.disturbed)
+
+    def __str__(self) -> str:
+        calm, disturbed = (seconds / max(self.iterations, 1) for seconds in (self.calm, self.disturbed))
+        return f"{self.iterations} iterations, disturbed {disturbed:.2f} s each, undisturbed {calm:.2f} s"
+
+    @classmethod
+    def of(cls, calm: Stretch, disturbed: Stretch) -> "Pace":
+        """From the first to the last iteration whose end both stretches have."""
+        both = sorted(calm.ends.keys() & disturbed.ends.keys())
+        if not both:
+            return cls()
+        first, last = both[0], both[-1]
+        return cls(last - first, *(stretch.ends[last] - stretch.ends[first] for stretch in (calm, disturbed)))
 
 
 def disturb(
     settings: Settings,
-    undisturbed: float,
     minutes: float,
     every: float,
     seed: int,
@@ -99,31 +106,35 @@ def disturb(
 ) -> dict[str, Any]:
     """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
     rng = random.Random(seed)
-    schedule, turns = Schedule(every, kinds, rng), 2 * math.ceil(max(minutes, undisturbed) / TURN_MINUTES / 2)
-    alone, disturbed = prepared(settings, "undisturbed"), prepared(settings, "disturbed")
-    calm, stretch = Stretch(), Stretch()
+    schedule, turns = Schedule(every, kinds, rng), math.ceil(minutes / TURN_MINUTES)
+    disturbed, alone = prepared(settings, "disturbed"), prepared(settings, "undisturbed")
+    pace, stretches = Pace(), list[Stretch]()
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
-        for turn in range(2 * turns):
-            if turn % 4 in (0, 3):
-                calm += measure(cluster, alone, undisturbed / turns, rng, say, None)
-                say(f"turn {turn + 1} of {2 * turns}: undisturbed {calm.rate:.1f} conversations/s until now")
-            else:
-                stretch += measure(cluster, disturbed, minutes / turns, rng, say, schedule)
-                say(f"turn {turn + 1} of {2 * turns}: disturbed {stretch.rate:.1f} conversations/s until now")
-    say(f"a stop signal ended the disturbed run within {stretch.stop_seconds:.0f} s")
-    return result(calm, stretch, audit(disturbed))
+        for turn in range(turns):
+            stretch = measure(
+                cluster, disturbed, lambda _, seconds: seconds >= 60 * minutes / turns, rng, say, schedule
+            )
+            last = max(stretch.ends)
+            calm = measure(cluster, alone, lambda done, _: done >= last, rng, say)  # noqa: B023 (called before the next)
+            stretches, pace = [*stretches, stretch], pace + Pace.of(calm, stretch)
+            say(f"turn {turn + 1} of {turns}: {pace} until now")
+    stopped = max(stretch.stop_seconds for stretch in stretches)
+    say(f"a stop signal ended the disturbed run within {stopped:.0f} s")
+    return result(pace, [kill for stretch in stretches for kill in stretch.kills], audit(disturbed))
 
 
-def result(calm: Stretch, disturbed: Stretch, found: Audit) -> dict[str, Any]:
+def result(pace: Pace, kills: Sequence[Kill], found: Audit) -> dict[str, Any]:
     """The figures, by name."""
-    seconds = [kill.seconds for kill in disturbed.kills]
-    by_kind = Counter(kill.kind for kill in disturbed.kills)
+    seconds = [kill.seconds for kill in kills]
+    by_kind = Counter(kill.kind for kill in kills)
     return {
-        "kills": {**{kind: by_kind[kind] for kind in KINDS}, "total": len(disturbed.kills)},
+        "kills": {**{kind: by_kind[kind] for kind in KINDS}, "total": len(kills)},
+        "leases": found.leases,
         "lost": found.lost,
         "repeated": found.repeated,
         "zero_filled": found.zero_filled,
-        "throughput_ratio": disturbed.rate / calm.rate if calm.rate else None,
+        "iterations": pace.iterations,
+        "throughput_ratio": pace.calm / pace.disturbed if pace.disturbed else None,
         "recovery_seconds": {
             "median": statistics.median(seconds) if seconds else None,
             "max": max(seconds, default=None),
@@ -173,33 +184,31 @@ class Schedule:
 def measure(
     cluster: LocalCluster,
     settings: Settings,
-    minutes: float,
+    enough: Callable[[int, float], bool],
     rng: random.Random,
     say: Callable[[str], None],
-    schedule: Schedule | None,
+    schedule: Schedule | None = None,
 ) -> Stretch:
-    """Begin or continue a prepared run; measure it for `minutes`, or until the kills of `schedule` are spent; stop it.
+    """Begin or continue a prepared run; measure it until it is `enough`, or the kills of `schedule` are spent; stop it.
 
-    From the end of one iteration to the end of another, with kills to the last; the stop signal then meets an iteration at any
-    moment. Raises EngineError where it does not start, ends by itself, or does not recover.
+    `enough` is asked at the end of each iteration, with its number and the seconds measured. The stop signal meets the next
+    at any moment. Raises EngineError where the run does not start, ends by itself, or does not recover.
     """
-    subject, journal = Subject(cluster, settings.run_folder, rng), Journal(settings.run_folder / "journal")
+    subject = Subject(cluster, settings.run_folder, rng)
     subject.start()
-    begun = _first_iteration(subject)
-    stretch, before, known, finished = Stretch(), journal.position.rows, _done(subject), 0
-    end = begun + 60 * minutes
+    known, begun = _first_iteration(subject)
+    stretch, away, heard = Stretch({known: 0.0}), 0.0, begun
     if schedule:
         schedule.resume(time.time())
     while True:
         time.sleep(STEP_SECONDS)
         subject.check()
         done, now = _done(subject), time.time()
-        finished += done > known
-        if schedule and schedule.spent:
-            end = min(end, now)
-        if done > known and now > end:
-            break
-        if now > end + START_SECONDS:
+        if done > known:
+            stretch.ends[done], heard = now - begun - away, now
+            if enough(done, stretch.ends[done]) or (schedule and schedule.spent):
+                break
+        if now - heard > START_SECONDS:
             raise EngineError(
                 f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
             )
@@ -208,27 +217,29 @@ def measure(
             if kill := _strike(subject, schedule.kind(), say):
                 stretch.kills.append(kill)
                 if kill.kind == "driver":
-                    end += kill.seconds
+                    away += kill.seconds
                     schedule.resume(kill.recovered)
-            known = _done(subject)  # an iteration that ended while the run recovered did not end now
-    stretch.seconds, stretch.conversations = time.time() - begun, journal.position.rows - before
-    time.sleep(rng.uniform(0, stretch.seconds / finished))
+            known, heard = (
+                _done(subject),
+                time.time(),
+            )  # an iteration that ended while the run recovered did not end now
+    time.sleep(rng.uniform(0, stretch.ends[done] / (len(stretch.ends) - 1)))
     stretch.stop_seconds = subject.stop()
     return stretch
 
 
-def _first_iteration(subject: Subject) -> float:
-    """When the first iteration ended. Raises EngineError where none does in time."""
-    found: list[int] = []
+def _first_iteration(subject: Subject) -> tuple[int, float]:
+    """The first that ends, and when. Raises EngineError where none does in time."""
+    seen: list[int] = []
 
     def ended(state: State) -> bool:
-        found.append(state.iteration)
-        return state.iteration > found[0]
+        seen.append(state.iteration)
+        return state.iteration > seen[0]
 
     at = subject.wait(ended, START_SECONDS)
     if at is None:
         raise EngineError(f"the run did not finish an iteration within {START_SECONDS:.0f} s; it is at {subject.now}")
-    return at
+    return seen[-1], at
 
 
 def _done(subject: Subject) -> int:

@@ -28,11 +28,9 @@ that wait for each other at every step are slower (docs/results/chaos.md)."""
 def chaos(
     recipe: RecipeArgument = "sales",
     overrides: OverridesArgument = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="With kills.")] = 15.0,
-    undisturbed: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Minutes without kills, between the others; as many where it is left out."),
-    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="With kills; the same iterations are done without them, too.")
+    ] = 15.0,
     every: Annotated[
         float,
         typer.Option(
@@ -67,7 +65,7 @@ def chaos(
         else:
             from mtrl_ray.chaos.disturbance import disturb
 
-            result = disturb(settings, undisturbed or minutes, minutes, every, seed, typer.echo)
+            result = disturb(settings, minutes, every, seed, typer.echo)
     _show(result)
     write_json(json_path, result)
 

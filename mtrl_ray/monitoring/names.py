@@ -71,7 +71,7 @@ MEANINGS = {
     "faults/recoveries": "times the run went back to its last checkpoint because an actor or a node was lost",
     "faults/reused": "conversations found in the journal instead of being held again",
     "replay/conversations": "conversations in the replay buffer",
-    "replay/bytes": "bytes they take in the object store",
+    "replay/bytes": "bytes they take in memory",
     "replay/restarts": "times that the replay buffer's process was lost and started again",
     "weights/version": "version of the newest published weights",
     "evaluation/mean": "mean score on the held-out contexts",

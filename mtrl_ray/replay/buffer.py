@@ -84,8 +84,8 @@ class ReplayBuffer:
         """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
 
         `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
-        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; where it
-        exists, the buffer begins as the one that made it was.
+        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; where one
+        that was lost left its calls there, the buffer begins as that one was.
         """
         _check_bounds(max_conversations=max_conversations, max_bytes=max_bytes, max_staleness=max_staleness)
         self._journal = Journal(journal)
@@ -306,7 +306,7 @@ class ReplayBuffer:
 
     def _hold(self, ids: list[str]) -> None:
         """Count and hold conversations that the journal has."""
-        missing = len(set(ids) - self._catalogue.ids.keys())
+        missing = sum(name not in self._catalogue.ids for name in set(ids))
         if missing:
             aside = self._journal.set_aside
             way = f"put back whole copies of what was set aside there ({', '.join(aside)})" if aside else ""
@@ -323,10 +323,11 @@ class ReplayBuffer:
         if table.num_rows == 0:
             return
         ids = table["id"].to_pylist()
-        self._hold([name for name in ids if name in self._catalogue.ids])
+        known = [name for name in ids if name in self._catalogue.ids]
         new = table.filter(pa.array([name not in self._catalogue.ids for name in ids], pa.bool_()))
         if new.num_rows:
             self._catalogue.append(new)
+        self._hold(known)
         self._memory.add(new)
         self._counted.update(ids)
         self._bound()

@@ -1,11 +1,12 @@
 """What the files of a journal hold, known without reading them again: ids, measures and bytes of their conversations.
 
 1. `refresh` looks at the folder: a file that is not known is read, and so checked, whole; one that is gone is forgotten. So
-   going back to a checkpoint costs the same after the thousandth iteration as after the first.
-2. A process that takes the place of a lost one knows what that one noted (`replay.lines`).
+   going back to a checkpoint reads nothing that is known.
+2. A process that takes the place of a lost one knows what that one noted (`replay.lines`). What cannot be noted is read again.
 3. A conversation counts once, by id: it lies in the earliest of the files that have it.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.errors import EngineError
 from mtrl_ray.replay.columns import MEASURES, measures
 from mtrl_ray.replay.journal import Journal, JournalFile, once
 from mtrl_ray.replay.lines import Lines
+
+LOG = logging.getLogger(__name__)
 
 ENTRIES = MEASURES.append(pa.field("bytes", pa.float64()))
 """A row per conversation; `bytes` are what it takes in memory: its file's mean."""
@@ -49,21 +53,22 @@ class Catalogue:
 
     def refresh(self) -> None:
         """Know what lies in the folder now. Raises EngineError where it cannot be listed or read."""
-        files = self._journal.files()
-        known, self._contents, self.ids = self._contents, {}, {}
-        for file in files:
-            contents = known.get(file.name)
+        found: dict[str, _Contents] = {}
+        for file in self._journal.files():
+            contents = self._contents.get(file.name)
             if contents is None:
                 table = self._journal.load(file)
-                if table is not None:
-                    self._add(file, table)
-            else:
-                self._know(contents)
+                contents = None if table is None else self._noted(file, table)
+            if contents is not None:
+                found[file.name] = contents
+        self._contents = found
+        self._number()
 
     def append(self, table: pa.Table) -> None:
         """Keep valid conversations, none of which the journal has, as one file. Raises what `Journal.append` does."""
-        if file := JournalFile.parse(self._journal.append(table)):
-            self._add(file, table)
+        file = self._journal.append(table)
+        self._contents[file.name] = self._noted(file, table)
+        self.ids |= dict.fromkeys(table["id"].to_pylist(), file)
 
     def until(self, position: int | None) -> set[str]:
         """Ids in the files up to this sequence number (None: all)."""
@@ -96,21 +101,26 @@ class Catalogue:
             table = self._journal.load(file)
             if table is None:
                 self._contents.pop(file.name, None)
+                self._number()
             else:
                 tables.append(table)
         table = once(pa.concat_tables(tables))
         return table.filter(_among(table, wanted))
 
-    def _add(self, file: JournalFile, table: pa.Table) -> None:
+    def _noted(self, file: JournalFile, table: pa.Table) -> _Contents:
         contents = _Contents(file, measures(table), table.nbytes)
-        self._know(contents)
-        self._notes.add(file.name, contents.bytes, contents.measures.to_pydict())
+        try:
+            self._notes.add(file.name, contents.bytes, contents.measures.to_pydict())
+        except EngineError as error:
+            LOG.warning("what %s holds is not noted: %s", file.name, error)
+        return contents
 
-    def _know(self, contents: _Contents) -> None:
-        """Files are made known in the order of their sequence numbers."""
-        self._contents[contents.file.name] = contents
-        for name in contents.measures["id"].to_pylist():
-            self.ids.setdefault(name, contents.file)
+    def _number(self) -> None:
+        """Say anew which file each conversation lies in."""
+        self.ids = {}
+        for contents in self._contents.values():
+            for name in contents.measures["id"].to_pylist():
+                self.ids.setdefault(name, contents.file)
 
 
 def _among(table: pa.Table, ids: Iterable[str]) -> pa.ChunkedArray:

@@ -110,12 +110,8 @@ class Journal:
                 files.append(file)
         return sorted(files)
 
-    def iterations(self) -> list[int]:
-        """Iterations the files' names cover, ascending."""
-        return sorted({iteration for file in self.files() for iteration in range(file.first, file.last + 1)})
-
-    def append(self, table: pa.Table) -> str:
-        """Keep the rows of `table` for good; returns the file's name.
+    def append(self, table: pa.Table) -> JournalFile:
+        """Keep the rows of `table` for good, as this file.
 
         Raises DataError where the table is empty or not of `SCHEMA`, EngineError where the filesystem refuses (a full
         disk, no permission): then nothing of it was kept, and the same call may be made again.
@@ -124,9 +120,9 @@ class Journal:
         if self._next is None:
             self.folder.remove_abandoned()
             self._next = self.position.sequence + 1
-        name = self._write(table, self._next)
+        file = self._write(table, self._next)
         self._next += 1
-        return name
+        return file
 
     def read(self, iterations: int | range | None = None, columns: list[str] | None = None) -> pa.Table:
         """Rows of these iterations (None: all) in append order, each id once; `columns`: of `SCHEMA`, None for all.
@@ -136,13 +132,13 @@ class Journal:
         """
         return self._read(iterations, columns)
 
-    def ids(self, iteration: int | range | None = None, until: int | None = None) -> list[str]:
-        """Ids in append order; `until`: only of files up to this sequence number (see `position`)."""
-        return self._read(iteration, ["id"], until)["id"].to_pylist()
+    def ids(self, iteration: int | range | None = None) -> list[str]:
+        """Ids in append order."""
+        return self._read(iteration, ["id"])["id"].to_pylist()
 
-    def rows(self, ids: Iterable[str], iterations: int | range | None = None) -> pa.Table:
+    def rows(self, ids: Iterable[str]) -> pa.Table:
         """The rows with these ids, in append order; ids that are not there are left out."""
-        table = self.read(iterations)
+        table = self.read()
         return table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))
 
     def load(self, file: JournalFile) -> pa.Table | None:
@@ -152,7 +148,7 @@ class Journal:
         except FileNotFoundError:
             return None
 
-    def _write(self, table: pa.Table, sequence: int) -> str:
+    def _write(self, table: pa.Table, sequence: int) -> JournalFile:
         span = pc.min_max(table["iteration"]).as_py()
         if span["min"] < 0:
             raise DataError(f"a journal counts iterations from 0; a conversation has iteration {span['min']}")
@@ -164,9 +160,9 @@ class Journal:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"conversations cannot be written as Parquet: {first_line(error)}") from error
         self.folder.put(name, sink.getvalue())
-        return name
+        return JournalFile(sequence, name, span["min"], span["max"], table.num_rows)
 
-    def _read(self, iterations: int | range | None, columns: list[str] | None, until: int | None = None) -> pa.Table:
+    def _read(self, iterations: int | range | None, columns: list[str] | None) -> pa.Table:
         wanted = _range(iterations)
         names = SCHEMA.names if columns is None else columns
         unknown = [name for name in names if name not in SCHEMA.names]
@@ -174,17 +170,16 @@ class Journal:
             raise DataError(f"conversations have no column {unknown}; they have {SCHEMA.names}")
         loaded = [name for name in SCHEMA.names if name in names or name in ("id", "iteration")]
         empty = pa.schema([SCHEMA.field(name) for name in loaded], SCHEMA.metadata).empty_table()
-        table = once(pa.concat_tables([empty, *self._load_all(wanted, loaded, until)]))
+        table = once(pa.concat_tables([empty, *self._load_all(wanted, loaded)]))
         if wanted is not None:
             iteration = table["iteration"]
             inside = pc.and_(pc.greater_equal(iteration, wanted.start), pc.less(iteration, wanted.stop))
             table = table.filter(inside)
         return table.select(names)
 
-    def _load_all(self, wanted: range | None, columns: list[str], until: int | None) -> list[pa.Table]:
+    def _load_all(self, wanted: range | None, columns: list[str]) -> list[pa.Table]:
         for _ in range(LISTINGS):
             files = [file for file in self.files() if file.touches(wanted)]
-            files = [file for file in files if until is None or file.sequence <= until]
             try:
                 tables = [self._load(file, columns) for file in files]
             except FileNotFoundError:

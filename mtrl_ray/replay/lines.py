@@ -15,7 +15,7 @@ class Lines:
     """See the module's docstring. Without a `path` nothing is kept. Raises EngineError where the file cannot be written."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self._path, self._torn = path, False
 
     def begin(self, *lines: Sequence[Any]) -> None:
         """Forget everything but these, each a name and its arguments; where that fails the former file stays."""
@@ -31,8 +31,12 @@ class Lines:
         """One more."""
         if self._path is None:
             return
+        if self._torn:
+            self.read()
+        self._torn = True
         with writing(self._path), self._path.open("a") as file:
             file.write(_line((name, *arguments)))
+        self._torn = False
 
     def read(self) -> list[tuple[str, list[Any]]]:
         """Names and arguments, oldest first; none where there is no file. A last line that was cut off is removed."""

@@ -104,7 +104,7 @@ class Memory:
     def gather(self, entries: pa.Table) -> pa.Table:
         """The conversations of these rows of the index, in their order, as one contiguous table."""
         numbers, which = np.unique(entries["segment"].to_numpy(), return_inverse=True)
-        tables = [self._table(int(number)) for number in numbers]
+        tables = self._tables(numbers.tolist())
         if not tables:
             return SCHEMA.empty_table()
         starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])])
@@ -150,22 +150,33 @@ class Memory:
             self._store(number, self._table(number).take(pa.array(kept)))
 
     def _table(self, number: int) -> pa.Table:
-        """A segment's table, zero-copy; restored if its object is not there. Raises EngineError where it cannot be."""
-        segment = self._segments[number]
-        if segment.ref is not None:
-            try:
-                return ray.get(segment.ref, timeout=self._fetch_seconds)
-            except (ObjectLostError, GetTimeoutError):
-                pass
-        table = self._restore(segment.ids)
-        rows = pc.index_in(pa.array(segment.ids, pa.string()), table["id"].combine_chunks())
-        if rows.null_count:
-            raise EngineError(
-                f"{rows.null_count} of {len(segment.ids)} conversations that the replay buffer holds are neither in the object "
-                "store nor in the journal; see the journal's problems, and set aside what is damaged there before the run is "
-                "resumed"
-            )
-        stored = table.take(rows).combine_chunks()
-        self._store(number, stored)
-        self.restored += len(rows) if segment.ref is not None else 0
-        return stored
+        """A segment's table. Raises EngineError where it is nowhere."""
+        return self._tables([number])[0]
+
+    def _tables(self, numbers: list[int]) -> list[pa.Table]:
+        """Segments' tables; those that are not in the object store are restored, all at once. Raises as `_table`."""
+        found = {number: table for number in numbers if (table := self._fetched(number)) is not None}
+        absent = [number for number in numbers if number not in found]
+        names = [name for number in absent for name in self._segments[number].ids]
+        restored = self._restore(names) if names else SCHEMA.empty_table()
+        for number in absent:
+            ids = self._segments[number].ids
+            rows = pc.index_in(pa.array(ids, pa.string()), restored["id"].combine_chunks())
+            if rows.null_count:
+                raise EngineError(
+                    f"{rows.null_count} of {len(ids)} conversations that the replay buffer holds are neither in the object "
+                    "store nor in the journal; see the journal's problems, and set aside what is damaged there before the "
+                    "run is resumed"
+                )
+            self.restored += len(ids) if self._segments[number].ref is not None else 0
+            found[number] = restored.take(rows).combine_chunks()
+            self._store(number, found[number])
+        return [found[number] for number in numbers]
+
+    def _fetched(self, number: int) -> pa.Table | None:
+        """A segment's table, zero-copy; None where its object is not there."""
+        ref = self._segments[number].ref
+        try:
+            return None if ref is None else ray.get(ref, timeout=self._fetch_seconds)
+        except (ObjectLostError, GetTimeoutError):
+            return None

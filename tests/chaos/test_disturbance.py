@@ -8,7 +8,7 @@ import pytest
 
 from cluster.local import Shape, local_cluster
 from mtrl_ray.chaos.audit import Audit, audit
-from mtrl_ray.chaos.disturbance import KINDS, Kill, Schedule, Stretch, _Recovered, measure, prepared, result
+from mtrl_ray.chaos.disturbance import KINDS, Kill, Pace, Schedule, Stretch, _Recovered, measure, prepared, result
 from mtrl_ray.chaos.driver import State
 from mtrl_ray.config import load
 
@@ -30,28 +30,34 @@ def test_a_run_that_loses_a_node_an_engine_and_its_driver_loses_no_conversation(
     settings = prepared(load("sales", [*overrides, "monitoring.live=false"]), "disturbed")
     rng, said = random.Random(0), []
     with local_cluster(Shape(nodes=3, most=3, cpus=1, idle_seconds=3600)) as cluster:
-        stretch = measure(cluster, settings, 20, rng, said.append, Schedule(0.5, UNSEEN, rng, most=len(UNSEEN)))
+        kills = Schedule(0.5, UNSEEN, rng, most=len(UNSEEN))
+        stretch = measure(cluster, settings, lambda _, seconds: seconds > 1200, rng, said.append, kills)
     assert sorted(kill.kind for kill in stretch.kills) == sorted(UNSEEN), said
     found = audit(settings)
     assert found == Audit(found.leases, 0, 0, 0) and found.leases > 0, said
     assert all(kill.seconds > 0 for kill in stretch.kills) and stretch.stop_seconds < 30
+    numbers, ends = zip(*sorted(stretch.ends.items()), strict=True)
+    assert len(numbers) >= 2 and ends[0] == 0 and list(ends) == sorted(ends)
 
 
 def test_the_account():
-    calm = Stretch(50, 500) + Stretch(50, 500)
-    disturbed = Stretch(40, 300, [Kill("worker", 5, 7)], 9) + Stretch(
-        60, 420, [Kill("driver", 20, 30), Kill("worker", 50, 53)], 4
-    )
-    assert disturbed.stop_seconds == 9 and calm.rate == 10
-    told = result(calm, disturbed, Audit(720, 1, 2, 3))
-    assert told == {
+    """Of the iterations that both runs did, whoever did more."""
+    pace = Pace.of(Stretch({3: 0, 4: 2, 5: 5, 6: 9}), Stretch({2: 0, 3: 4, 5: 10, 6: 15, 7: 90}))
+    assert pace == Pace(3, 9, 11)
+    assert Pace.of(Stretch({3: 0, 4: 2}), Stretch({5: 0, 6: 7})) == Pace()
+    assert str(pace + Pace(1, 1, 3)) == "4 iterations, disturbed 3.50 s each, undisturbed 2.50 s"
+    kills = [Kill("worker", 5, 7), Kill("driver", 20, 30), Kill("worker", 50, 53)]
+    assert result(pace + Pace(1, 1, 1.5), kills, Audit(720, 1, 2, 3)) == {
         "kills": {**dict.fromkeys(KINDS, 0), "worker": 2, "driver": 1, "total": 3},
+        "leases": 720,
         "lost": 1,
         "repeated": 2,
         "zero_filled": 3,
+        "iterations": 4,
         "throughput_ratio": pytest.approx(0.8),
         "recovery_seconds": {"median": 3, "max": 10},
     }
+    assert result(Pace(), [], Audit(0, 0, 0, 0))["throughput_ratio"] is None
 
 
 def test_kinds_take_turns():

@@ -106,11 +106,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_every_filesystem_gives_back_what_was_appended(place: str) -> None:
     writer, reader = Journal(place), Journal(place)
     assert reader.read().num_rows == 0
-    names = [writer.append(table("a", "b")), writer.append(table("c", iteration=3))]
+    names = [writer.append(table("a", "b")).name, writer.append(table("c", iteration=3)).name]
     assert names == sorted(names)
     assert reader.ids() == ["a", "b", "c"]
     assert reader.ids(3) == ["c"]
-    assert reader.iterations() == [0, 3]
+    assert [file.first for file in reader.files()] == [0, 3]
     assert reader.position == Position(files=2, rows=3, sequence=2)
     assert sorted(info.base_name for info in writer.folder.files()) == names
 
@@ -121,9 +121,9 @@ def test_an_unknown_uri_is_one_sentence() -> None:
 
 
 def test_names_stay_ordered_and_unique_across_restarts_and_writers(tmp_path: Path) -> None:
-    first = [Journal(tmp_path).append(table(str(number))) for number in range(3)]
+    first = [Journal(tmp_path).append(table(str(number))).name for number in range(3)]
     one, two = Journal(tmp_path), Journal(tmp_path)
-    both = [one.append(table("x")), two.append(table("y"))]
+    both = [one.append(table("x")).name, two.append(table("y")).name]
     assert first == sorted(first)
     assert max(first) < min(both)
     assert len({*first, *both}) == 5
@@ -148,7 +148,7 @@ def test_columns_and_ranges(tmp_path: Path) -> None:
 
 def test_one_iteration_is_read_from_its_own_files_only(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    names = [journal.append(table(f"it{iteration}", iteration=iteration)) for iteration in range(3)]
+    names = [journal.append(table(f"it{iteration}", iteration=iteration)).name for iteration in range(3)]
     for name in (names[0], names[2]):
         (tmp_path / name).write_bytes(b"unreadable on purpose")
     assert journal.ids(1) == ["it1"]
@@ -169,7 +169,7 @@ def test_a_damaged_file_is_set_aside_with_its_cause(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(tmp_path)
-    name = journal.append(table(*"abcdefgh"))
+    name = journal.append(table(*"abcdefgh")).name
     journal.append(table("z"))
     path = tmp_path / name
     data = path.read_bytes()
@@ -211,7 +211,7 @@ def test_a_sound_file_of_what_is_no_conversation_is_set_aside(
     tmp_path: Path, column: str, cause: str, columns: list[str] | None
 ) -> None:
     journal = Journal(tmp_path)
-    name = journal.append(spoilt(column))
+    name = journal.append(spoilt(column)).name
     journal.append(table("z"))
     assert journal.read(columns=columns)["id"].to_pylist() == ["z"]
     [problem] = journal.problems
@@ -224,7 +224,7 @@ def test_a_sound_file_of_what_is_no_conversation_is_set_aside(
 def test_a_damaged_remote_file_is_skipped_and_left(caplog: pytest.LogCaptureFixture) -> None:
     mock = fs._MockFileSystem()
     journal = Journal("journal", mock)
-    name = journal.append(table("a"))
+    name = journal.append(table("a")).name
     journal.append(table("b"))
     with mock.open_output_stream(f"journal/{name}") as stream:
         stream.write(b"torn")
@@ -246,7 +246,7 @@ def test_somebody_elses_files_are_reported_and_not_touched(tmp_path: Path) -> No
 
 def test_a_filesystem_that_fails_is_not_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
-    name = journal.append(table("a"))
+    name = journal.append(table("a")).name
 
     class Failing:
         def open_input_file(self, path: str) -> None:
@@ -324,20 +324,6 @@ def test_what_a_dead_writer_left_is_removed_once_it_is_old(tmp_path: Path) -> No
     assert fresh.exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A filesystem of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small filesystem can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_really_full_disk(small_disk: Path) -> None:
     journal = Journal(small_disk / "journal")
     noise = np.random.default_rng(0)
@@ -378,7 +364,7 @@ def test_a_reader_is_not_disturbed_by_another_that_sets_a_file_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, reader = Journal(tmp_path), Journal(tmp_path)
-    names = [writer.append(table(name)) for name in "abcd"]
+    names = [writer.append(table(name)).name for name in "abcd"]
     (tmp_path / names[2]).write_bytes(b"torn")
     load, seen = reader._load, []
 

@@ -245,7 +245,7 @@ def test_tables_that_cannot_be_fetched_are_named_and_the_others_taken(tmp_path: 
     assert appended.lost[0].startswith("OwnerDiedError: ")
     assert appended.lost[2] == "EngineError: the sampler is gone"
     assert set(appended.lost) == {0, 2}
-    assert Journal(tmp_path).iterations() == [0]
+    assert [file.first for file in Journal(tmp_path).files()] == [0]
     assert buffer.statistics()["lost"] == 2
 
 
@@ -291,6 +291,20 @@ def test_going_back_to_a_checkpoint_reads_nothing_but_what_is_asked_for(
     assert len(read) == 7, "a run that is resumed checks all of its journal"
 
 
+def test_a_file_whose_conversations_fill_many_objects_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SEGMENT_BYTES", 2000)
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append([ref(batch(0, size=40))])
+    read: list[str] = []
+    load = Journal.load
+    buffer.rebuild(buffer.state())
+    monkeypatch.setattr(Journal, "load", lambda self, file: read.append(file.name) or load(self, file))
+    assert len(ids(buffer.window(1))) == 40
+    assert (len(read), buffer.statistics()["objects"] > 3) == (1, True)
+
+
 def test_what_is_held_and_not_read_yet_falls_out_like_the_rest(tmp_path: Path) -> None:
     buffer = ReplayBuffer(tmp_path)
     for iteration in range(5):
@@ -314,9 +328,7 @@ def test_a_file_of_the_journal_that_was_damaged_meanwhile_is_named_at_the_next_r
     buffer.rebuild(state)
     for file in tmp_path.glob("*.parquet"):
         file.write_bytes(b"torn")
-    monkeypatch.setattr(
-        buffer._journal.folder, "quarantine", lambda name: "it is skipped"
-    )  # as where nothing is renamed
+    monkeypatch.setattr(buffer._journal.folder, "local", False)  # where nothing is renamed
     with pytest.raises(
         EngineError, match=r"8 of 8 conversations .* are neither in the object store nor in the journal"
     ):
