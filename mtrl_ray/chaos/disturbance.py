@@ -111,9 +111,7 @@ def disturb(
     pace, stretches = Pace(), list[Stretch]()
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
         for turn in range(turns):
-            stretch = measure(
-                cluster, disturbed, lambda _, seconds: seconds >= 60 * minutes / turns, rng, say, schedule
-            )
+            stretch = measure(cluster, disturbed, lambda _, past: past >= 60 * minutes / turns, rng, say, schedule)
             last = max(stretch.ends)
             calm = measure(cluster, alone, lambda done, _: done >= last, rng, say)  # noqa: B023 (called before the next)
             stretches, pace = [*stretches, stretch], pace + Pace.of(calm, stretch)
@@ -219,10 +217,8 @@ def measure(
                 if kill.kind == "driver":
                     away += kill.seconds
                     schedule.resume(kill.recovered)
-            known, heard = (
-                _done(subject),
-                time.time(),
-            )  # an iteration that ended while the run recovered did not end now
+            # An iteration that ended while the run recovered did not end now.
+            known, heard = _done(subject), time.time()
     time.sleep(rng.uniform(0, stretch.ends[done] / (len(stretch.ends) - 1)))
     stretch.stop_seconds = subject.stop()
     return stretch
