@@ -112,13 +112,16 @@ def disturb(
     with local_cluster(Shape(nodes=NODES, most=NODES, cpus=_cpus(settings), idle_seconds=3600.0)) as cluster:
         for turn in range(turns):
             stretch = measure(cluster, disturbed, lambda _, past: past >= 60 * minutes / turns, rng, say, schedule)
-            last = max(stretch.ends)
-            calm = measure(cluster, alone, lambda done, _: done >= last, rng, say)  # noqa: B023 (called before the next)
+            calm = measure(cluster, alone, _reaching(max(stretch.ends)), rng, say)
             stretches, pace = [*stretches, stretch], pace + Pace.of(calm, stretch)
             say(f"turn {turn + 1} of {turns}: {pace} until now")
     stopped = max(stretch.stop_seconds for stretch in stretches)
     say(f"a stop signal ended the disturbed run within {stopped:.0f} s")
     return result(pace, [kill for stretch in stretches for kill in stretch.kills], audit(disturbed))
+
+
+def _reaching(last: int) -> Callable[[int, float], bool]:
+    return lambda done, _: done >= last
 
 
 def result(pace: Pace, kills: Sequence[Kill], found: Audit) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """A real run on three nodes that loses a node, an engine and its driver; and how its account is made."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.local import Shape, local_cluster
+from mtrl_ray.chaos import disturbance
 from mtrl_ray.chaos.audit import Audit, audit
 from mtrl_ray.chaos.disturbance import KINDS, Kill, Pace, Schedule, Stretch, _Recovered, measure, prepared, result
 from mtrl_ray.chaos.driver import State
@@ -58,6 +60,33 @@ def test_the_account():
         "recovery_seconds": {"median": 3, "max": 10},
     }
     assert result(Pace(), [], Audit(0, 0, 0, 0))["throughput_ratio"] is None
+
+
+def test_the_undisturbed_run_does_the_iterations_of_the_disturbed_one(monkeypatch: pytest.MonkeyPatch):
+    """In turns, and only what both did is compared."""
+    measured = []
+
+    def measure(cluster, run, enough, rng, say, schedule=None):
+        pace, first = (2.0, 10 * len(measured)) if schedule else (1.0, measured[-1][1] - 1)
+        ends = {first: 0.0}
+        while not enough(max(ends), max(ends.values())) and len(ends) < 1000:
+            ends[max(ends) + 1] = max(ends.values()) + pace
+        measured.append((run, first, max(ends), ends[max(ends)]))
+        return Stretch(ends, [Kill("node", 1, 3)] if schedule else [], 5.0)
+
+    monkeypatch.setattr(disturbance, "measure", measure)
+    monkeypatch.setattr(disturbance, "local_cluster", lambda shape: nullcontext())
+    monkeypatch.setattr(disturbance, "prepared", lambda settings, name: name)
+    monkeypatch.setattr(disturbance, "audit", lambda run: Audit(100, 0, 0, 0))
+    monkeypatch.setattr(disturbance, "TURN_MINUTES", 1.0)
+    found = disturbance.disturb(load("sales"), 2, 20, 0, lambda text: None)
+    assert measured == [
+        ("disturbed", 0, 30, 60.0),
+        ("undisturbed", -1, 30, 31.0),
+        ("disturbed", 20, 50, 60.0),
+        ("undisturbed", 19, 50, 31.0),
+    ]
+    assert (found["iterations"], found["throughput_ratio"], found["kills"]["node"]) == (60, 0.5, 2)
 
 
 def test_kinds_take_turns():

@@ -129,6 +129,17 @@ def test_a_call_that_cannot_be_noted_is_refused(tmp_path: Path) -> None:
         buffer.advance(1)
 
 
+def test_what_a_file_holds_and_cannot_be_noted_is_read_again(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(tmp_path / "one", notes=tmp_path / "notes")
+    (tmp_path / "notes" / HELD).unlink()
+    (tmp_path / "notes" / HELD).mkdir()
+    assert buffer.append([ref(batch(0))]) == Appended(added=4, duplicates=0)
+    (tmp_path / "notes" / HELD).rmdir()
+    assert buffer.append([ref(batch(1))]) == Appended(added=4, duplicates=0)
+    made = ReplayBuffer(tmp_path / "one", notes=tmp_path / "notes")
+    assert made.window(9).equals(buffer.window(9)) and len(ids(made.window(9))) == 8
+
+
 def test_an_actor_that_is_killed_answers_as_if_it_were_not(tmp_path: Path) -> None:
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     actor = ray.remote(ReplayBuffer).options(**options).remote(tmp_path / "one", notes=tmp_path / "notes")
