@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on this machine alone (`cluster.loopback`)
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on this machine alone (`mtrl_cluster.loopback`)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads of two processes would wait for each other's cores
 
@@ -77,7 +77,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray cluster shared by every test that needs one."""
     import ray
 
-    from cluster.task_processes import keep
+    from mtrl_cluster.task_processes import keep
 
     keep()
     os.environ.pop("LD_PRELOAD", None)  # what vLLM's engine in this process sets for children of its own
@@ -98,7 +98,7 @@ def s3_bucket() -> Iterator[Callable[[], str]]:
 @pytest.fixture(scope="session")
 def sales_settings():
     """The settings of the recipe `sales`."""
-    from mtrl_ray.config import load
+    from mtrl_ray.run.recipes import load
 
     return load("sales", ["learner.threads=1"])
 
@@ -106,8 +106,8 @@ def sales_settings():
 @pytest.fixture(scope="session")
 def blank_sales(tmp_path_factory: pytest.TempPathFactory, sales_settings) -> Path:
     """A model folder for `sales` with random weights."""
-    from envs.measure import conversations
-    from envs.registry import make
+    from mtrl_envs.measure import conversations
+    from mtrl_envs.registry import make
     from mtrl_ray.models.tiny import blank_model
 
     folder = tmp_path_factory.mktemp("blank-sales")
@@ -118,7 +118,7 @@ def blank_sales(tmp_path_factory: pytest.TempPathFactory, sales_settings) -> Pat
 @pytest.fixture(scope="session")
 def vllm_engine(blank_sales: Path, sales_settings):
     """The one vLLM engine in the test process, on `blank_sales`."""
-    from mtrl_ray.models.chat import chat_format
+    from mtrl_ray.dialogue.chat import chat_format
     from mtrl_ray.rollout.vllm_engine import VllmEngine
 
     engine = VllmEngine(
@@ -157,10 +157,10 @@ def quick(blank_sales: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two iterations; tests read it, and copy it where they write."""
-    from mtrl_ray import trainer
-    from mtrl_ray.config import load
     from mtrl_ray.monitoring.view import Silent
-    from mtrl_ray.run_folder import prepare
+    from mtrl_ray.run import trainer
+    from mtrl_ray.run.folder import prepare
+    from mtrl_ray.run.recipes import load
 
     folder = tmp_path_factory.mktemp("runs")
     settings = load("sales", [*quick, "run.name=finished", f"run.folder={folder}"])

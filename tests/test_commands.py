@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from mtrl_ray import cli
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from tests.support.processes import ROOT, mtrl
 
 CASINO = "casino_train.json"

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Environment
-from envs.education import Education
-from envs.preferences import Noise
-from mtrl_ray.comparing import PreferenceSettings, compare, pairs_of
-from mtrl_ray.config import EnvironmentSettings, RolloutSettings
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_envs.base import Environment
+from mtrl_envs.education.environment import Education
+from mtrl_envs.preferences import Noise
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.feedback.preferences import PreferenceSettings, compare, pairs_of
+from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
 from tests.support.endpoint import Endpoint
 
 QUIET = Noise()

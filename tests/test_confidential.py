@@ -8,13 +8,14 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from envs.llm import LLMSettings
-from envs.registry import ENVIRONMENTS, environment_class
+from mtrl_envs.llm.user import LLMSettings
+from mtrl_envs.registry import ENVIRONMENTS, environment_class
 from mtrl_ray.algorithms.registry import ALGORITHMS, algorithm_class
 from mtrl_ray.commands.train import train
-from mtrl_ray.confidential import NAMED, refuse_secrets
-from mtrl_ray.config import Settings, dump, load
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run.recipes import dump, load
+from mtrl_ray.settings.secrets import NAMED, refuse_secrets
+from mtrl_ray.settings.tree import Settings
 
 KEY = "sk-0123456789abcdef"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtrl_ray.config import dump, load, recipe_names, validate
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run.recipes import dump, load, recipe_names, validate
 
 
 @pytest.mark.parametrize("name", recipe_names())

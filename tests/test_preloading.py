@@ -8,8 +8,8 @@ import sys
 import psutil
 import ray
 
-from mtrl_ray.config import LearnerSettings, RolloutSettings
-from mtrl_ray.preloading import ENGINES, LEARNER, learner_options, worker_options
+from mtrl_ray.processes.preloading import ENGINES, LEARNER, learner_options, worker_options
+from mtrl_ray.settings.tree import LearnerSettings, RolloutSettings
 from tests.support.processes import environment
 
 
@@ -27,7 +27,7 @@ def test_an_actor_that_is_killed_is_a_fork_again(ray_cluster: None):
     )
     process = actor.remote()
     parent, has_torch, path = ray.get(process.describe.remote())
-    assert has_torch and "cluster.fork_server" in psutil.Process(parent).cmdline()
+    assert has_torch and "mtrl_cluster.fork_server" in psutil.Process(parent).cmdline()
     assert os.path.dirname(os.path.dirname(__file__)) in path
     ray.kill(process, no_restart=False)
     assert ray.get(process.describe.remote()) == (parent, has_torch, path)
@@ -54,9 +54,10 @@ def test_what_is_preloaded_can_be_forked():
     modules = ENGINES["vllm"]
     assert set(LEARNER) <= set(modules)
     code = (
-        "import gc, importlib, json, sys; gc.disable(); from cluster.fork_server import is_sound\n"
+        "import gc, importlib, json, sys; gc.disable(); from mtrl_cluster.fork_server import is_sound\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
-        "print(json.dumps([is_sound(), sorted(name for name in sys.modules if name.startswith(('mtrl_ray', 'ray', 'envs')))]))"
+        "unwanted = ('mtrl_ray', 'mtrl_envs', 'ray')\n"
+        "print(json.dumps([is_sound(), sorted(name for name in sys.modules if name.startswith(unwanted))]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *modules],

@@ -4,9 +4,9 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
-from mtrl_ray.config import RunSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError, EngineError
-from mtrl_ray.recovery import Recovery, lost
+from mtrl_ray.run.recovery import Recovery, lost
+from mtrl_ray.settings.tree import RunSettings
 
 
 class Journal:

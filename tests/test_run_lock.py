@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from mtrl_ray.commands.train import train
-from mtrl_ray.config import load
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.run_folder import prepare
-from mtrl_ray.run_lock import LOCK, driven
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.lock import LOCK, driven
+from mtrl_ray.run.recipes import load
 from tests.support.processes import ROOT, environment
 
 DRIVER = """
 import subprocess, sys
 from pathlib import Path
-from mtrl_ray.run_lock import driven
+from mtrl_ray.run.lock import driven
 with driven(Path(sys.argv[1])):
     left = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=False)
     print(left.pid, flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from mtrl_ray.doctor import VISION, normalised
+from mtrl_ray.doctor.checks import VISION, normalised
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>[0-9][0-9a-z.+]*)$")

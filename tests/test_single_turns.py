@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import DataError
-from mtrl_ray.responses import RESPONSES
-from mtrl_ray.single_turns import cut, matches, part, parting
+from mtrl_ray.feedback.single_turns import cut, matches, part, parting
 
 SPEAKERS = {"s": Role.SYSTEM, "u": Role.USER, "a": Role.AGENT}
 

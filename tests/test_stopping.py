@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtrl_ray import stopping
-from mtrl_ray.stopping import Stopped, StopSignal, exit_code
+from mtrl_ray.run import stopping
+from mtrl_ray.run.stopping import Stopped, StopSignal, exit_code
 
 
 @pytest.fixture(autouse=True)

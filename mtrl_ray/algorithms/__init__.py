@@ -1,11 +1,1 @@
-"""What is learned: one file per algorithm, readable beside its paper, over pure functions of tensors.
-
-1. A conversation is a turn-level decision process whose actions are whole responses, and each response is a token-level
-   one: the state before agent turn h is everything said before it, `log π(a|s) = Σ_t log π(y_t | s, y_<t)`.
-2. `returns` makes the regression targets of Q on turns, `advantages` says how much better an action was than expected
-   (on tokens or on turns), `losses` turns advantages and targets into gradients.
-3. Only tokens the policy sampled carry loss: a mask of the agent's entries says which, and what lies outside counts
-   for nothing.
-4. These functions know no model, no process and no device. Whatever is a mean over a batch takes its denominator or its
-   moments from outside too, so that any number of processes and micro-batches gives what one would.
-"""
+"""Algorithms: one file each, readable beside its paper; registered by name in `registry`."""

@@ -1,17 +1,17 @@
 """What an algorithm is: settings, and one iteration written in the system's terms.
 
 An algorithm says what is collected, which models are fitted on which targets, and which improvement is applied; how
-that is done on how many machines is the system's business (`mtrl_ray.system.System`).
+that is done on how many machines is the system's business (`mtrl_ray.system.system.System`).
 """
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from mtrl_ray.config import Section
+from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import Settings
-    from mtrl_ray.system import System
+    from mtrl_ray.settings.tree import Settings
+    from mtrl_ray.system.system import System
 
 SettingsT = TypeVar("SettingsT", bound=Section)
 

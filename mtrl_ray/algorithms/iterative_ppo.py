@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.config import Section
 from mtrl_ray.learner.specification import Improvement, QFit
+from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.system import System
+    from mtrl_ray.system.system import System
 
 
 class IterativePPOSettings(Section):

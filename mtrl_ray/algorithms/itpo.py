@@ -17,19 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.config import Section
-from mtrl_ray.judging import JudgeSettings
-from mtrl_ray.learner.specification import (
-    IMPLICIT,
-    SPLITS,
-    Advantages,
-    ConversationImprovement,
-    PRMFit,
-    TurnRewards,
-)
+from mtrl_ray.feedback.turn_weights import JudgeSettings
+from mtrl_ray.learner.specification import IMPLICIT, SPLITS, Advantages, ConversationImprovement, PRMFit, TurnRewards
+from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.system import System
+    from mtrl_ray.system.system import System
 
 
 class ITPOSettings(Section):

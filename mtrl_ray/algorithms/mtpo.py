@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.algorithms.learned import Learned, LearnedSettings
-from mtrl_ray.comparing import PreferenceSettings, first_members
-from mtrl_ray.config import Section
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.feedback.learned import Learned, LearnedSettings
+from mtrl_ray.feedback.offline_pairs import whole_pairs
+from mtrl_ray.feedback.preferences import PreferenceSettings, first_members
 from mtrl_ray.learner.specification import KL, ConversationImprovement, PairModel, TurnAdvantages
-from mtrl_ray.offline_pairs import whole_pairs
+from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import Settings
-    from mtrl_ray.system import System
+    from mtrl_ray.settings.tree import Settings
+    from mtrl_ray.system.system import System
 
 
 class PolicyLoss(ConversationImprovement):

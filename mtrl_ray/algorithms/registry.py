@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.config import validated
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.settings.section import validated
 
 ALGORITHMS = {
     "iterative_ppo": "mtrl_ray.algorithms.iterative_ppo:IterativePPO",

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.algorithms.learned import FirstFit, Learned, LearnedSettings
-from mtrl_ray.comparing import PreferenceSettings
-from mtrl_ray.config import Section
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.feedback.learned import FirstFit, Learned, LearnedSettings
+from mtrl_ray.feedback.offline_pairs import parted_pairs
+from mtrl_ray.feedback.preferences import PreferenceSettings
+from mtrl_ray.feedback.single_turns import Feedback
 from mtrl_ray.learner.specification import KL, Improvement, PairModel
-from mtrl_ray.offline_pairs import parted_pairs
-from mtrl_ray.single_turns import Feedback
+from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import Settings
-    from mtrl_ray.system import Logged, States, System
+    from mtrl_ray.settings.tree import Settings
+    from mtrl_ray.system.system import Logged, States, System
 
 
 class ResponseLoss(Improvement):

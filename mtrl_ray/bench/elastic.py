@@ -1,6 +1,6 @@
 """Nodes that follow demand in one run: `mtrl bench elastic`.
 
-1. A cluster on this machine under Ray's own autoscaler (`cluster.local`): one node, up to three. A run on it whose
+1. A cluster on this machine under Ray's own autoscaler (`mtrl_cluster.local`): one node, up to three. A run on it whose
    `rollout.workers` is 1 to 3, a worker to a node, in a process of its own.
 2. Its customers answer at once, then slowly, as those behind a network do, so that the learner waits for conversations;
    once three workers are there they answer at once again.
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cluster.local import LocalCluster, Shape, local_cluster, nodes
-from envs.base import Context, Outcome, Reply, User
-from envs.sales import Sales
+from mtrl_cluster.local import LocalCluster, Shape, local_cluster, nodes
+from mtrl_envs.base import Context, Outcome, Reply, User
+from mtrl_envs.sales.environment import Sales
 from mtrl_ray.errors import EngineError
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.rollout.requests import FleetState, read_state

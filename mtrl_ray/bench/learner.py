@@ -21,12 +21,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.rows.tables import Dialogues
 from mtrl_ray.learner.specification import Improvement, Supervision
-from mtrl_ray.learner.tables import Dialogues
-from mtrl_ray.responses import RESPONSES
+from mtrl_ray.settings.tree import LearnerSettings
 
 VOCABULARY = 768
 MINIBATCH = 64

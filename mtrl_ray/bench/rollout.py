@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.registry import make
-from mtrl_ray.config import Settings
-from mtrl_ray.conversation import Conversation, Role, to_table
-from mtrl_ray.models.chat import chat_format
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Conversation, Role, to_table
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
 from mtrl_ray.rollout.vllm_engine import VllmEngine
+from mtrl_ray.settings.tree import Settings
 
 
 @dataclass

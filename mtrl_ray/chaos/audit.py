@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import Settings
-from mtrl_ray.conversation import iterate
+from mtrl_ray.dialogue.conversation import iterate
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.settings.tree import Settings
 
 
 @dataclass(frozen=True)

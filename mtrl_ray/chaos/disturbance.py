@@ -22,14 +22,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.local import LocalCluster, Shape, local_cluster
+from mtrl_cluster.local import LocalCluster, Shape, local_cluster
 from mtrl_ray.chaos.audit import Audit, audit
 from mtrl_ray.chaos.driver import State
 from mtrl_ray.chaos.subject import START_SECONDS, Subject
-from mtrl_ray.config import Settings, validate
 from mtrl_ray.errors import EngineError
-from mtrl_ray.run_folder import prepare
-from mtrl_ray.run_lock import driven
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.lock import driven
+from mtrl_ray.run.recipes import validate
+from mtrl_ray.settings.tree import Settings
 
 KINDS = ("worker", "engine", "node", "learner", "buffer", "driver")
 RECOVERY_SECONDS = 180.0
@@ -282,7 +283,7 @@ class _Recovered:
 
 def _cpus(settings: Settings) -> int:
     """Of each node: two of them hold the whole run, one does not."""
-    from cluster.session import demand
+    from mtrl_cluster.session import demand
 
     return max(1, math.ceil(demand(settings)[0] / 2))
 

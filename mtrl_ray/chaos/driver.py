@@ -22,7 +22,7 @@ from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.members import Members
 from mtrl_ray.rollout.worker import RolloutWorker
-from mtrl_ray.trainer import Trainer, run
+from mtrl_ray.run.trainer import Trainer, run
 
 REPORT_SECONDS = 0.1
 LOOK_SECONDS = 0.5
@@ -139,9 +139,9 @@ def own_output() -> IO[str]:
 
 def main(folder: Path, address: str) -> None:
     """Begin or continue the run."""
-    from cluster.session import connected
-    from mtrl_ray.run_folder import resumed_settings
-    from mtrl_ray.run_lock import driven
+    from mtrl_cluster.session import connected
+    from mtrl_ray.run.folder import resumed_settings
+    from mtrl_ray.run.lock import driven
 
     settings = resumed_settings(folder)
     output = own_output()

@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.local import LocalCluster, Shape, local_cluster
-from mtrl_ray.checkpoint import MANIFEST, STATE, listed
-from mtrl_ray.config import Settings
+from mtrl_cluster.local import LocalCluster, Shape, local_cluster
 from mtrl_ray.errors import EngineError
 from mtrl_ray.monitoring.names import repeatable
 from mtrl_ray.monitoring.recorder import FILE, read_metrics
 from mtrl_ray.replay.journal import Journal
-from mtrl_ray.run_folder import CONFIG
+from mtrl_ray.run.checkpoint import MANIFEST, STATE, listed
+from mtrl_ray.run.folder import CONFIG
+from mtrl_ray.settings.tree import Settings
 
 MOST_KILLS = 3
 RUN_SECONDS = 3600.0
@@ -40,7 +40,7 @@ def identical(
 
     `command`: recipe and overrides of `mtrl train`; the runs lie in `run.folder`, named after `run.name`.
     """
-    from cluster.session import demand
+    from mtrl_cluster.session import demand
 
     rng, cpus = random.Random(seed), max(1, round(demand(settings)[0] + 0.49))
     with local_cluster(Shape(cpus=cpus)) as cluster:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.local import LocalCluster, command_of, processes
+from mtrl_cluster.local import LocalCluster, command_of, processes
 from mtrl_ray.chaos.driver import State
 from mtrl_ray.errors import EngineError
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
-from mtrl_ray.stopping import StopSignal
+from mtrl_ray.run.stopping import StopSignal
 
 app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
 
@@ -23,11 +23,11 @@ def rollout(
     """Sampled tokens/s of dialogue collection ÷ LLM.generate of the same engine."""
     import torch
 
-    from envs.registry import make
+    from mtrl_envs.registry import make
     from mtrl_ray.bench.rollout import bench_rollout
-    from mtrl_ray.config import load
     from mtrl_ray.models.tiny import TINY, tiny_model
     from mtrl_ray.monitoring.view import Silent
+    from mtrl_ray.run.recipes import load
 
     torch.set_num_threads(1)
     settings = load(RECIPE, overrides or [])

@@ -8,7 +8,7 @@ import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.stopping import StopSignal
+from mtrl_ray.run.stopping import StopSignal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")]
 DEFAULTS = (
@@ -48,7 +48,7 @@ def chaos(
     Unless the overrides say otherwise: two workers, a spare one and a spare learner, for a kill costs the time until another is
     there; algorithm.contexts=16, for it costs up to an iteration; learner.threads=1, for the machine's cores are shared.
     """
-    from mtrl_ray.config import load
+    from mtrl_ray.run.recipes import load
 
     given = [*DEFAULTS, *(overrides or [])]
     if not any(text.startswith("run.folder=") for text in given):

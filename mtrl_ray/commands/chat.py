@@ -20,7 +20,7 @@ def chat(
     """Talk to a run's policy; an empty line ends the conversation."""
     from mtrl_ray.evaluation.standalone import policy_folder
     from mtrl_ray.evaluation.talk import Table
-    from mtrl_ray.run_folder import resumed_settings
+    from mtrl_ray.run.folder import resumed_settings
 
     settings = resumed_settings(run)
     table = Table(settings, policy_folder(run, settings, checkpoint), engine)

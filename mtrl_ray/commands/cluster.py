@@ -27,7 +27,7 @@ def local(
     port: Annotated[int | None, typer.Option(help="Of the cluster's address; by default a free one.")] = None,
 ) -> None:
     """Run a cluster of several nodes on this machine until Ctrl-C, under Ray's own autoscaler."""
-    from cluster.local import Shape, local_cluster
+    from mtrl_cluster.local import Shape, local_cluster
 
     most = nodes if autoscale is None else autoscale
     if most < nodes:

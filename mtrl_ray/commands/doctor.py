@@ -1,4 +1,4 @@
-"""`mtrl doctor`: the checks of `mtrl_ray.doctor` as a table, and the same as JSON."""
+"""`mtrl doctor`: the checks of `mtrl_ray.doctor.checks` as a table, and the same as JSON."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from mtrl_ray.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtrl_ray.doctor import Check
+    from mtrl_ray.doctor.checks import Check
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -24,7 +24,7 @@ def doctor(
     """Say what this machine has, what does not fit together, and what to do about it."""
     from rich.console import Console
 
-    from mtrl_ray.doctor import examine
+    from mtrl_ray.doctor.checks import examine
 
     console = Console()
     with console.status("importing torch, ray and vLLM (about 15 s)"):
@@ -54,7 +54,7 @@ def _show(console: "Console", checks: "list[Check]") -> None:
 
 
 def _write(path: Path, checks: "list[Check]") -> None:
-    from mtrl_ray.doctor import report
+    from mtrl_ray.doctor.checks import report
 
     try:
         path.write_text(json.dumps(report(checks), indent=2, ensure_ascii=False) + "\n")

@@ -19,7 +19,7 @@ def evaluate(
     json_path: JsonOption = None,
 ) -> None:
     """Evaluate a run's policy on held-out contexts."""
-    from mtrl_ray.run_folder import resumed_settings
+    from mtrl_ray.run.folder import resumed_settings
 
     settings = resumed_settings(run)
     result = _evaluate(run, settings, contexts or settings.evaluation.contexts, split, checkpoint, address)
@@ -30,8 +30,8 @@ def evaluate(
 def _evaluate(
     run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
 ) -> dict[str, dict[str, float]]:
-    from cluster.session import connected
-    from envs.registry import make
+    from mtrl_cluster.session import connected
+    from mtrl_envs.registry import make
     from mtrl_ray.evaluation.holdout import SCRIPTED, keep, scripted
     from mtrl_ray.evaluation.standalone import hold, policy_folder
     from mtrl_ray.evaluation.statistics import mean_interval

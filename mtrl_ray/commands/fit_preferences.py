@@ -30,12 +30,13 @@ def fit_preferences(
     json_path: JsonOption = None,
 ) -> None:
     """Fit a preference model and a Bradley-Terry reward model on pairs and judge them on held-out contexts."""
-    from mtrl_ray.config import ModelSettings, validated
     from mtrl_ray.evaluation.logged_preferences import KINDS, fit_logged_preferences, logged_pairs
+    from mtrl_ray.feedback.pairs import read_pairs
     from mtrl_ray.learner.specification import PairFit, Supervision
     from mtrl_ray.models.tiny import TINY
-    from mtrl_ray.preferences.pairs import read_pairs
     from mtrl_ray.replay.journal import Journal
+    from mtrl_ray.settings.section import validated
+    from mtrl_ray.settings.tree import ModelSettings
 
     if save is not None and model == TINY:
         raise ConfigurationError(
@@ -72,9 +73,9 @@ def fit_preferences(
 
 def _oracle(names: list[str], options: str) -> Any:
     """The oracle of the log's only environment. Raises ConfigurationError."""
-    from envs.preferences import require_oracle
-    from envs.registry import make
-    from mtrl_ray.config import place_of
+    from mtrl_envs.preferences import require_oracle
+    from mtrl_envs.registry import make
+    from mtrl_ray.run.recipes import place_of
 
     if len(names) != 1:
         raise ConfigurationError(

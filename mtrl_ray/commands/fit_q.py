@@ -22,10 +22,11 @@ def fit_q(
     json_path: JsonOption = None,
 ) -> None:
     """Fit a response-level Q on logged conversations and judge it on held-out ones."""
-    from mtrl_ray.config import ModelSettings, validated
     from mtrl_ray.evaluation.logged_q import fit_logged_q
     from mtrl_ray.learner.specification import QFit, Supervision
     from mtrl_ray.replay.journal import Journal
+    from mtrl_ray.settings.section import validated
+    from mtrl_ray.settings.tree import ModelSettings
 
     settings = validated(
         ModelSettings, {"path": model, "context_length": context_length, "vocabulary": vocabulary}, "model"

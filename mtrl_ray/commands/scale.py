@@ -24,7 +24,7 @@ def scale(
 ) -> None:
     """Change the number of a living run's rollout workers, within its rollout.workers."""
     from mtrl_ray.rollout.requests import ask, living
-    from mtrl_ray.run_folder import written_settings
+    from mtrl_ray.run.folder import written_settings
 
     number = _number(workers)
     allowed = written_settings(run)["rollout"]["workers"]

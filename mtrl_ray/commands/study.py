@@ -8,7 +8,7 @@ import typer
 
 from mtrl_ray.commands.train import JsonOption, OverridesArgument, write_json
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.stopping import exit_code
+from mtrl_ray.run.stopping import exit_code
 
 
 def study(

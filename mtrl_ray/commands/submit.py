@@ -15,8 +15,8 @@ def submit(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run of the same name.")] = False,
 ) -> None:
     """Submit a recipe to a Ray cluster as a job and follow its log."""
-    from cluster.jobs import submit as submit_job
-    from mtrl_ray.config import load
+    from mtrl_cluster.jobs import submit as submit_job
+    from mtrl_ray.run.recipes import load
 
     settings = load(recipe, overrides or [])
     command = ["mtrl", "submit", recipe, *(overrides or []), "--address", address, *(["--fresh"] if fresh else [])]

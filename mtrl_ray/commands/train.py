@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.stopping import exit_code
+from mtrl_ray.run.stopping import exit_code
 
 
 def writable(path: Path | None) -> Path | None:
@@ -50,10 +50,10 @@ def train(
     command: Annotated[str | None, typer.Option(hidden=True, help="The command that a job stands for.")] = None,
 ) -> None:
     """Train a policy: evaluate, iterate, evaluate again, write the report."""
-    from mtrl_ray.checkpoint_store import store_of
-    from mtrl_ray.config import load
-    from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
-    from mtrl_ray.run_lock import driven
+    from mtrl_ray.run.checkpoint_store import store_of
+    from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
+    from mtrl_ray.run.lock import driven
+    from mtrl_ray.run.recipes import load
 
     given = [text for text in (recipe, *(overrides or [])) if text is not None]
     if resume is not None:
@@ -112,9 +112,9 @@ def _finite(value: Any) -> Any:
 
 
 def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[str, Any]:
-    from cluster.session import connected
+    from mtrl_cluster.session import connected
     from mtrl_ray.monitoring.live import LiveView
-    from mtrl_ray.trainer import run
+    from mtrl_ray.run.trainer import run
 
     about, folder = settings.run, settings.run_folder
     shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes, table=settings.monitoring.live)

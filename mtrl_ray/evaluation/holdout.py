@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.base import Environment
-from envs.measure import converse
-from mtrl_ray.conversation import from_table
+from mtrl_envs.base import Environment
+from mtrl_envs.measure import converse
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import Estimate, mean_interval
-from mtrl_ray.writing import writing
+from mtrl_ray.processes.writing import writing
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import RolloutSettings
-    from mtrl_ray.system import System
+    from mtrl_ray.settings.tree import RolloutSettings
+    from mtrl_ray.system.system import System
 
 SCRIPTED = ("expert", "greedy", "random")
 TEST_TAG = 0

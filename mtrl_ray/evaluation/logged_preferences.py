@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from envs.preferences import Prefer
-from mtrl_ray.config import LearnerSettings, ModelSettings
-from mtrl_ray.conversation import Conversation, from_table, to_table
+from mtrl_envs.preferences import Prefer
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.statistics import calibration, mean_interval
+from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.pair_models import quality
+from mtrl_ray.learner.methods.pair_models import quality
 from mtrl_ray.learner.specification import PairFit, PairModel, Supervision
-from mtrl_ray.models.chat import chat_format
 from mtrl_ray.models.tiny import TINY, blank_model
-from mtrl_ray.preferences.pairs import Pair
 from mtrl_ray.replay.split import held_out as is_held_out
+from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
 
 KINDS: tuple[PairModel, ...] = ("preference", "reward")
 

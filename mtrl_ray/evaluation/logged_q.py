@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtrl_ray.config import LearnerSettings, ModelSettings
-from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.statistics import calibration, correlation
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import QFit, Supervision
-from mtrl_ray.models.chat import chat_format
 from mtrl_ray.models.tiny import TINY, blank_model
 from mtrl_ray.replay.split import split_table
+from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
 
 FEWEST = 10
 """Pairs at one position below which they are left out of `by_turn`."""

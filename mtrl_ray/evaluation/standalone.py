@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from mtrl_ray.checkpoint_store import store_of
-from mtrl_ray.collection import held_apart
-from mtrl_ray.config import Settings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.tiny import TINY
+from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
-from mtrl_ray.waiting import fetch
+from mtrl_ray.run.checkpoint_store import store_of
+from mtrl_ray.settings.tree import Settings
+from mtrl_ray.system.collection import held_apart
 from mtrl_ray.weights.store import read_files, start_store
 
 logger = logging.getLogger(__name__)

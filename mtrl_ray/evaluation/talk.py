@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from envs.base import Outcome, Reply, User
-from envs.registry import make
-from mtrl_ray.config import Settings
-from mtrl_ray.conversation import Conversation, StopReason
-from mtrl_ray.models.chat import chat_format
+from mtrl_envs.base import Outcome, Reply, User
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Conversation, StopReason
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
 from mtrl_ray.rollout.engine import make_engine
 from mtrl_ray.rollout.lease import Lease, derive_seed
+from mtrl_ray.settings.tree import Settings
 
 Say = Callable[[str, str], None]
 """Shows who said what."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.writing import writing
+from mtrl_ray.processes.writing import writing
 
 FOLDER = "turn_scores"
 TURNS, TOKENS = "ranks/turns", "ranks/tokens"

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 
-from mtrl_ray.config import LearnerSettings, ModelSettings
 from mtrl_ray.errors import EngineError
 from mtrl_ray.learner.specification import (
     Advantages,
@@ -29,10 +28,11 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
-from mtrl_ray.preloading import learner_options
-from mtrl_ray.small_tasks import small_task
-from mtrl_ray.starting import without_collecting
-from mtrl_ray.waiting import ANSWER_SECONDS, sound
+from mtrl_ray.processes.preloading import learner_options
+from mtrl_ray.processes.small_tasks import small_task
+from mtrl_ray.processes.starting import without_collecting
+from mtrl_ray.processes.waiting import ANSWER_SECONDS, sound
+from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -54,7 +54,7 @@ class LearnerActor:
 
     def open(self) -> tuple[str, int]:
         """Rank 0: a meeting point on this node, as (host, port)."""
-        from mtrl_ray.learner.collective import listen
+        from mtrl_ray.learner.compute.collective import listen
 
         host = ray.util.get_node_ip_address()
         self._store = listen(host, self._world, self._seconds)
@@ -71,7 +71,7 @@ class LearnerActor:
         return os.getpid()
 
     def _meet(self, meeting: tuple[str, int] | None) -> Any:
-        from mtrl_ray.learner.collective import connect, join
+        from mtrl_ray.learner.compute.collective import connect, join
         from mtrl_ray.learner.learner import pick_device
 
         if meeting is None:

@@ -19,17 +19,18 @@ import pyarrow as pa
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
-from mtrl_ray.learner import conversations as whole
-from mtrl_ray.learner import credit, fitting, improvement, pair_models, prm, randomness, supervision, turn_values
-from mtrl_ray.learner.batch import Batch
-from mtrl_ray.learner.collective import Collective
-from mtrl_ray.learner.core import Core, Name
-from mtrl_ray.learner.microbatches import balance
-from mtrl_ray.learner.models import Models, Trained
-from mtrl_ray.learner.packing import Rows
-from mtrl_ray.learner.passes import LossFunction, Passes, Reading, Step
+from mtrl_ray.learner.compute import randomness
+from mtrl_ray.learner.compute.collective import Collective
+from mtrl_ray.learner.compute.core import Core, Name
+from mtrl_ray.learner.compute.models import Models, Trained
+from mtrl_ray.learner.compute.passes import LossFunction, Passes, Reading, Step
+from mtrl_ray.learner.methods import conversations as whole
+from mtrl_ray.learner.methods import credit, fitting, improvement, pair_models, prm, supervision, turn_values
+from mtrl_ray.learner.rows.batch import Batch
+from mtrl_ray.learner.rows.microbatches import balance
+from mtrl_ray.learner.rows.packing import Rows
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
 from mtrl_ray.learner.specification import (
     Advantages,
     ConversationImprovement,
@@ -42,7 +43,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
-from mtrl_ray.learner.tables import Dialogues, Responses, Tables
+from mtrl_ray.settings.tree import LearnerSettings
 from mtrl_ray.weights.packed import PackedWeights, pack
 
 STATE, FITTED = "learner.json", "fitted.npy"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrl_ray.config import Section
+from mtrl_ray.settings.section import Section
 
 
 class KL(Section):

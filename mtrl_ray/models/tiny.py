@@ -16,14 +16,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from envs.base import Environment
-from envs.measure import MIXTURE, conversations
-from mtrl_ray.config import EnvironmentSettings, ModelSettings
-from mtrl_ray.conversation import Conversation, to_table
-from mtrl_ray.learner.imitation import imitate
+from mtrl_envs.base import Environment
+from mtrl_envs.measure import MIXTURE, conversations
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Conversation, to_table
+from mtrl_ray.learner.methods.imitation import imitate
 from mtrl_ray.learner.specification import Supervision
-from mtrl_ray.models.chat import chat_format
 from mtrl_ray.monitoring.view import View
+from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings
 
 TINY = "tiny"
 RECIPE_VERSION = 1

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from mtrl_ray.conversation import Conversation, from_table, validate
+from mtrl_ray.dialogue.conversation import Conversation, from_table, validate
 from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.statistics import Estimate
 from mtrl_ray.monitoring.recorder import read_metrics

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mtrl_ray.conversation import Conversation
+from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.evaluation.statistics import Estimate, paired_difference
 
 EACH = 4

@@ -27,9 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mtrl_ray.config import MonitoringSettings
 from mtrl_ray.errors import DataError
-from mtrl_ray.writing import writing
+from mtrl_ray.processes.writing import writing
+from mtrl_ray.settings.tree import MonitoringSettings
 
 LOG = logging.getLogger(__name__)
 

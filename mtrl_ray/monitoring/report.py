@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mtrl_ray.conversation import Conversation, Role, StopReason
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason
 from mtrl_ray.evaluation.statistics import Estimate, gap_closed
 from mtrl_ray.monitoring.charts import interval_text, sparkline
 from mtrl_ray.monitoring.contents import Contents, Row, read
@@ -24,7 +24,7 @@ from mtrl_ray.monitoring.curves import curves, results
 from mtrl_ray.monitoring.examples import Comparison, compare
 from mtrl_ray.monitoring.live import duration
 from mtrl_ray.monitoring.names import MEANINGS, in_order, shown
-from mtrl_ray.writing import writing
+from mtrl_ray.processes.writing import writing
 
 FILE = "report.html"
 STOPS = {

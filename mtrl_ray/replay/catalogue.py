@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import EngineError
 from mtrl_ray.replay.columns import MEASURES, measures
 from mtrl_ray.replay.journal import Journal, JournalFile, once

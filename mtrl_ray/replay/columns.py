@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrl_ray.conversation import SCHEMA, TURN, Finish, Role, StopReason, from_table, validate
+from mtrl_ray.dialogue.conversation import SCHEMA, TURN, Finish, Role, StopReason, from_table, validate
 from mtrl_ray.errors import DataError
 
 MEASURES = pa.schema(

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, to_table, validate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table, validate
 from mtrl_ray.errors import DataError
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.replay.mapping import Mapping, fill, find

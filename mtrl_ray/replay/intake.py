@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import DataError
 from mtrl_ray.replay.columns import faults
 from mtrl_ray.replay.journal import conform

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.replay.columns import faults
 from mtrl_ray.replay.storage import QUARANTINED, Folder, first_line

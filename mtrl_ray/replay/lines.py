@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtrl_ray.writing import writing
+from mtrl_ray.processes.writing import writing
 
 
 class Lines:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from mtrl_ray.conversation import SCHEMA
+from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import EngineError
 from mtrl_ray.replay.columns import MEASURES, measures
 

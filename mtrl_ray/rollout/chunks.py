@@ -14,9 +14,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 from math import ceil
 
-from envs.registry import make
-from mtrl_ray.config import Settings
+from mtrl_envs.registry import make
 from mtrl_ray.rollout.lease import Lease
+from mtrl_ray.settings.tree import Settings
 
 
 @dataclass(frozen=True)

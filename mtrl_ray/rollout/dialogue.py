@@ -6,12 +6,12 @@ user's reply and gives the next request, or None when the conversation is over a
 
 from dataclasses import dataclass
 
-from envs.base import Context, Environment, Reply, User
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, heard
+from mtrl_envs.base import Context, Environment, Reply, User
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError
 from mtrl_ray.rollout.engine import Generation, Request
 from mtrl_ray.rollout.lease import Lease, derive_seed
-from mtrl_ray.tokens import ChatFormat
 
 
 @dataclass(frozen=True)

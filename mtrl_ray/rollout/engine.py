@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import ModelSettings, RolloutSettings
+    from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mtrl_ray.config import Settings
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.failures import Failure
-from mtrl_ray.preloading import worker_options
+from mtrl_ray.processes.failures import Failure
+from mtrl_ray.processes.preloading import worker_options
+from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.members import LOST_IDLE, PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
 from mtrl_ray.rollout.patience import Patience
 from mtrl_ray.rollout.worker import Report, RolloutWorker
-from mtrl_ray.waiting import fetch
+from mtrl_ray.settings.tree import Settings
 
 logger = logging.getLogger(__name__)
 

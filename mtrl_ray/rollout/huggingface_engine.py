@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.engine import Generation, Request, require_reference
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import ModelSettings, RolloutSettings
+    from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
 
 
 class HuggingFaceEngine:

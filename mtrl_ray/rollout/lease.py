@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mtrl_ray.conversation import Conversation, Finish
+from mtrl_ray.dialogue.conversation import Conversation, Finish
 from mtrl_ray.rollout.engine import Generation
 
 

@@ -18,14 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.base import Environment, Reply
-from mtrl_ray.conversation import Conversation
+from mtrl_envs.base import Environment, Reply
+from mtrl_ray.dialogue.conversation import Conversation
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.failures import Failure
+from mtrl_ray.processes.failures import Failure
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
 from mtrl_ray.rollout.engine import Engine, Generation, Request
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.tokens import ChatFormat
 
 logger = logging.getLogger(__name__)
 

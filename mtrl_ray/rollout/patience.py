@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import ray
 
-from mtrl_ray.config import RolloutSettings
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.members import START_SECONDS, Members, Phase
+from mtrl_ray.settings.tree import RolloutSettings
 
 SAY_SECONDS = 30.0
 """A wait that is longer is said."""

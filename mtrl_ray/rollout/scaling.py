@@ -1,6 +1,6 @@
 """The number of workers of a run whose `rollout.workers` is a range: what demand says, or what somebody asks for by hand.
 
-1. After every iteration `follow` gives what it showed to the policy (`cluster.demand`), and the fleet gets the policy's
+1. After every iteration `follow` gives what it showed to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's
    number, unless one was asked for by hand (`mtrl scale RUN N`), which holds until it is given back (`mtrl scale RUN auto`).
 2. A thread hears requests (`rollout.requests`) and attends to the fleet, whatever the driver waits for. If it fails,
    the next `follow` raises, and `mend` starts another.
@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cluster.demand import Demand, LeastSeconds, Load, waited
-from mtrl_ray.config import WorkerRange
+from mtrl_cluster.demand import Demand, LeastSeconds, Load, waited
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.fleet import Fleet, Use
 from mtrl_ray.rollout.members import Phase
 from mtrl_ray.rollout.requests import FleetState, clear, read_request, write_state
+from mtrl_ray.settings.tree import WorkerRange
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from mtrl_ray.conversation import Conversation, to_table, validate
+from mtrl_ray.dialogue.conversation import Conversation, to_table, validate
 from mtrl_ray.errors import DataError
-from mtrl_ray.failures import Failure
+from mtrl_ray.processes.failures import Failure
 
 
 def sift(conversations: Sequence[Conversation]) -> tuple[pa.Table, list[Conversation], list[Failure]]:

@@ -9,15 +9,15 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import EngineError
-from mtrl_ray.preloading import VLLM_ENVIRONMENT
+from mtrl_ray.processes.preloading import VLLM_ENVIRONMENT
+from mtrl_ray.processes.starting import without_collecting
 from mtrl_ray.rollout import seeded_sampling
 from mtrl_ray.rollout.engine import Generation, Request, require_reference
-from mtrl_ray.starting import without_collecting
 
 if TYPE_CHECKING:
-    from mtrl_ray.config import ModelSettings, RolloutSettings
+    from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
 
 CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU: a turn is short, and a history shorter than a block is never reused."""

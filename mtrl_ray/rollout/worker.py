@@ -18,19 +18,19 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from envs.registry import make
-from mtrl_ray.config import Settings
-from mtrl_ray.conversation import Finish
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Finish
+from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import EngineError
-from mtrl_ray.failures import Failure
-from mtrl_ray.models.chat import chat_format
-from mtrl_ray.responses import RESPONSES
+from mtrl_ray.processes.failures import Failure
+from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation, Request, engine_name, make_engine
 from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.rollout.loop import DialogueLoop, Job
 from mtrl_ray.rollout.sifting import sift
-from mtrl_ray.waiting import fetch
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.weights.store import materialise
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from mtrl_ray.config import Settings, load
 from mtrl_ray.errors import ConfigurationError, MtrlError
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.studies.definition import RECIPE, Definition
 
 Choice = dict[str, list[str]]

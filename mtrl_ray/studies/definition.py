@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from mtrl_ray.config import Section, validated
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.settings.section import Section, validated
 
 RECIPE = "recipe"
 """Among the overrides of an axis' value: another recipe instead of the study's."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mtrl_ray.config import dump
-from mtrl_ray.conversation import Conversation, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.evaluation.turn_ranks import FOLDER
 from mtrl_ray.monitoring.recorder import FILE
-from mtrl_ray.run_folder import CONFIG
+from mtrl_ray.run.folder import CONFIG
+from mtrl_ray.run.recipes import dump
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.runs import SUMMARY, State, state
 

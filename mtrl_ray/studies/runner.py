@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import ray
 
-from cluster.session import connected, demand
+from mtrl_cluster.session import connected, demand
 from mtrl_ray.monitoring.live import LiveView
-from mtrl_ray.stopping import StopSignal
+from mtrl_ray.run.stopping import StopSignal
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.progress import Progress, Say
 from mtrl_ray.studies.runs import State, check_unchanged, complete, state

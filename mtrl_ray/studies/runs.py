@@ -15,12 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mtrl_ray.config import Settings
 from mtrl_ray.errors import ConfigurationError, MtrlError
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import View
-from mtrl_ray.run_folder import CONFIG, prepare, resumed_settings
-from mtrl_ray.run_lock import driven
+from mtrl_ray.run.folder import CONFIG, prepare, resumed_settings
+from mtrl_ray.run.lock import driven
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.studies.cells import Cell
 
 SUMMARY = "summary.json"
@@ -150,7 +150,7 @@ def _begin(cell: Cell) -> tuple[Settings, bool]:
 
 
 def _run(settings: Settings, view: View, resume: bool) -> None:
-    from mtrl_ray.trainer import run
+    from mtrl_ray.run.trainer import run
 
     run(settings, view, resume)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from envs.preferences import require_oracle
-from envs.registry import make
-from envs.win_rates import context_win_rates
-from mtrl_ray.conversation import Conversation, from_table
+from mtrl_envs.preferences import require_oracle
+from mtrl_envs.registry import make
+from mtrl_envs.win_rates import context_win_rates
+from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.table import Run, Scores, numbers

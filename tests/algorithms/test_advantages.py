@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl_ray.algorithms.advantages import (
+from mtrl_ray.objectives.advantages import (
     batch_baseline,
     broadcast_turns,
     gae,
@@ -20,7 +20,7 @@ from mtrl_ray.algorithms.advantages import (
     whiten,
     whiten_with,
 )
-from mtrl_ray.algorithms.returns import discounted_sums
+from mtrl_ray.objectives.returns import discounted_sums
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 UNIT = st.one_of(st.sampled_from([0.0, 1.0, 0.95, 0.999]), st.floats(0.0, 1.0))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl_ray.algorithms.losses import (
+from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.objectives.losses import (
     LOG_RATIO_BOUND,
     clipped_surrogate,
     entropy_from_logits,
@@ -22,7 +23,6 @@ from mtrl_ray.algorithms.losses import (
     truncated_importance_weights,
     value_loss,
 )
-from mtrl_ray.errors import ConfigurationError, DataError
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 HOW = st.sampled_from(["token", "conversation"])

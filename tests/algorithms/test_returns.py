@@ -7,13 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl_ray.algorithms.returns import (
-    discounted_sums,
-    expected_backup_targets,
-    monte_carlo_returns,
-    td_lambda_targets,
-)
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.objectives.returns import discounted_sums, expected_backup_targets, monte_carlo_returns, td_lambda_targets
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 UNIT = st.one_of(st.sampled_from([0.0, 1.0, 0.95, 0.999]), st.floats(0.0, 1.0))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl_ray.algorithms.advantages import (
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.objectives.advantages import (
     aligned_baseline,
     broadcast_turns,
     group_standardised,
@@ -18,8 +19,7 @@ from mtrl_ray.algorithms.advantages import (
     pooled_leave_one_out,
     whiten,
 )
-from mtrl_ray.algorithms.returns import discounted_sums
-from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.objectives.returns import discounted_sums
 from tests.algorithms.test_advantages import SEEDS, turns_of
 
 COUNTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=9)

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtrl_ray.algorithms.advantages import place_at_turn_end, pooled_leave_one_out, whiten
-from mtrl_ray.algorithms.returns import discounted_sums
-from mtrl_ray.algorithms.turn_rewards import (
+from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.objectives.advantages import place_at_turn_end, pooled_leave_one_out, whiten
+from mtrl_ray.objectives.returns import discounted_sums
+from mtrl_ray.objectives.turn_rewards import (
     dirichlet_weights,
     length_shares,
     on_last_turn,
@@ -32,7 +33,6 @@ from mtrl_ray.algorithms.turn_rewards import (
     turn_lengths,
     turn_sums,
 )
-from mtrl_ray.errors import ConfigurationError, DataError
 from tests.algorithms.test_advantages import SEEDS, normal, turns_of
 
 SCORES = torch.tensor([1.0, 0.0, 1.0, 0.0])

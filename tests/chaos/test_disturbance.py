@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import Shape, local_cluster
+from mtrl_cluster.local import Shape, local_cluster
 from mtrl_ray.chaos import disturbance
 from mtrl_ray.chaos.audit import Audit, audit
 from mtrl_ray.chaos.disturbance import KINDS, Kill, Pace, Schedule, Stretch, _Recovered, measure, prepared, result
 from mtrl_ray.chaos.driver import State
-from mtrl_ray.config import load
+from mtrl_ray.run.recipes import load
 
 UNSEEN = ("node", "engine", "driver")
 """Kinds that no other test kills in a run."""

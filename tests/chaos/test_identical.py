@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mtrl_ray import checkpoint
 from mtrl_ray.chaos.identical import different
-from mtrl_ray.conversation import to_table
+from mtrl_ray.dialogue.conversation import to_table
 from mtrl_ray.replay.journal import Journal
+from mtrl_ray.run import checkpoint
 from tests.replay.making import batch
 
 State = dict[str, Any]

@@ -12,7 +12,7 @@ from tests.support.processes import ROOT, environment
 
 SWITCH_ON = """
 import os
-from cluster.authentication import join, switch_on
+from mtrl_cluster.authentication import join, switch_on
 from mtrl_ray.errors import ConfigurationError
 try:
     {call}()

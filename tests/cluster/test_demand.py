@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.demand import DOWN, UP, Demand, LeastSeconds, Load, answer, waited
+from mtrl_cluster.demand import DOWN, UP, Demand, LeastSeconds, Load, answer, waited
 
 
 def load(workers: int, work: float, learner: float, chunks: int = 100, overlapped: float = 0.0, **more: float) -> Load:

@@ -50,7 +50,7 @@ def start(raylet: subprocess.Popen, script: Path, tmp_path: Path):
     def started(modules: str, *arguments: str, **variables: str) -> subprocess.Popen:
         own = {"RAY_RAYLET_PID": str(raylet.pid), "SERVER_OF_THIS_TEST": str(tmp_path)} | variables
         client = subprocess.Popen(
-            [sys.executable, "-m", "cluster.fork_client", modules, "--", str(script), *arguments],
+            [sys.executable, "-m", "mtrl_cluster.fork_client", modules, "--", str(script), *arguments],
             env=environment(**own),
             cwd=tmp_path,
             stdin=subprocess.PIPE,
@@ -68,7 +68,7 @@ def told(client: subprocess.Popen, said: str = "") -> dict:
 
 
 def is_server(process: int) -> bool:
-    return "cluster.fork_server" in psutil.Process(process).cmdline()
+    return "mtrl_cluster.fork_server" in psutil.Process(process).cmdline()
 
 
 def test_a_fork_is_the_process_that_was_asked_for(start, script: Path, tmp_path: Path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import local
-from cluster.local import MARK, Shape, autoscaling, end
+from mtrl_cluster import local
+from mtrl_cluster.local import MARK, Shape, autoscaling, end
 from tests.support.processes import ROOT, environment, mtrl, survivors, wait_until
 from tests.support.reach import reach
 
@@ -19,9 +19,9 @@ SMALL_TASKS = """
 import sys
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from cluster.session import connected
-from mtrl_ray.config import load
-from mtrl_ray.small_tasks import small_task
+from mtrl_cluster.session import connected
+from mtrl_ray.run.recipes import load
+from mtrl_ray.processes.small_tasks import small_task
 
 @small_task()
 def place(table):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_ray import checkpoint
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.replay.journal import Journal, JournalFile
+from mtrl_ray.run import checkpoint
 from tests.support.processes import background, family, mtrl, survivors, wait_until
 
 CONTEXTS = 48

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.authentication import token_file
+from mtrl_cluster.authentication import token_file
 from mtrl_ray.monitoring.recorder import read_metrics
 from tests.support.endpoint import Endpoint
 from tests.support.processes import ROOT, environment, family, survivors

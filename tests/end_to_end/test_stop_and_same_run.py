@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_ray import checkpoint
 from mtrl_ray.chaos.identical import identical
-from mtrl_ray.config import load
 from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.run import checkpoint
+from mtrl_ray.run.recipes import load
 from tests.support.processes import background, family, survivors, wait_until
 
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}

@@ -5,13 +5,14 @@ from statistics import fmean
 
 import pytest
 
-from envs import car_dealer_agents, measure
-from envs.base import Context, User
-from envs.car_dealer_agents import REPERTOIRE, read_cars
-from envs.car_dealer_moves import Car, buyer_move, find_car, seller_move
-from envs.car_dealer_user import PERSONALITIES, SAYINGS
-from envs.registry import make
-from mtrl_ray.conversation import StopReason
+from mtrl_envs import measure
+from mtrl_envs.base import Context, User
+from mtrl_envs.car_dealer import agents
+from mtrl_envs.car_dealer.agents import REPERTOIRE, read_cars
+from mtrl_envs.car_dealer.moves import Car, buyer_move, find_car, seller_move
+from mtrl_envs.car_dealer.user import PERSONALITIES, SAYINGS
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import StopReason
 
 CARS = [
     Car("Audi", "suv", ("sunroof", "leather"), 42000),
@@ -209,10 +210,10 @@ def test_agents_understand_every_saying_of_the_buyer() -> None:
 
 def test_greedy_names_the_price_that_earns_most_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = make("car_dealer")
-    own = car_dealer_agents.GREEDY_FRACTION
+    own = agents.GREEDY_FRACTION
 
     def immediate(fraction: float) -> float:
-        monkeypatch.setattr(car_dealer_agents, "GREEDY_FRACTION", fraction)
+        monkeypatch.setattr(agents, "GREEDY_FRACTION", fraction)
         return fmean(c.rewards[0] for c in measure.conversations(environment, "greedy", 300, "train"))
 
     assert max((own - 0.1, own, own + 0.1, own + 0.2), key=immediate) == own

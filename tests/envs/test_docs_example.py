@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from envs import measure
-from envs.base import Environment
-from mtrl_ray.conversation import validate
+from mtrl_envs import measure
+from mtrl_envs.base import Environment
+from mtrl_ray.dialogue.conversation import validate
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 
@@ -42,7 +42,7 @@ def test_the_measurement_runs_as_printed(namespace: dict[str, Any], capsys: pyte
 
 def test_the_measured_tables_are_the_measurements() -> None:
     """The tables of the page: scores on 256 test contexts with seed 0."""
-    from envs.registry import ENVIRONMENTS, make
+    from mtrl_envs.registry import ENVIRONMENTS, make
 
     page = PAGE.read_text()
     for name in ENVIRONMENTS:

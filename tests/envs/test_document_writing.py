@@ -5,13 +5,13 @@ import itertools
 import pytest
 import sacrebleu
 
-from envs.document_writing import SYSTEM_WITH_TEMPLATES
-from envs.document_writing_agents import QUESTIONS, Writer
-from envs.document_writing_moves import finished, told, writer_move
-from envs.document_writing_texts import KINDS, LENGTHS, TEMPLATES, TONES, TOPICS, attainable, bleu, document
-from envs.document_writing_user import REQUESTS, SAYINGS
-from envs.registry import make
-from mtrl_ray.conversation import Role
+from mtrl_envs.document_writing.agents import QUESTIONS, Writer
+from mtrl_envs.document_writing.environment import SYSTEM_WITH_TEMPLATES
+from mtrl_envs.document_writing.moves import finished, told, writer_move
+from mtrl_envs.document_writing.texts import KINDS, LENGTHS, TEMPLATES, TONES, TOPICS, attainable, bleu, document
+from mtrl_envs.document_writing.user import REQUESTS, SAYINGS
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import Role
 
 FACTS = {"tone": "formal", "length": "short", "day": "Friday", "hour": 6, "place": "garden"}
 

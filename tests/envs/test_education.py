@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import measure
-from envs.education import judged
-from envs.education_agents import ASK, ASK_STYLE, CHALLENGE, COMFORT, PRAISE, Teacher
-from envs.education_conduct import Conduct, Exchange, Lesson, cycle, judge, margin
-from envs.education_moves import ASPECTS, STYLES, student_signs
-from envs.education_user import DISTRESSED, REACTIONS, SAYINGS, WISHES, Student
-from envs.registry import make
-from envs.win_rates import scripted_win_rate
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, validate
+from mtrl_envs import measure
+from mtrl_envs.education.agents import ASK, ASK_STYLE, CHALLENGE, COMFORT, PRAISE, Teacher
+from mtrl_envs.education.conduct import Conduct, Exchange, Lesson, cycle, judge, margin
+from mtrl_envs.education.environment import judged
+from mtrl_envs.education.moves import ASPECTS, STYLES, student_signs
+from mtrl_envs.education.user import DISTRESSED, REACTIONS, SAYINGS, WISHES, Student
+from mtrl_envs.registry import make
+from mtrl_envs.win_rates import scripted_win_rate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, validate
 from mtrl_ray.errors import ConfigurationError, DataError
 from tests.envs.test_llm import Endpoint, endpoint  # noqa: F401
 

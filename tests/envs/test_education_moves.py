@@ -2,11 +2,11 @@
 
 import pytest
 
-from envs.education_agents import ASK, ASK_STYLE, CHALLENGE, COMFORT, GREET, PRAISE, PRESENT, TAKE_UP
-from envs.education_conduct import manner
-from envs.education_moves import ASPECTS, TOPICS, student_signs, teacher_move
-from envs.education_user import SAYINGS, WISHES
-from envs.registry import make
+from mtrl_envs.education.agents import ASK, ASK_STYLE, CHALLENGE, COMFORT, GREET, PRAISE, PRESENT, TAKE_UP
+from mtrl_envs.education.conduct import manner
+from mtrl_envs.education.moves import ASPECTS, TOPICS, student_signs, teacher_move
+from mtrl_envs.education.user import SAYINGS, WISHES
+from mtrl_envs.registry import make
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import intents
-from envs.car_dealer_moves import seller_move as read_dealer
-from envs.sales_moves import CATALOGUE, customer_move
-from envs.sales_moves import seller_move as read_seller
+from mtrl_envs.car_dealer.moves import seller_move as read_dealer
+from mtrl_envs.sales.moves import CATALOGUE, customer_move
+from mtrl_envs.sales.moves import seller_move as read_seller
+from mtrl_envs.scripted import intents
 
 AMOUNTS = [
     ("$300", [300]),

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.judge import LLMJudge, parse_weights, recorded_weights, transcript
-from envs.llm import LLMSettings
-from mtrl_ray.config import RolloutSettings
-from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_envs.llm.turn_judge import LLMJudge, parse_weights, recorded_weights, transcript
+from mtrl_envs.llm.user import LLMSettings
+from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
-from mtrl_ray.judging import JudgeSettings, judge
+from mtrl_ray.feedback.turn_weights import JudgeSettings, judge
+from mtrl_ray.settings.tree import RolloutSettings
 from tests.envs.test_llm import Endpoint, endpoint  # noqa: F401
 
 

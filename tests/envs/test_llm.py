@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from envs import measure
-from envs.base import User
-from envs.llm import parse_ending
-from envs.registry import make
-from mtrl_ray.conversation import StopReason, validate
+from mtrl_envs import measure
+from mtrl_envs.base import User
+from mtrl_envs.llm.user import parse_ending
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import StopReason, validate
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from tests.support.endpoint import Answer, Endpoint
 

@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import pytest
 
-from envs.math_tutoring_agents import FINAL, Tutor
-from envs.math_tutoring_moves import as_number, family_of, told, tutor_move
-from envs.math_tutoring_problems import EQUATIONS, FAMILIES, WISH_ANSWERS, WISH_QUESTIONS, solution, wished
-from envs.registry import make
-from mtrl_ray.conversation import Role
+from mtrl_envs.math_tutoring.agents import FINAL, Tutor
+from mtrl_envs.math_tutoring.moves import as_number, family_of, told, tutor_move
+from mtrl_envs.math_tutoring.problems import EQUATIONS, FAMILIES, WISH_ANSWERS, WISH_QUESTIONS, solution, wished
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import Role
 
 
 def test_solutions_are_those_of_the_stories() -> None:

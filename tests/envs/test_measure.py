@@ -2,9 +2,9 @@
 
 import pytest
 
-from envs import measure
-from envs.registry import ENVIRONMENTS, make
-from mtrl_ray.conversation import Role, StopReason, heard, validate
+from mtrl_envs import measure
+from mtrl_envs.registry import ENVIRONMENTS, make
+from mtrl_ray.dialogue.conversation import Role, StopReason, heard, validate
 from mtrl_ray.errors import ConfigurationError
 
 NAMES = sorted(ENVIRONMENTS)

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from envs.medical import SYSTEM_WITH_TABLE
-from envs.medical_agents import QUESTIONS, verdict_of
-from envs.medical_knowledge import CONDITIONS, PATIENT, RISKS, TOLD, TOPICS, consistent, points, sample_case
-from envs.medical_moves import doctor_move, told, verdict
-from envs.medical_user import expected
-from envs.registry import make
+from mtrl_envs.medical.agents import QUESTIONS, verdict_of
+from mtrl_envs.medical.environment import SYSTEM_WITH_TABLE
+from mtrl_envs.medical.knowledge import CONDITIONS, PATIENT, RISKS, TOLD, TOPICS, consistent, points, sample_case
+from mtrl_envs.medical.moves import doctor_move, told, verdict
+from mtrl_envs.medical.user import expected
+from mtrl_envs.registry import make
 
 CASE = {"condition": "migraine", "complaint": "head", "symptom": "light", "history": "months", "risk": "thinners"}
 URGENT = {"condition": "meningitis", "complaint": "head", "symptom": "light", "history": "today", "risk": "none"}

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from envs import measure
-from envs.medical_consultations import assess, consultations
-from envs.medical_recorded import ANSWER_LIMIT
-from envs.registry import make
-from envs.splits import split_of
-from mtrl_ray.conversation import StopReason, validate
+from mtrl_envs import measure
+from mtrl_envs.medical.consultations import assess, consultations
+from mtrl_envs.medical.recorded import ANSWER_LIMIT
+from mtrl_envs.registry import make
+from mtrl_envs.scripted.splits import split_of
+from mtrl_ray.dialogue.conversation import StopReason, validate
 from mtrl_ray.errors import ConfigurationError
 
 LONG = "My stomach has been making noises all day and all night. " * 12

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import measure
-from envs.education import Education
-from envs.llm import LLMSettings
-from envs.pair_judge import LLMPairJudge, parse_preference, transcript
-from envs.preferences import Noise, bradley_terry, probability, require_oracle, uniform
-from envs.registry import make
-from envs.win_rates import context_win_rates, scripted_win_rate, win_rate
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_envs import measure
+from mtrl_envs.education.environment import Education
+from mtrl_envs.llm.pair_judge import LLMPairJudge, parse_preference, transcript
+from mtrl_envs.llm.user import LLMSettings
+from mtrl_envs.preferences import Noise, bradley_terry, probability, require_oracle, uniform
+from mtrl_envs.registry import make
+from mtrl_envs.win_rates import context_win_rates, scripted_win_rate, win_rate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from tests.envs.test_llm import Endpoint, endpoint  # noqa: F401
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from envs.base import SPLITS, Environment
-from envs.registry import ENVIRONMENTS, environment_class, make
-from envs.sales import Sales
+from mtrl_envs.base import SPLITS, Environment
+from mtrl_envs.registry import ENVIRONMENTS, environment_class, make
+from mtrl_envs.sales.environment import Sales
 from mtrl_ray.errors import ConfigurationError
 
 
@@ -17,8 +17,8 @@ def test_every_name_builds_its_environment(name: str) -> None:
 
 
 def test_outside_class() -> None:
-    assert environment_class("envs.sales:Sales") is Sales
-    assert isinstance(make("envs.sales:Sales", vague=0.0), Sales)
+    assert environment_class("mtrl_envs.sales.environment:Sales") is Sales
+    assert isinstance(make("mtrl_envs.sales.environment:Sales", vague=0.0), Sales)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_outside_class() -> None:
     [
         ("chess", {}, "unknown environment 'chess': use one of car_dealer, .*sales"),
         ("no.such.module:Thing", {}, "cannot be imported"),
-        ("envs.sales:Nothing", {}, "subclass of envs.base.Environment"),
-        ("envs.sales:Business", {}, "subclass of envs.base.Environment"),
+        ("mtrl_envs.sales.environment:Nothing", {}, "subclass of mtrl_envs.base.Environment"),
+        ("mtrl_envs.sales.environment:Business", {}, "subclass of mtrl_envs.base.Environment"),
         (":Sales", {}, "unknown environment"),
         ("sales", {"vage": 0.1}, "'vage'.*its options are: as_is, edited, ignored, vague"),
         ("sales", {"vague": 2}, "vague is 2, it has to be a number from 0 to 1"),

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.base import Context
-from envs.registry import make
-from envs.sales_agents import REPERTOIRE, known, split_sent
-from envs.sales_moves import CATALOGUE, SYSTEM, customer_move, fitting, seller_move
-from envs.sales_user import SAYINGS, SENT_LIMIT, Business
-from mtrl_ray.conversation import Role, StopReason, heard
+from mtrl_envs.base import Context
+from mtrl_envs.registry import make
+from mtrl_envs.sales.agents import REPERTOIRE, known, split_sent
+from mtrl_envs.sales.moves import CATALOGUE, SYSTEM, customer_move, fitting, seller_move
+from mtrl_envs.sales.user import SAYINGS, SENT_LIMIT, Business
+from mtrl_ray.dialogue.conversation import Role, StopReason, heard
 
 ASKS = {
     "kind": [

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import measure
-from envs.base import Environment, User
-from envs.registry import make
-from mtrl_ray.conversation import StopReason, from_table, to_table
+from mtrl_envs import measure
+from mtrl_envs.base import Environment, User
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import StopReason, from_table, to_table
 
 ASK = {
     "math_tutoring": {

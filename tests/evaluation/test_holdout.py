@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from envs.base import Environment
-from envs.registry import make
-from mtrl_ray.config import load
+from mtrl_envs.base import Environment
+from mtrl_envs.registry import make
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.holdout import scripted
+from mtrl_ray.run.recipes import load
 from tests.support.endpoint import Endpoint
 
 CONTEXTS = 6

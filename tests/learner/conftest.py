@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import VOCABULARY, answer, talk
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
-from mtrl_ray.responses import RESPONSES
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.responses import RESPONSES
 
 VOCABULARY = 64
 

@@ -2,7 +2,7 @@ import pytest
 
 from mtrl_ray.bench.learner import bench_learner
 from mtrl_ray.bench.learner import talk as bench_talk
-from mtrl_ray.learner.tables import Dialogues
+from mtrl_ray.learner.rows.tables import Dialogues
 
 
 def test_the_bench_measures_both_sides_on_the_same_tokens() -> None:

@@ -9,19 +9,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import TURN_WEIGHTS, Conversation, from_table, to_table
+from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner.batch import Batch
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import (
-    KL,
-    Advantages,
-    ConversationImprovement,
-    PRMFit,
-    TurnRewards,
-    ValueFit,
-)
+from mtrl_ray.learner.rows.batch import Batch
+from mtrl_ray.learner.specification import KL, Advantages, ConversationImprovement, PRMFit, TurnRewards, ValueFit
+from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped
 
 SCHEMES = ["outcome", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]

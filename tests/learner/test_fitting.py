@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.conversation import Conversation, from_table
+from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner import fitting
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.packing import turn_ends
+from mtrl_ray.learner.methods import fitting
+from mtrl_ray.learner.rows.packing import turn_ends
+from mtrl_ray.learner.rows.tables import Dialogues, Responses
 from mtrl_ray.learner.specification import QFit
-from mtrl_ray.learner.tables import Dialogues, Responses
 from tests.learner.examples import answer, talk
 
 

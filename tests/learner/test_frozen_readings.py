@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.learner.batch import Batch
-from mtrl_ray.learner.core import Name
-from mtrl_ray.learner.frozen_readings import KEPT
+from mtrl_ray.learner.compute.core import Name
+from mtrl_ray.learner.compute.passes import Reading
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.passes import Reading
+from mtrl_ray.learner.methods.frozen_readings import KEPT
+from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.specification import PRMFit
 from tests.learner.examples import grouped, talk
 

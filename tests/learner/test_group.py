@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import ray
 
-from mtrl_ray.config import LearnerSettings, ModelSettings
 from mtrl_ray.errors import CheckpointError, DataError, EngineError
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.learner import Learner
@@ -24,6 +23,7 @@ from mtrl_ray.learner.specification import (
     Supervision,
     TurnRewards,
 )
+from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
 from mtrl_ray.weights.packed import PackedWeights, unpack
 from tests.learner.examples import answer, grouped, talk
 from tests.support.processes import wait_until

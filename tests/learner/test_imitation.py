@@ -4,12 +4,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import EngineError
-from mtrl_ray.learner.imitation import imitate
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods.imitation import imitate
 from mtrl_ray.learner.specification import Supervision
 from mtrl_ray.models.policy import load_policy
+from mtrl_ray.settings.tree import LearnerSettings
 
 FEW = Supervision(steps=4, minibatch_conversations=4)
 

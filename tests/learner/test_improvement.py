@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import KL, Improvement
+from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import answer, talk
 
 ONE_STEP = {"epochs": 1, "minibatches": 1, "importance_cap": None, "max_gradient_norm": None}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl_ray.learner.collective import Collective
+from mtrl_ray.learner.compute.collective import Collective
+from mtrl_ray.learner.compute.optimisation import STATISTICS, Optimiser
+from mtrl_ray.learner.compute.passes import Step
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.optimisation import STATISTICS, Optimiser
-from mtrl_ray.learner.packing import turn_tokens
-from mtrl_ray.learner.passes import Step
-from mtrl_ray.learner.tables import Dialogues
+from mtrl_ray.learner.rows.packing import turn_tokens
+from mtrl_ray.learner.rows.tables import Dialogues
 
 
 def tied() -> nn.Module:

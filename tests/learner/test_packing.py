@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import from_table
-from mtrl_ray.learner import packing
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.microbatches import PASS_COST, assemble, balance, share, tree_mask
-from mtrl_ray.learner.packing import Rows
-from mtrl_ray.learner.tables import Dialogues, Responses
+from mtrl_ray.learner.rows import packing
+from mtrl_ray.learner.rows.microbatches import PASS_COST, assemble, balance, share, tree_mask
+from mtrl_ray.learner.rows.packing import Rows
+from mtrl_ray.learner.rows.tables import Dialogues, Responses
 
 CPU = torch.device("cpu")
 LAYOUTS = [0, 7, 40, 10_000]

@@ -7,12 +7,12 @@ import pytest
 import ray
 import torch
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.pair_models import pair_loss, pair_rows, quality
+from mtrl_ray.learner.methods.pair_models import pair_loss, pair_rows, quality
+from mtrl_ray.learner.rows.tables import Dialogues
 from mtrl_ray.learner.specification import PairFit
-from mtrl_ray.learner.tables import Dialogues
 from tests.learner.examples import VOCABULARY
 from tests.learner.test_group import group, settings_for
 

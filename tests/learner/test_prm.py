@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from mtrl_ray.config import LearnerSettings
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import ConversationImprovement, PRMFit
+from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped, talk
 
 BETA = 0.5

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtrl_ray.learner import randomness
+from mtrl_ray.learner.compute import randomness
 
 
 def test_the_cpu_goes_on(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from mtrl_ray.config import LearnerSettings
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import KL, Advantages, Improvement, PRMFit, QFit, TurnRewards
+from mtrl_ray.settings.tree import LearnerSettings
 from mtrl_ray.weights.packed import unpack
 from tests.learner.examples import answer, grouped, talk
 

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.errors import DataError
+from mtrl_ray.learner.compute.optimisation import warmup_cosine
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.optimisation import warmup_cosine
-from mtrl_ray.learner.packing import turn_tokens
+from mtrl_ray.learner.rows.packing import turn_tokens
+from mtrl_ray.learner.rows.tables import Dialogues
 from mtrl_ray.learner.specification import Supervision
-from mtrl_ray.learner.tables import Dialogues
 from tests.learner.examples import agent_turn
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import DataError
-from mtrl_ray.learner.tables import Dialogues, Responses, ranges
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, ranges
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=8))

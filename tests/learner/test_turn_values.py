@@ -7,13 +7,13 @@ import pytest
 import ray
 import torch
 
-from mtrl_ray.algorithms.advantages import turn_gae
-from mtrl_ray.algorithms.regularised_rewards import on_arrival
-from mtrl_ray.conversation import Conversation, from_table, to_table
+from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.errors import DataError
-from mtrl_ray.learner.batch import Batch
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.specification import KL, ConversationImprovement, TurnAdvantages, ValueFit
+from mtrl_ray.objectives.advantages import turn_gae
+from mtrl_ray.objectives.regularised_rewards import on_arrival
 from mtrl_ray.tabular.equilibrium import nash_equilibrium
 from mtrl_ray.tabular.games import SHAPES, random_games
 from mtrl_ray.tabular.values import preference_values

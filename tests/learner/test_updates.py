@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mtrl_ray.learner.methods.updates import Measured, policy_loss
 from mtrl_ray.learner.specification import KL, ConversationImprovement
-from mtrl_ray.learner.updates import Measured, policy_loss
 
 TOKENS, CAP = 7, 2.0
 

@@ -7,9 +7,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.models.gguf import convert_gguf, load_gguf_tokenizer
-from mtrl_ray.tokens import ChatFormat
 
 gguf = pytest.importorskip("gguf", reason="writing a GGUF file needs the package gguf")
 

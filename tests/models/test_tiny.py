@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.registry import make
-from mtrl_ray.config import ModelSettings, WarmStartSettings, load
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.models import tiny
-from mtrl_ray.models.chat import chat_format
 from mtrl_ray.models.tiny import make_tiny, tiny_model
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import ModelSettings, WarmStartSettings
 
 DONE = {"steps": 600.0, "loss": 0.0}
 

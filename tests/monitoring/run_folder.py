@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mtrl_ray.config import MonitoringSettings, Settings, dump
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.evaluation.statistics import correlation, mean_interval
 from mtrl_ray.monitoring.recorder import Recorder
+from mtrl_ray.run.recipes import dump
+from mtrl_ray.settings.tree import MonitoringSettings, Settings
 
 CONTEXTS = 40
 ITERATIONS = 30

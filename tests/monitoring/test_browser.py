@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_ray.conversation import Role
+from mtrl_ray.dialogue.conversation import Role
 from mtrl_ray.monitoring.report import write_report
 from tests.monitoring.run_folder import sale, write_evaluations, write_run
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mtrl_ray.config import MonitoringSettings
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.monitoring import recorder as recorder_module
 from mtrl_ray.monitoring.recorder import FILE, Recorder, gauge_name, read_metrics
+from mtrl_ray.settings.tree import MonitoringSettings
 from tests.support.disk import no_file_over
 
 FILE_ONLY = MonitoringSettings(tensorboard=False, ray_metrics=False)
@@ -172,7 +172,7 @@ def test_a_disk_that_refuses_tensorboards_events_neither_stops_a_run_nor_its_end
 def test_a_killed_process_loses_no_recorded_iteration(tmp_path):
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from mtrl_ray.config import MonitoringSettings\n"
+        "from mtrl_ray.settings.tree import MonitoringSettings\n"
         "from mtrl_ray.monitoring.recorder import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1]), 'run', MonitoringSettings(tensorboard=False, ray_metrics=False))\n"
         "for i in range(1, 51): recorder.record(i, {'q/r': 0.1})\n"

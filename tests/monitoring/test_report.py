@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mtrl_ray.conversation import Role, StopReason
+from mtrl_ray.dialogue.conversation import Role, StopReason
 from mtrl_ray.errors import DataError
 from mtrl_ray.monitoring.report import write_report
 from tests.monitoring.run_folder import CONTEXTS, sale, write_evaluations, write_run

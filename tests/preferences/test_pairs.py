@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from envs import measure
-from envs.registry import make
-from mtrl_ray.conversation import Role, StopReason, to_table, validate
+from mtrl_envs import measure
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import Role, StopReason, to_table, validate
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.preferences.pairs import load_pairs, read_pairs
+from mtrl_ray.feedback.pairs import load_pairs, read_pairs
 from mtrl_ray.replay.journal import Journal
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mtrl_ray.conversation import Conversation, Finish, Role, StopReason, Turn, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Finish, Role, StopReason, Turn, to_table
 from mtrl_ray.replay.buffer import ReplayBuffer
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from mtrl_ray.conversation import SCHEMA, from_table, to_table
+from mtrl_ray.dialogue.conversation import SCHEMA, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.replay import memory
 from mtrl_ray.replay.buffer import Appended, ReplayBuffer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_ray.conversation import Conversation, Role, from_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, from_table
 from mtrl_ray.replay.importing import import_conversations
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.replay.mapping import load_mapping

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import SCHEMA, from_table, to_table, validate
+from mtrl_ray.dialogue.conversation import SCHEMA, from_table, to_table, validate
 from mtrl_ray.errors import DataError
 from mtrl_ray.replay import columns
 from tests.replay.making import conversation

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table, to_table, validate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table, validate
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.replay import importing
 from mtrl_ray.replay.importing import import_conversations

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from mtrl_ray.conversation import SCHEMA, Conversation, Finish, Role, StopReason, Turn, from_table, to_table
+from mtrl_ray.dialogue.conversation import SCHEMA, Conversation, Finish, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.replay import journal as journal_module
 from mtrl_ray.replay import storage
@@ -278,7 +278,7 @@ def test_what_is_not_conversations_is_refused(tmp_path: Path, given: pa.Table, s
 
 WRITER = """
 import sys
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.replay.journal import Journal
 
 journal = Journal(sys.argv[1])

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.replay import memory
 from mtrl_ray.replay.buffer import CALLS, HELD, Appended, ReplayBuffer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn, from_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.replay import sampling
 from mtrl_ray.replay.buffer import STATES, ReplayBuffer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from mtrl_ray.models.chat import chat_format
+from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrl_ray.config import load
 from mtrl_ray.rollout.chunks import Cutter, is_exact
 from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.run.recipes import load
 
 LLM = "{user: llm, llm: {base_url: 'http://127.0.0.1:1', model: x}}"
 

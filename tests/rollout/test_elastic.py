@@ -9,14 +9,15 @@ import pytest
 import ray
 
 from mtrl_ray.commands.scale import scale
-from mtrl_ray.config import WorkerRange, dump, load
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.members import Phase
 from mtrl_ray.rollout.scaling import Scaling
+from mtrl_ray.run.recipes import dump, load
+from mtrl_ray.settings.tree import WorkerRange
 from mtrl_ray.weights.store import read_files, start_store
 
 CONTEXTS = 400

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.engine import Generation, Request
 from tests.rollout.conftest import logprobs, shaken, weights_of

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from mtrl_ray.collection import held_apart
-from mtrl_ray.config import load
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.rollout import patience
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.run.recipes import load
+from mtrl_ray.system.collection import held_apart
 from mtrl_ray.weights.store import read_files, start_store
 
 

@@ -12,12 +12,12 @@ import ray
 from ray.exceptions import RayActorError
 from transformers import LlamaForCausalLM
 
-from mtrl_ray.config import Settings
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
+from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import EngineError
-from mtrl_ray.responses import RESPONSES
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.weights.packed import pack
 from mtrl_ray.weights.store import materialise, read_files, start_store
 from tests.rollout.conftest import logprobs, shaken
@@ -68,7 +68,7 @@ def collect(results) -> dict[str, object]:
 
 def test_workers_are_forks_of_one_process_that_has_their_packages(fleet):
     parents = {psutil.Process(answer["pid"]).parent() for answer in fleet.wait_ready()}
-    assert len(parents) == 1 and "cluster.fork_server" in parents.pop().cmdline()
+    assert len(parents) == 1 and "mtrl_cluster.fork_server" in parents.pop().cmdline()
 
 
 def test_two_workers_share_the_leases_and_give_what_one_would(fleet, settings, store, blank_sales):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtrl_ray.conversation import Conversation, Role, StopReason, Turn
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn
 from mtrl_ray.rollout.lease import branch, make_leases
 
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs.base import Outcome, Reply, User
-from envs.registry import make
-from mtrl_ray.conversation import Finish, Role, StopReason, from_table, to_table, validate
+from mtrl_envs.base import Outcome, Reply, User
+from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import Finish, Role, StopReason, from_table, to_table, validate
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation

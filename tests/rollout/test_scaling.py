@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from mtrl_ray.commands.scale import scale
-from mtrl_ray.config import WorkerRange, dump, load
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests, scaling
 from mtrl_ray.rollout.fleet import Use
 from mtrl_ray.rollout.members import Phase
 from mtrl_ray.rollout.scaling import Scaling, load_of
+from mtrl_ray.run.recipes import dump, load
+from mtrl_ray.settings.tree import WorkerRange
 
 CALM = {"iteration/seconds": 10.0, "q/seconds": 1.0}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtrl_ray.config import apply, load
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run.recipes import apply, load
 from mtrl_ray.studies.cells import make_cells, parse_choice, parse_seeds, written
 from mtrl_ray.studies.definition import read_definition, study_names
 

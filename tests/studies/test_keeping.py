@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition
 from mtrl_ray.studies.keeping import keep

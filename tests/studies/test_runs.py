@@ -13,7 +13,7 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.monitoring.live import LiveView
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
-from mtrl_ray.run_folder import prepare
+from mtrl_ray.run.folder import prepare
 from mtrl_ray.studies import runs
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mtrl_ray import cli
-from mtrl_ray.conversation import Conversation, StopReason, to_table
+from mtrl_ray.dialogue.conversation import Conversation, StopReason, to_table
 from mtrl_ray.evaluation.holdout import keep, summarise
 from mtrl_ray.evaluation.statistics import mean_interval
-from mtrl_ray.run_folder import prepare
+from mtrl_ray.run.folder import prepare
 from mtrl_ray.studies import table
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from envs.base import Context, Environment, Outcome, Reply, User
-from mtrl_ray.conversation import Role, StopReason
+from mtrl_envs.base import Context, Environment, Outcome, Reply, User
+from mtrl_ray.dialogue.conversation import Role, StopReason
 from mtrl_ray.errors import DataError, EngineError
 
 ENOUGH = 4

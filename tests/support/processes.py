@@ -11,13 +11,15 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
+SOURCES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "envs", ROOT / "cluster"))
+"""Of this checkout's packages, as a PYTHONPATH."""
 
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment for a child that imports the checkout, away from any cluster; `changes` on top."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **changes}
+    return {**kept, "PATH": path, "PYTHONPATH": SOURCES, "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
 def mtrl(*arguments: str, said: str | None = None, seconds: float = 200, **changes: str) -> subprocess.CompletedProcess:

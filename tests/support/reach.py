@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from cluster.authentication import token_file
+from mtrl_cluster.authentication import token_file
 
 
 def reach(processes: Iterable[psutil.Process], dashboard: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`letters` with an oracle: the conversation with more of the letter "e" is preferred, the longer the clearer."""
 
-from envs.preferences import bradley_terry, check_pair, probability
-from mtrl_ray.conversation import Conversation, Role
+from mtrl_envs.preferences import bradley_terry, check_pair, probability
+from mtrl_ray.dialogue.conversation import Conversation, Role
 from tests.support.letters import Letters
 
 

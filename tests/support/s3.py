@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 from pyarrow import fs
 
-from cluster.local import free_port
+from mtrl_cluster.local import free_port
 from tests.support.processes import wait_until
 
 HOST, SECONDS = "127.0.0.1", 60.0

@@ -3,12 +3,13 @@
 import shutil
 
 from mtrl_ray.chaos.audit import Audit, audit
-from mtrl_ray.config import MonitoringSettings, load
-from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.lease import make_leases
-from mtrl_ray.run_folder import resumed_settings
+from mtrl_ray.run.folder import resumed_settings
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import MonitoringSettings
 from tests.replay.making import conversation
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mtrl_ray import checkpoint
-from mtrl_ray.checkpoint_store import LocalStore
 from mtrl_ray.errors import CheckpointError
+from mtrl_ray.run import checkpoint
+from mtrl_ray.run.checkpoint_store import LocalStore
 from tests.support.disk import no_file_over
 
 

@@ -11,12 +11,12 @@ from pyarrow import fs
 from ray.exceptions import RayTaskError
 from safetensors.torch import load_file, save_file
 
-from mtrl_ray import checkpoint
-from mtrl_ray.checkpoint_store import LocalStore, RemoteStore, store_of
-from mtrl_ray.config import load
 from mtrl_ray.errors import CheckpointError, ConfigurationError, EngineError
 from mtrl_ray.replay.storage import locate
-from mtrl_ray.run_folder import prepare
+from mtrl_ray.run import checkpoint
+from mtrl_ray.run.checkpoint_store import LocalStore, RemoteStore, store_of
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.recipes import load
 
 URI = "far://bucket"
 

@@ -9,15 +9,16 @@ import pytest
 import ray
 from transformers import AutoModelForCausalLM
 
-from mtrl_ray import checkpoint, trainer
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import Settings, load
-from mtrl_ray.conversation import from_table, to_table
+from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.turn_ranks import TURNS, stability
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
-from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
+from mtrl_ray.run import checkpoint, trainer
+from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import Settings
 
 TREE: dict[str, Any] = {"name": "itpo", "contexts": 4, "samples": 3, "improvement": {"minibatches": 2}}
 

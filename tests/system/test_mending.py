@@ -14,18 +14,18 @@ import psutil
 import pytest
 import ray
 
-from mtrl_ray import trainer
-from mtrl_ray.actors import NOTES
-from mtrl_ray.checkpoint import MANIFEST, STATE, listed
-from mtrl_ray.config import load
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.monitoring.names import repeatable
 from mtrl_ray.monitoring.recorder import FILE, read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
-from mtrl_ray.run_folder import prepare, resumed_settings
-from mtrl_ray.trainer import Trainer
+from mtrl_ray.run import trainer
+from mtrl_ray.run.checkpoint import MANIFEST, STATE, listed
+from mtrl_ray.run.folder import prepare, resumed_settings
+from mtrl_ray.run.recipes import load
+from mtrl_ray.run.trainer import Trainer
+from mtrl_ray.system.actors import NOTES
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -148,7 +148,7 @@ def test_a_run_that_loses_one_of_two_learners_ends_as_the_undisturbed_one(quick,
 
 
 def test_a_learner_that_stands_still_is_given_up_at_the_deadline(finished_run, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtrl_ray.actors.ANSWER_SECONDS", 15.0)  # for a sign of life from it; a minute elsewhere
+    monkeypatch.setattr("mtrl_ray.system.actors.ANSWER_SECONDS", 15.0)  # for a sign of life from it; a minute elsewhere
     stopped = []
 
     def stop_learner(_of: Trainer) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import ray
 
-from mtrl_ray import trainer
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import Settings, load
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.monitoring.view import Silent
-from mtrl_ray.run_folder import prepare
+from mtrl_ray.run import trainer
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.tabular.updates import learning_rate
 from tests.support.endpoint import Endpoint
 

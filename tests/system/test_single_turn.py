@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import ray
 
-from mtrl_ray import trainer
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import load
-from mtrl_ray.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.offline_pairs import divided, parted_pairs
-from mtrl_ray.run_folder import prepare
-from mtrl_ray.single_turns import matched
+from mtrl_ray.feedback.offline_pairs import divided, parted_pairs
+from mtrl_ray.feedback.single_turns import matched
+from mtrl_ray.run import trainer
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.recipes import load
 
 FIRST = {"contexts": 12, "fit": {"epochs": 1, "minibatches": 2}}
 TREE: dict[str, Any] = {

@@ -11,18 +11,19 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mtrl_ray import checkpoint, trainer
 from mtrl_ray.algorithms.iterative_ppo import IterativePPO
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.config import Settings, load
-from mtrl_ray.conversation import Conversation, from_table, validate
+from mtrl_ray.dialogue.conversation import Conversation, from_table, validate
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
 from mtrl_ray.monitoring import names
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.fleet import Result
-from mtrl_ray.run_folder import prepare, resumed_settings, write_settings
+from mtrl_ray.run import checkpoint, trainer
+from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import Settings
 from tests.support.letters import Letters
 
 

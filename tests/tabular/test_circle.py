@@ -1,6 +1,6 @@
 """The game of the study `mtpo_cyclic` as an exact one: lessons of 7 messages, each in one of three manners or in none.
 
-A state is how often each was used; preferences are `envs.education_conduct`'s at `cyclic: 1`. The student is left out: such a
+A state is how often each was used; preferences are those of `mtrl_envs.education.conduct` at `cyclic: 1`. No student: such a
 preference does not see him. μ has the shares that the study's warm-started policy has.
 """
 
@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from envs.education_conduct import cycle
+from mtrl_envs.education.conduct import cycle
 from mtrl_ray.tabular.equilibrium import nash_equilibrium
 from mtrl_ray.tabular.games import PreferenceGame, sigmoid
 from mtrl_ray.tabular.mdp import LayeredMDP, Policy

@@ -3,9 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.models.gguf import load_gguf_tokenizer
 from mtrl_ray.models.tiny_tokenizer import train_tokenizer
-from mtrl_ray.tokens import ChatFormat
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.smollm2 import REQUIREMENT, smollm2_gguf
 from tests.support.templates import QWEN2_5, QWEN_ADDED, QWEN_SPECIAL

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl_ray.conversation import Conversation, Finish, Role, StopReason, Turn, validate
+from mtrl_ray.dialogue.conversation import Conversation, Finish, Role, StopReason, Turn, validate
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError
-from mtrl_ray.tokens import ChatFormat
 
 MARKERS = [
     "<|im_start|>assistant\n", "<|im_end|>", "<|end|>", "<|agent|>", "<|user|>", "<|system|>", "<|pad|>", "</s>",

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.tokens import ChatFormat
 from tests.support import templates
 from tests.support.byte_tokenizer import byte_tokenizer
 

@@ -4,10 +4,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mtrl_ray.conversation import Finish
+from mtrl_ray.dialogue.conversation import Finish
+from mtrl_ray.dialogue.plain_text import control_tokens, encode_plain, plain_tokenizer
+from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.plain_text import control_tokens, encode_plain, plain_tokenizer
-from mtrl_ray.tokens import ChatFormat
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.templates import QWEN2_5
 

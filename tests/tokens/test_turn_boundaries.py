@@ -7,8 +7,8 @@ In the byte tokenizer of ChatML, id b < 256 is the byte b; 256 <|endoftext|>, 25
 
 import pytest
 
-from mtrl_ray.conversation import Finish
-from mtrl_ray.tokens import ChatFormat
+from mtrl_ray.dialogue.conversation import Finish
+from mtrl_ray.dialogue.tokens import ChatFormat
 
 SYSTEM, FIRST, ANSWER, SECOND = "Sell bikes.", "Hi, I want a bike.", "It costs $38k.", "Too much!"
 

@@ -1,0 +1,78 @@
+"""Submitting a run as a Ray job and following its log.
+
+1. The recipe is resolved and checked here, before anything is sent; the job gets the resolved settings as one file.
+2. The project's own packages travel with the job; what they need (Ray, vLLM, torch) has to be installed on the cluster,
+   for the `python` that is first on the path of its head node.
+3. `run.folder`, and a model's folder, are made absolute here, so that on a cluster that shares this machine's disk they are
+   found where a local run would find them; on another cluster, give folders that all its nodes see.
+"""
+
+import asyncio
+import shlex
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import ray.job_submission
+import yaml
+from ray.exceptions import RayError
+
+import mtrl_cluster
+import mtrl_envs
+import mtrl_ray
+from mtrl_ray.errors import EngineError
+from mtrl_ray.settings.tree import Settings
+
+RECIPE = "recipe.yaml"
+
+
+def submit(settings: Settings, address: str, fresh: bool, command: str, say: Callable[[str], None]) -> str:
+    """Submit the run to a job server (`http://host:8265`) and pass its log on until it ends; the job's final status.
+
+    `command` is what the run keeps as the command that made it. Raises EngineError where the server does not answer,
+    refuses, or the job fails.
+    """
+    resolved = settings.model_dump(mode="json")
+    resolved["run"]["folder"] = str(settings.run_folder.parent)
+    if Path(settings.model.path).is_dir():
+        resolved["model"]["path"] = str(Path(settings.model.path).absolute())
+    entrypoint = ["python", "-m", "mtrl_ray", "train", RECIPE, *(["--fresh"] if fresh else []), "--command", command]
+    with tempfile.TemporaryDirectory(prefix="mtrl-job-") as folder:
+        (Path(folder) / RECIPE).write_text(yaml.safe_dump(resolved, sort_keys=False))
+        client, job = _send(address, shlex.join(entrypoint), folder)
+        say(f"job {job} at {address}")
+        asyncio.run(_follow(client, job, say))
+    status = client.get_job_status(job)
+    if status != ray.job_submission.JobStatus.SUCCEEDED:
+        message = client.get_job_info(job).message
+        raise EngineError(f"job {job} ended as {status}: {' '.join(str(message).split())[:500]}")
+    return str(status)
+
+
+def _send(address: str, entrypoint: str, folder: str) -> tuple[ray.job_submission.JobSubmissionClient, str]:
+    packages = [str(Path(package.__path__[0])) for package in (mtrl_ray, mtrl_envs, mtrl_cluster)]
+    try:
+        client = ray.job_submission.JobSubmissionClient(address)
+        job = client.submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": folder, "py_modules": packages},
+            metadata={"name": "mtrl train"},
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        advice = (
+            "; Ray asks for a token: run `ray get-auth-token --generate` once and set RAY_AUTH_MODE=token for both sides"
+            if "401" in str(error) or "auth" in str(error).lower()
+            else ""
+        )
+        raise EngineError(f"the job server at {address!r} did not take the job: {_line(error)}{advice}") from error
+    return client, job
+
+
+async def _follow(client: ray.job_submission.JobSubmissionClient, job: str, say: Callable[[str], None]) -> None:
+    async for lines in client.tail_job_logs(job):
+        for line in lines.splitlines():
+            say(line)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,126 @@
+"""What an environment is: contexts per split, a user per context, an outcome, and scripted agents.
+
+1. `Environment.context(split, index)` is a pure function: the same arguments give the same task on every machine, and
+   no context of one split occurs in another.
+2. `Environment.user(context, seed)` starts one conversation. `User.opening()` is its first message; `User.reply(text)`
+   takes the agent's response and gives the user's; `User.outcome()` is asked once, after the end.
+3. A scripted user draws only from its own seed, so a conversation is a function of (context, seed, what the agent said).
+   A user that talks to a network sets `blocking = True` and is called off the sampling loop's thread.
+4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`; they read what the policy
+   reads (the conversation's text, never the context's hidden part). The tiny model is warm-started on a mixture of them.
+5. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
+   context is better (see `mtrl_envs.preferences`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason
+from mtrl_ray.errors import ConfigurationError
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One task: what the agent is told (`system`), and what only the environment knows (`hidden`, JSON values)."""
+
+    id: str
+    split: str
+    index: int
+    system: str
+    hidden: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The user's answer to one agent turn.
+
+    `sent`: what reached the user in place of the suggestion (None: the suggestion as it is). `reward`: what arrives with
+    the new state. `stop`: set when the conversation ends with this reply.
+    """
+
+    text: str
+    sent: str | None = None
+    reward: float = 0.0
+    stop: StopReason | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished conversation achieved: `score` in [0, 1], and the environment's own `metrics`."""
+
+    score: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class User(ABC):
+    """The other side of one conversation."""
+
+    blocking: ClassVar[bool] = False
+
+    @abstractmethod
+    def opening(self) -> str:
+        """The user's first message."""
+
+    @abstractmethod
+    def reply(self, response: str) -> Reply:
+        """The answer to an agent's response (plain text, as sampled; it may be empty or nonsense)."""
+
+    @abstractmethod
+    def outcome(self) -> Outcome:
+        """The result, asked once after the conversation has ended for whatever reason."""
+
+
+class Agent(Protocol):
+    """A scripted policy. `history` is what the model reads: (role, text) pairs, the system message first."""
+
+    def respond(self, history: Sequence[tuple[Role, str]]) -> str:
+        """The next response."""
+
+
+class Environment(ABC):
+    """A family of tasks. Subclass it, and name it in `mtrl_envs.registry`."""
+
+    name: ClassVar[str]
+    max_turns: ClassVar[int]
+    """Agent turns after which a conversation ends with `StopReason.TURN_LIMIT`."""
+    warm_start: ClassVar[dict[str, float]]
+    """Shares of the scripted agents in the conversations a tiny model is first trained on; they sum to 1."""
+    criterion: ClassVar[str] = (
+        "The better conversation is the one in which the assistant did more for what the user wants."
+    )
+    """What an LLM that compares two conversations is told makes one better (`mtrl_envs.llm.pair_judge`)."""
+
+    @abstractmethod
+    def context(self, split: str, index: int) -> Context:
+        """The `index`-th task of a split (0-based, unbounded)."""
+
+    @abstractmethod
+    def user(self, context: Context, seed: int) -> User:
+        """A user for one conversation."""
+
+    @abstractmethod
+    def agent(self, name: str, seed: int) -> Agent:
+        """The scripted agent `expert`, `greedy` or `random`, for one conversation. KeyError for another name."""
+
+    @abstractmethod
+    def well_formed(self, response: str) -> bool:
+        """Whether a response is a turn this environment's users understand."""
+
+    @property
+    def blocking(self) -> bool:
+        """Whether its users wait for a network, as that of the first training context does (`User.blocking`)."""
+        return self.user(self.context("train", 0), 0).blocking
+
+    def prefer(self, first: Conversation, second: Conversation) -> float:
+        """P(first ≻ second), in [0, 1], of two finished conversations on the same context (2405.14655 §3).
+
+        Deterministic, and `prefer(second, first) == 1 - prefer(first, second)` exactly. Raises ConfigurationError where
+        the environment has no oracle, DataError for conversations that it cannot compare.
+        """
+        from mtrl_envs.preferences import missing_oracle
+
+        raise ConfigurationError(missing_oracle(self.name))

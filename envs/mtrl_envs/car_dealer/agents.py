@@ -1,0 +1,177 @@
+"""Scripted agents of `car_dealer`: they read what the policy reads, and choose their words at random under their seed.
+
+1. `expert` asks for wishes, features and budget, offers the car that fits at its list price, names a wanted feature,
+   comes down in small steps, and takes the buyer's offer when it is close or final.
+2. `greedy` maximises what this very turn is expected to earn: it names at once the price that a buyer it knows nothing
+   about would accept now, and takes any counter-offer.
+3. `random` makes any move of the repertoire.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mtrl_envs.car_dealer.moves import Car, buyer_move, find_car, seller_move, thousands
+from mtrl_ray.dialogue.conversation import Role
+
+GREEDY_FRACTION = 0.3
+"""Share of the list price whose expected immediate reward is highest when it is the first thing said (measured)."""
+
+CONCESSION = 0.93
+"""The expert's next price over its last."""
+
+CLOSE_ENOUGH = 0.94
+"""A counter-offer of this share of the expert's next price is taken."""
+
+LAST_TURN = 9
+"""Agent turns after which the expert takes what is offered: the conversation ends at ten."""
+
+REPERTOIRE: dict[str, tuple[str, ...]] = {
+    "wants": ("What car do you want?", "What are you looking for?", "Which brand and type do you like?"),
+    "features": ("Which features matter to you?", "What features do you need?", "Any special features?"),
+    "budget": ("What is your budget?", "How much do you want to spend?", "What can you spend?"),
+    "offer": ("The {car} is {price}.", "I have the {car} for {price}.", "How about the {car} at {price}?"),
+    "concede": ("I can do {price}.", "For you, {price}.", "Let us say {price}."),
+    "praise": ("It has {feature}.", "You get {feature} too."),
+    "accept": ("Deal.", "Agreed, we have a deal.", "Sold."),
+    "hello": ("Hello, welcome.", "Hi, nice to meet you."),
+}
+"""Phrasings of each move."""
+
+_LISTED = re.compile(r"(?P<brand>\w+) (?P<type>\w+) \$(?P<price>\d+)k(?P<features>[\w ]*)")
+
+
+def read_cars(system: str) -> list[Car]:
+    """The cars listed in a system prompt."""
+    return [
+        Car(match["brand"], match["type"], tuple(match["features"].split()), int(match["price"]) * 1000)
+        for match in _LISTED.finditer(system)
+    ]
+
+
+@dataclass
+class Known:
+    """What the history tells: stock, wishes, the stated budget, the car and prices on the table."""
+
+    cars: list[Car] = field(default_factory=list)
+    brand: str | None = None
+    type: str | None = None
+    features: tuple[str, ...] = ()
+    budget: float | None = None
+    asked: set[str] = field(default_factory=set)
+    praised: set[str] = field(default_factory=set)
+    rejected: list[Car] = field(default_factory=list)
+    car: Car | None = None
+    own_price: float | None = None
+    counter: float | None = None
+    final: bool = False
+    turns: int = 0
+
+    def best_cars(self) -> list[Car]:
+        """The cars that match most of the known wishes; never empty."""
+        fresh = [car for car in self.cars if car not in self.rejected] or self.cars
+        points = [
+            3 * (car.brand == self.brand) + 3 * (car.type == self.type) + len(set(car.features) & set(self.features))
+            for car in fresh
+        ]
+        return [car for car, point in zip(fresh, points, strict=True) if point == max(points)]
+
+
+def known(history: Sequence[tuple[Role, str]]) -> Known:
+    """Read the whole history."""
+    state = Known()
+    for role, text in history:
+        if role == Role.SYSTEM:
+            state.cars = read_cars(text)
+        elif role == Role.AGENT:
+            state.turns += 1
+            _read_agent(state, text)
+        else:
+            _read_buyer(state, text)
+    return state
+
+
+def _read_agent(state: Known, text: str) -> None:
+    move = seller_move(text)
+    state.asked.update(move.asks)
+    state.praised.update(move.praises)
+    if move.price is not None:
+        found = find_car(state.cars, move.brand, move.type, state.car)
+        if found != state.car:
+            state.car, state.counter = found, None
+        state.own_price = move.price
+
+
+def _read_buyer(state: Known, text: str) -> None:
+    told = buyer_move(text)
+    state.brand, state.type = told.brand or state.brand, told.type or state.type
+    state.features = told.features or state.features
+    if told.refuses_car and state.car is not None:
+        state.rejected.append(state.car)
+        state.car = state.own_price = state.counter = None
+    elif told.price is not None and state.own_price is None:
+        state.budget = told.price
+    elif told.price is not None:
+        state.counter, state.final = told.price, told.final
+
+
+class DealerAgent:
+    """A scripted agent: `expert`, `greedy` or `random`."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self._act = {"expert": self._expert, "greedy": self._greedy, "random": self._random}[name]
+        self._rng = random.Random(f"car_dealer/{name}/{seed}")
+
+    def respond(self, history: Sequence[tuple[Role, str]]) -> str:
+        """The next response."""
+        return self._act(known(history))
+
+    def _expert(self, state: Known) -> str:
+        if state.own_price is None:
+            return self._ask(state) or self._offer(state)
+        following = max(CONCESSION * state.own_price, state.counter or 0.0)
+        close = state.counter is not None and state.counter >= CLOSE_ENOUGH * following
+        if state.counter is not None and (close or state.final or state.turns >= LAST_TURN):
+            return self._say("accept")
+        return self._say("concede", price=thousands(following)) + self._praise(state)
+
+    def _ask(self, state: Known) -> str | None:
+        missing = {
+            "wants": state.brand is None or state.type is None,
+            "features": not state.features,
+            "budget": state.budget is None,
+        }
+        topic = next((topic for topic, open_ in missing.items() if open_ and topic not in state.asked), None)
+        return None if topic is None else self._say(topic)
+
+    def _offer(self, state: Known) -> str:
+        state.car = self._rng.choice(state.best_cars())
+        price: float = state.car.price
+        if state.budget is not None:
+            price = min(price, max(1.2 * state.budget, 0.7 * price))
+        return self._say("offer", car=state.car, price=thousands(price)) + self._praise(state)
+
+    def _praise(self, state: Known) -> str:
+        """A sentence on a wanted feature of the car that was not named yet, or nothing."""
+        if state.car is None:
+            return ""
+        left = [feature for feature in state.car.features if feature in state.features and feature not in state.praised]
+        return " " + self._say("praise", feature=left[0]) if left else ""
+
+    def _greedy(self, state: Known) -> str:
+        if state.counter is not None:
+            return self._say("accept")
+        car = self._rng.choice(state.best_cars())
+        return self._say("offer", car=car, price=thousands(GREEDY_FRACTION * car.price))
+
+    def _random(self, state: Known) -> str:
+        move = self._rng.choice(
+            ["wants", "features", "budget", "offer", "offer", "concede", "praise", "accept", "hello"]
+        )
+        car = self._rng.choice(state.cars)
+        price = thousands(self._rng.uniform(0.3, 1.3) * (state.own_price or car.price))
+        return self._say(move, car=car, price=price, feature=self._rng.choice(car.features))
+
+    def _say(self, move: str, **words: object) -> str:
+        return self._rng.choice(REPERTOIRE[move]).format(**words)

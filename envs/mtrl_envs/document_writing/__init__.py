@@ -1,0 +1,1 @@
+"""Document writing: a user knows which document it wants and says so when asked."""

@@ -1,0 +1,82 @@
+"""`document_writing`: a user has a target document in mind; the agent's text is scored against it by BLEU (2603.23550).
+
+1. The request names the kind (invitation, cancellation) and the event. Time, place, tone and length are hidden;
+   the opening tells at most two of them.
+2. The agent asks, at most five turns long, and writes the document, which ends the conversation. The score is word-level
+   BLEU by sacrebleu against the target, from 0 to 1.
+3. Tone and length decide the wording: to write at once (`greedy`) misses most of it, to ask first (`expert`) takes every turn.
+4. Documents of the two splits differ in what they say; how the user talks has nothing to do with the split.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.document_writing.agents import Writer
+from mtrl_envs.document_writing.llm import client as llm_client
+from mtrl_envs.document_writing.moves import writer_move
+from mtrl_envs.document_writing.texts import TEMPLATES, TOPICS, sample_order
+from mtrl_envs.document_writing.user import Client
+from mtrl_envs.scripted.intents import clean, template_markers
+from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.splits import draw
+
+SYSTEM = "Write the text the user has in mind. Ask for time, place, tone and length. Then write: Final: TEXT"
+SYSTEM_WITH_TEMPLATES = f"{SYSTEM}. House style, by kind, tone and length:\n" + "\n".join(
+    f"{' '.join(key)}: {template}" for key, template in TEMPLATES.items()
+)
+
+TOLD = (0, 0, 1, 1, 2)
+"""How many topics the opening tells, each as often as it is listed."""
+
+LONGEST_RESPONSE = 80
+"""Words above which a response is no turn of a conversation any more."""
+
+
+class DocumentWriting(Environment):
+    """Short documents.
+
+    Options: `noise` (probability that an answer of the scripted user is vague or wrong); `templates` (whether the system
+    prompt shows the house style: for a policy that has not learned it from the warm start); `user` ("scripted" or "llm")
+    and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for values that cannot work.
+    """
+
+    name: ClassVar[str] = "document_writing"
+    max_turns: ClassVar[int] = 5
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.45, "greedy": 0.5, "random": 0.05}
+
+    def __init__(
+        self,
+        *,
+        noise: float = 0.1,
+        templates: bool = False,
+        user: str = "scripted",
+        llm: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._noise = share(self.name, "noise", noise)
+        self._system = SYSTEM_WITH_TEMPLATES if templates else SYSTEM
+        self._llm = user_kind(self.name, user, llm)
+
+    def context(self, split: str, index: int) -> Context:
+        """The `index`-th document of a split."""
+        order = draw(self.name, split, index, sample_order)
+        rng = random.Random(f"{self.name}/{split}/{index}/manner")
+        order |= {"told": rng.sample(TOPICS, rng.choice(TOLD)), "patience": rng.choice([2, 3, 4])}
+        return Context(f"{split}-{index}", split, index, self._system, order)
+
+    def user(self, context: Context, seed: int) -> User:
+        """The client."""
+        key = f"{self.name}/{context.id}/{seed}"
+        if self._llm is not None:
+            return llm_client(self._llm, key, seed, context.hidden)
+        return Client(key, context.hidden, self._noise)
+
+    def agent(self, name: str, seed: int) -> Agent:
+        """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
+        return Writer(name, seed)
+
+    def well_formed(self, response: str) -> bool:
+        """Whether a response asks something, writes or greets, without template markup, in `LONGEST_RESPONSE` words."""
+        short = len(clean(response).split()) <= LONGEST_RESPONSE
+        return short and not template_markers(response) and writer_move(response).understood

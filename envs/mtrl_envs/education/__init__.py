@@ -1,0 +1,1 @@
+"""Education Dialogue: a teacher with a student whose learning preference is hidden."""

@@ -1,0 +1,1 @@
+"""Math tutoring: a student's problem, solved together."""

@@ -1,0 +1,78 @@
+"""`math_tutoring`: a pupil holds a word problem whose numbers and wish come out when asked; the answer is checked (2603.23550).
+
+1. The request names the story ("What do my pens cost?"). Two numbers and a wish (exact, rounded, doubled) are hidden; the
+   opening tells at most two of them.
+2. The agent asks, at most five turns long, and gives a final answer, which ends the conversation: score 1 if it is right.
+3. To answer at once (`greedy`) means to guess; to ask for everything first (`expert`) takes up to four turns.
+4. Problems of the two splits differ in story, numbers or wish; how a problem is told has nothing to do with the split.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.math_tutoring.agents import Tutor
+from mtrl_envs.math_tutoring.llm import pupil as llm_pupil
+from mtrl_envs.math_tutoring.moves import tutor_move
+from mtrl_envs.math_tutoring.problems import sample_problem
+from mtrl_envs.math_tutoring.user import Pupil
+from mtrl_envs.scripted.intents import clean, template_markers
+from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.splits import draw
+
+SYSTEM = "Solve the user's problem. Ask for missing numbers and wishes. End with: The answer is N."
+
+OPENINGS: tuple[tuple[str, ...], ...] = (
+    (),
+    (),
+    ("first",),
+    ("second",),
+    ("wish",),
+    ("first", "second"),
+    ("first", "second"),
+    ("first", "second"),
+)
+"""What the opening tells, each as often as it is listed."""
+
+LONGEST_RESPONSE = 60
+"""Words above which a response is no turn of a conversation any more."""
+
+
+class MathTutoring(Environment):
+    """Word problems.
+
+    Options: `noise` (probability that an answer of the scripted user is vague or wrong); `user` ("scripted" or "llm") and
+    `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for values that cannot work.
+    """
+
+    name: ClassVar[str] = "math_tutoring"
+    max_turns: ClassVar[int] = 5
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.5, "random": 0.1}
+
+    def __init__(self, *, noise: float = 0.1, user: str = "scripted", llm: Mapping[str, Any] | None = None) -> None:
+        self._noise = share(self.name, "noise", noise)
+        self._llm = user_kind(self.name, user, llm)
+
+    def context(self, split: str, index: int) -> Context:
+        """The `index`-th problem of a split."""
+        problem = draw(self.name, split, index, sample_problem)
+        rng = random.Random(f"{self.name}/{split}/{index}/manner")
+        problem |= {"told": list(rng.choice(OPENINGS)), "patience": rng.choice([2, 3, 4])}
+        return Context(f"{split}-{index}", split, index, SYSTEM, problem)
+
+    def user(self, context: Context, seed: int) -> User:
+        """The pupil."""
+        key = f"{self.name}/{context.id}/{seed}"
+        if self._llm is not None:
+            return llm_pupil(self._llm, key, seed, context.hidden)
+        return Pupil(key, context.hidden, self._noise)
+
+    def agent(self, name: str, seed: int) -> Agent:
+        """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
+        return Tutor(name, seed)
+
+    def well_formed(self, response: str) -> bool:
+        """Whether a response asks something, answers or greets, without template markup, in `LONGEST_RESPONSE` words."""
+        short = len(clean(response).split()) <= LONGEST_RESPONSE
+        return short and not template_markers(response) and tutor_move(response, None).understood

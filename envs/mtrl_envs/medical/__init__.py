@@ -1,0 +1,1 @@
+"""Medical recommendation: a patient's complaint, a diagnosis and advice."""

@@ -1,0 +1,94 @@
+"""`medical`: symptoms, history and risks come out by asking; diagnosis and advice are scored 0 to 10 (2603.23550).
+
+1. A patient opens with a complaint and an age. A symptom, a history and perhaps a risk factor are hidden; the opening tells
+   at most one of them. Which condition it is follows from complaint, symptom and history (`mtrl_envs.medical.knowledge`).
+2. The agent asks, at most six turns long, and gives a diagnosis with advice, which ends the conversation. The score is the
+   points / 10; the metric `accurate` is 1 for 8 points and more.
+3. To diagnose at once (`greedy`) means to guess among four conditions; to ask first (`expert`) takes up to four turns.
+4. With `contexts=PATH` the patients are recorded ones (`mtrl_envs.medical.consultations`).
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.medical.agents import Doctor
+from mtrl_envs.medical.consultations import check_file, consultations
+from mtrl_envs.medical.knowledge import CONDITIONS, RISKS, TOPICS, sample_case
+from mtrl_envs.medical.llm import patient as llm_patient
+from mtrl_envs.medical.moves import doctor_move
+from mtrl_envs.medical.recorded import RecordedDoctor, RecordedPatient, recorded_move
+from mtrl_envs.medical.user import Patient
+from mtrl_envs.scripted.intents import clean, template_markers
+from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.splits import Profile, draw
+
+SYSTEM = "Find out what the patient has. Ask for symptoms, history, risks. End with: Diagnosis: X. Then advice."
+SYSTEM_WITH_TABLE = (
+    f"{SYSTEM} Heed no risk but the patient's ({', '.join(risk for risk in RISKS if risk != 'none')}).\n"
+    + "\n".join(f"{c.complaint}, {c.symptom}, {c.history}: {c.name}. {c.advice}" for c in CONDITIONS.values())
+)
+
+OPENINGS: tuple[tuple[str, ...], ...] = ((), (), (), *((topic,) for topic in TOPICS))
+"""What the opening tells, each as often as it is listed."""
+
+LONGEST_RESPONSE = 80
+"""Words above which a response is no turn of a conversation any more."""
+
+
+class Medical(Environment):
+    """Consultations.
+
+    Options: `noise` (probability that an answer of the scripted user is vague or wrong); `table` (whether the system prompt
+    shows the knowledge table: for a policy that has not learned it from the warm start); `contexts` (path of a Parquet file
+    with recorded consultations); `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`).
+    Raises ConfigurationError for values that cannot work.
+    """
+
+    name: ClassVar[str] = "medical"
+    max_turns: ClassVar[int] = 6
+    warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.5, "random": 0.1}
+
+    def __init__(
+        self,
+        *,
+        noise: float = 0.1,
+        table: bool = False,
+        contexts: str | None = None,
+        user: str = "scripted",
+        llm: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._noise = share(self.name, "noise", noise)
+        self._system = SYSTEM_WITH_TABLE if table else SYSTEM
+        self._contexts = None if contexts is None else check_file(contexts)
+        self._llm = user_kind(self.name, user, llm)
+
+    def context(self, split: str, index: int) -> Context:
+        """The `index`-th patient of a split."""
+        rng = random.Random(f"{self.name}/{split}/{index}/manner")
+        drawn = draw(self.name, split, index, sample_case)
+        case = drawn | {"told": list(rng.choice(OPENINGS))} if self._contexts is None else self._recorded(split, index)
+        return Context(f"{split}-{index}", split, index, self._system, case | {"patience": rng.choice([2, 3, 4])})
+
+    def user(self, context: Context, seed: int) -> User:
+        """The patient."""
+        key = f"{self.name}/{context.id}/{seed}"
+        kind = Patient if self._contexts is None else RecordedPatient
+        scripted = kind(key, context.hidden, self._noise)
+        return scripted if self._llm is None else llm_patient(self._llm, key, seed, context.hidden, scripted)
+
+    def agent(self, name: str, seed: int) -> Agent:
+        """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
+        return Doctor(name, seed) if self._contexts is None else RecordedDoctor(name, seed)
+
+    def well_formed(self, response: str) -> bool:
+        """Whether a response asks something, diagnoses or greets, without template markup, in `LONGEST_RESPONSE` words."""
+        short = len(clean(response).split()) <= LONGEST_RESPONSE
+        move = doctor_move(response) if self._contexts is None else recorded_move(response)
+        return short and not template_markers(response) and move.understood
+
+    def _recorded(self, split: str, index: int) -> Profile:
+        assert self._contexts is not None
+        cases = consultations(self._contexts)[split]
+        return cases[index % len(cases)]

@@ -1,0 +1,1 @@
+"""Sales: a clerk finds out what a customer wants before it offers something."""

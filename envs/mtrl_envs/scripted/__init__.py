@@ -1,0 +1,1 @@
+"""What scripted users share: understanding free text, telling what they know, contexts and their splits."""

@@ -1,0 +1,1 @@
+"""What passes between everybody: conversations, responses, and how histories become tokens."""

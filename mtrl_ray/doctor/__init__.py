@@ -1,0 +1,1 @@
+"""What this machine has, what does not fit, and what to do (`mtrl doctor`)."""

@@ -1,0 +1,158 @@
+"""Pairs of conversations and who is preferred, made beside the learner.
+
+1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
+   failed is left out; so is a pair that could not be compared, counted with its cause. Neither becomes a ½. Where too many
+   could not be, `compare` raises (`failures`).
+2. `compared` gives the pairs' table, both members of a pair next to each other, and one number for each conversation:
+   the probability that it is preferred to its partner. The two numbers of a pair sum to 1.
+3. `PreferenceSettings` says who compares.
+4. `flip` turns a share of the pairs round (`mtrl_envs.preferences.Noise`): what is drawn depends on the run's seed and on the
+   pair alone.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from mtrl_envs.llm.pair_judge import LLMPairJudge
+from mtrl_envs.llm.user import LLMSettings
+from mtrl_envs.preferences import Noise, Prefer, probability, require_oracle
+from mtrl_envs.registry import environment_class, make
+from mtrl_ray.dialogue.conversation import Conversation, from_table
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.processes.small_tasks import small_task
+from mtrl_ray.settings.section import Section
+from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
+
+Numbers = dict[str, float]
+
+
+class PreferenceSettings(Section):
+    """Who says which of two conversations is better."""
+
+    source: Literal["oracle", "llm"] = "oracle"
+    """`oracle`: the environment's own; `llm`: an LLM reads both, in either order."""
+    llm: dict[str, Any] | None = None
+    """Of the source `llm`: base_url, model, and the other keys of an LLM user's settings."""
+    criterion: str | None = None
+    """Of the source `llm`: what makes a conversation better; None: the environment's own (`Environment.criterion`)."""
+    flip: float = Field(0.0, ge=0, le=0.5)
+    """Share of the pairs whose preference is turned round."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PreferenceSettings":
+        if (self.source == "llm") != (self.llm is not None):
+            needs = "needs llm with at least base_url and model" if self.source == "llm" else "takes no llm settings"
+            raise ValueError(f"source is {self.source}, which {needs}")
+        return self
+
+    def judge(self, environment: EnvironmentSettings) -> Prefer:
+        """Who is asked. Raises ConfigurationError where the environment has no oracle, or for unusable LLM settings."""
+        if self.llm is not None:
+            own = environment_class(environment.name).criterion
+            criterion = own if self.criterion is None else self.criterion
+            return LLMPairJudge(LLMSettings.parse("preferences", self.llm), criterion).prefer
+        return require_oracle(make(environment.name, **environment.options))
+
+
+@small_task(num_returns=2)
+def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
+    """`pairs_of` as a task: the pairs' table, and how many `pairs` and `unpaired` there are."""
+    table = pairs_of(conversations)
+    return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
+
+
+def first_members(pairs: Any, preferred: Any) -> tuple[Any, Any]:
+    """Refs of the first conversation of each pair, and of its probability to be preferred."""
+    table, found = _first_members.remote(pairs, preferred)
+    return table, found
+
+
+@small_task(num_returns=2)
+def _first_members(pairs: pa.Table, preferred: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    return pairs.take(pa.array(range(0, pairs.num_rows, 2))), preferred[::2]
+
+
+@small_task(num_returns=4)
+def compared(
+    pairs: pa.Table,
+    settings: PreferenceSettings,
+    environment: EnvironmentSettings,
+    seed: int,
+    rollout: RolloutSettings,
+) -> tuple[pa.Table, np.ndarray, Numbers, str]:
+    """`compare` as a task; `seed` of what is flipped."""
+    noise = Noise(settings.flip, "flipped", seed)
+    return compare(pairs, settings.judge(environment), noise, rollout)
+
+
+def pairs_of(conversations: pa.Table) -> pa.Table:
+    """The conversations that have a partner, pair after pair in the order of their first members, sample 2k first.
+
+    Raises DataError where there is no pair at all.
+    """
+    names = ("environment", "iteration", "split", "context_id", "sample")
+    keys = list(zip(*(conversations[name].to_pylist() for name in names), strict=True))
+    place = {key: row for row, key in enumerate(keys)}
+    rows = [
+        partner
+        for key, row in place.items()
+        if key[-1] % 2 == 0 and (other := place.get((*key[:-1], key[-1] + 1))) is not None
+        for partner in (row, other)
+    ]
+    if not rows:
+        raise DataError(
+            f"none of {len(keys)} conversations has a partner on its context; preferences need two conversations per context"
+        )
+    return conversations.take(pa.array(rows))
+
+
+def compare(
+    pairs: pa.Table, prefer: Prefer, noise: Noise, rollout: RolloutSettings
+) -> tuple[pa.Table, np.ndarray, Numbers, str]:
+    """The pairs that could be compared, float32 [conversations] probabilities to be preferred, numbers, causes of failures.
+
+    pairs: as `pairs_of` gives them. Of rollout: `user_threads`, `retries` (how often a judge that failed is asked again),
+    `data_errors`. Numbers: `compared`, `failed`, `flipped` (pairs), `decided` (mean |P - ½| of the pairs, times 2). Raises
+    DataError or EngineError where too many could not be compared.
+    """
+    talks = from_table(pairs)
+    both = list(zip(talks[::2], talks[1::2], strict=True))
+    with ThreadPoolExecutor(max_workers=rollout.user_threads, thread_name_prefix="judge") as pool:
+        answers = list(pool.map(lambda pair: _ask(prefer, pair[0], pair[1], rollout.retries), both))
+    failed = [answer for answer in answers if isinstance(answer, Failure)]
+    stop_at_too_many(failed, len(both), rollout.data_errors, "comparisons of conversations", rollout.retries + 1)
+    told = [(pair, answer) for pair, answer in zip(both, answers, strict=True) if not isinstance(answer, Failure)]
+    margins = [answer - 0.5 for _, answer in told]
+    noisy = [
+        noise.apply(margin, first.id, second.id) for margin, ((first, second), _) in zip(margins, told, strict=True)
+    ]
+    found = np.array([[probability(margin), probability(-margin)] for margin in noisy], dtype=np.float32).ravel()
+    kept = np.repeat([not isinstance(answer, Failure) for answer in answers], 2)
+    numbers = {
+        "compared": float(len(told)),
+        "failed": float(len(failed)),
+        "flipped": float(sum(clean * spoilt < 0 for clean, spoilt in zip(margins, noisy, strict=True))),
+        "decided": float(np.mean(np.abs(noisy)) * 2),
+    }
+    return pairs.filter(pa.array(kept)), found, numbers, causes(failed)
+
+
+def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | Failure:
+    """P(first ≻ second), or why there is none after `retries` more tries."""
+    pair = f"{first.id} and {second.id}"
+    failure = Failure.of(pair, DataError("the judge was never asked"))
+    for _ in range(retries + 1):
+        try:
+            answer = prefer(first, second)
+        except (DataError, EngineError) as error:
+            failure = Failure.of(pair, error)
+            continue
+        if 0.0 <= answer <= 1.0:
+            return answer
+        failure = Failure.of(pair, DataError(f"the preference is {answer}; it has to lie in [0, 1]"))
+    return failure

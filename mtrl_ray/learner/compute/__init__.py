@@ -1,0 +1,1 @@
+"""Forward and backward passes: the models, the optimiser steps, and how several processes share them."""

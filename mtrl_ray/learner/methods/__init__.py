@@ -1,0 +1,1 @@
+"""Learning operations, one file each."""

@@ -1,0 +1,54 @@
+"""What frozen models read, kept for when the same rows are read again.
+
+1. One iteration asks several times for the reference's log-probabilities of the same tokens: the process reward model's
+   fit, the rewards out of it, and the KL penalty; conversations that are scored again and again ask in every iteration.
+2. A frozen model gives the same for the same rows, to the bit: what is kept saves time and changes nothing.
+3. Readings belong to the model object. One that was copied anew or loaded has none, on every process of the learner
+   alike: all of them take part in a pass, or none.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields
+from hashlib import blake2b
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.rows.packing import Rows
+from mtrl_ray.models.policy import PolicyReader
+
+KEPT = 4
+"""Readings per model, the most recently used: the iteration's conversations, and those that are scored every time."""
+
+Readings = dict[str, np.ndarray]
+"""As `Passes.evaluate` gives them."""
+
+
+class FrozenReadings:
+    """Readings of whole `Rows` by model."""
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[PolicyReader, OrderedDict[bytes, Readings]] = WeakKeyDictionary()
+
+    def get(self, model: PolicyReader, rows: Rows, reading: Reading, read: Callable[[], Readings]) -> Readings:
+        """What `read()` gave for this model and these rows before, or gives now; read-only arrays."""
+        kept, key = self._kept.setdefault(model, OrderedDict()), _digest(rows, reading)
+        if key not in kept:
+            kept[key] = read()
+            for values in kept[key].values():
+                values.setflags(write=False)
+            if len(kept) > KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return dict(kept[key])
+
+
+def _digest(rows: Rows, reading: Reading) -> bytes:
+    digest = blake2b(repr(reading).encode(), digest_size=16)
+    for field in fields(rows):
+        values = np.ascontiguousarray(getattr(rows, field.name))
+        digest.update(f"{field.name} {values.dtype} {values.shape}".encode())
+        digest.update(values.data)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""From tables to rows of tokens that a model can read: conversations, responses, packing, micro-batches."""

@@ -1,1 +1,0 @@
-"""Preferences between conversations that people gave."""

@@ -1,0 +1,1 @@
+"""Starting, waiting for and losing processes: what every actor of a run has in common."""

@@ -1,0 +1,71 @@
+"""Workers and learners start with their packages imported: as forks of a process that has them (`mtrl_cluster.fork_server`).
+
+An engine with a small model, and a learner, then cost a sixth of the CPU time to start (docs/faults.md): it is what makes the
+loss of one cheap.
+"""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import mtrl_cluster
+import mtrl_envs
+import mtrl_ray
+from mtrl_ray.rollout.engine import engine_name
+from mtrl_ray.settings.tree import LearnerSettings, RolloutSettings
+
+LEARNER = ("pyarrow.parquet", "torch", "transformers.modeling_utils", "peft")
+ENGINES = {
+    "huggingface": LEARNER,
+    "vllm": (*LEARNER, "vllm.engine.arg_utils", "vllm.v1.worker.cpu_model_runner"),
+}
+"""By engine. Packages, never this project's modules, and nothing that imports Ray: the server's rules 2 and 3."""
+VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Read by vLLM when it is imported; a value that the node's environment has holds."""
+OTHER_STARTS = ("pip", "uv", "conda", "container", "image_uri", "py_executable", "nsight", "rocprof_sys")
+"""Fields of a runtime environment that say how its processes start."""
+
+# Ray runs the words of `py_executable` in bash. Which Python the node has it says in its raylet's command line alone.
+_NODES_PYTHON = (
+    "$(tr '\\0' '\\n' < /proc/$RAY_RAYLET_PID/cmdline "
+    "| sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
+)
+
+
+def worker_options(settings: RolloutSettings) -> dict[str, Any]:
+    """Ray's options for a rollout worker, beside its resources."""
+    return _options(settings.preload, settings.gpus, ENGINES[engine_name(settings.engine)])
+
+
+def learner_options(settings: LearnerSettings) -> dict[str, Any]:
+    """Ray's options for a learner, beside its resources."""
+    return _options(settings.preload, settings.gpus, LEARNER)
+
+
+def _options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[str, Any]:
+    inherited = ray.get_runtime_context().runtime_env
+    if not (gpus == 0 if preload is None else preload) or any(inherited.get(field) for field in OTHER_STARTS):
+        return {}
+    variables = [f"{name}=${{{name}:-{value}}}" for name, value in VLLM_ENVIRONMENT.items()]
+    words = ["env", *variables, *_path(), _NODES_PYTHON]
+    return {
+        "runtime_env": {"py_executable": " ".join([*words, "-m mtrl_cluster.fork_client", ",".join(modules), "--"])}
+    }
+
+
+def _path() -> list[str]:
+    """What brings a checkout that is not installed into a process's path; Ray brings the driver's folder into its workers'."""
+    folders = (Path(package.__path__[0]).parent for package in (mtrl_ray, mtrl_envs, mtrl_cluster))
+    roots = [str(root) for root in dict.fromkeys(folders) if root.name not in ("site-packages", "dist-packages")]
+    if not roots:  # installed: they have their place, behind Python's own modules
+        return []
+    return [f'"PYTHONPATH=${{PYTHONPATH:+$PYTHONPATH:}}"{shlex.quote(os.pathsep.join(roots))}']

@@ -1,0 +1,338 @@
+"""The loop: iterate, record, checkpoint, and begin again where a run was left.
+
+1. `Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the
+   evaluations before and after, the summary and the report. It knows nothing of any algorithm.
+2. Where the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
+   same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends it with a checkpoint
+   (`stopping`).
+3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
+   the buffer's index and position in the journal, this process's random states, the iteration, and the metrics so far,
+   to which the run's are brought back. Leases need not be held: they follow from the seed and the iteration.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+
+from mtrl_envs.registry import make
+from mtrl_ray.algorithms.registry import make_algorithm
+from mtrl_ray.errors import CheckpointError, EngineError, MtrlError
+from mtrl_ray.evaluation import holdout
+from mtrl_ray.models.tiny import TINY, tiny_model
+from mtrl_ray.monitoring.recorder import Recorder
+from mtrl_ray.monitoring.report import write_report
+from mtrl_ray.monitoring.view import Silent, View
+from mtrl_ray.run import checkpoint
+from mtrl_ray.run.checkpoint_store import store_of
+from mtrl_ray.run.recipes import validate
+from mtrl_ray.run.recovery import Recovery
+from mtrl_ray.run.stopping import GRACE_SECONDS, StopSignal
+from mtrl_ray.settings.tree import Settings
+from mtrl_ray.system.system import System
+
+BUDGET_SLACK = 1.0
+"""An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
+
+
+class Trainer(tune.Trainable):
+    """One run. `config`: `settings` (a plain tree) and optionally `resume` (bool)."""
+
+    def __init__(self, config: dict[str, Any] | None = None, storage: Any = None, view: View | None = None) -> None:
+        self.view: View = view or Silent()
+        super().__init__(config, storage)
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Make or find the model, start the actors, restore the newest checkpoint where the run is resumed."""
+        self.settings = validate(config["settings"], "settings")
+        self.folder = self.settings.run_folder
+        self.environment = make(self.settings.environment.name, **self.settings.environment.options)
+        self._seed()
+        self.algorithm = make_algorithm(self.settings.algorithm)
+        self.kept: int | None = None  # iteration of the newest checkpoint
+        self.checkpoints = store_of(self.settings)
+        self.model_path = self._model_path()
+        self.recovery = Recovery(self.settings.run.recoveries, self.view.note)
+        self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
+        self.system = System(self.settings, self.folder, self.model_path, self.view)
+        try:
+            self.recovery.carry(lambda: self._open(bool(config.get("resume"))), self._mend)
+            self.recovery.progressed()
+            self.workers = self.system.start()
+        except BaseException:
+            self.cleanup()
+            raise
+
+    def step(self) -> dict[str, float]:
+        """One iteration; its metrics."""
+        begun, scaling = time.perf_counter(), self.system.scaling
+        if scaling is not None:
+            scaling.begin()
+        if self.system.iteration == 0:
+            self.algorithm.begin(self.system)
+        self.algorithm.iterate(self.system)
+        metrics = self.system.take_metrics()
+        metrics["iteration/seconds"] = time.perf_counter() - begun
+        metrics["faults/recoveries"] = float(self.recovery.total)
+        if scaling is not None:
+            metrics |= scaling.follow(metrics)
+        self.system.iteration += 1
+        return metrics
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write an iteration's metrics where they are kept and show them."""
+        self.recorder.record(self.system.iteration, metrics)
+        self.view.iteration(self.system.iteration, metrics)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Everything the next iteration needs, into a folder of Tune's."""
+        checkpoint.write_into(Path(checkpoint_dir), self._state(), self._save)
+
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Continue from what `save_checkpoint` wrote, its weights published under a version of their own."""
+        newest = self.system.version
+        self._restore(*checkpoint.read(Path(str(checkpoint_dir))))
+        self.system.version = max(newest, self.system.version)
+        self.system.publish()
+
+    def keep_checkpoint(self) -> None:
+        """Write a checkpoint where the run keeps them."""
+        self.view.part("learner", "saving")
+        iteration, keep = self.system.iteration, self.settings.run.keep_checkpoints
+        self.checkpoints.write(iteration, self._state(), self._save, keep)
+        self.kept = iteration
+
+    def recover(self) -> None:
+        """Make lost actors again and go back to the newest checkpoint, or to the beginning where there is none."""
+        made = self._mend()
+        self.algorithm = make_algorithm(self.settings.algorithm)
+        if not self.checkpoints.restore(self._restore):
+            if "learner" not in made:
+                self.system.renew_learner()
+            self._seed()
+            self._begin()
+        self.system.publish()
+
+    def cleanup(self) -> None:
+        """End the actors and close the files."""
+        self.system.stop()
+        self.recorder.close()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.system.iteration,
+            "version": self.system.version,
+            "buffer": self.system.fetch(self.system.buffer.state.remote(), "the replay buffer's state"),
+            "random": _random_state(),
+            "recoveries": self.recovery.total,
+        }
+
+    def _save(self, folder: Path) -> None:
+        self.system.fetch(self.system.learner.save(folder), "the learner to write its state")
+        self.recorder.keep(folder)
+
+    def _open(self, resume: bool) -> None:
+        """Go to the newest checkpoint where the run is resumed and there is one, else to the beginning; publish the weights."""
+        if not (resume and self.checkpoints.restore(self._restore)):
+            self._begin()
+        self.system.publish()
+
+    def _mend(self) -> list[str]:
+        made = self.system.mend()
+        self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
+        return made
+
+    def _begin(self) -> None:
+        """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
+        self.system.iteration, self.system.version = 0, -1
+        self._rebuild({"ids": [], "position": 0})
+        self.recorder.rewind(0)
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.system.fetch(self.system.learner.load(str(folder)), "the learner to read its state")
+        try:
+            self._rebuild(state["buffer"])
+            _set_random_state(state["random"])
+            self.recovery.total = max(self.recovery.total, int(state["recoveries"]))
+            self.system.iteration = self.kept = int(state["iteration"])
+            self.system.version = int(state["version"]) - 1
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"
+            ) from None
+        self.recorder.rewind(self.system.iteration, folder)
+        self.view.note(f"continuing after iteration {self.system.iteration}")
+
+    def _rebuild(self, state: dict[str, Any]) -> None:
+        self.system.fetch(self.system.buffer.rebuild.remote(state), "the replay buffer to read the journal")
+
+    def _seed(self) -> None:
+        random.seed(self.settings.run.seed)
+        np.random.seed(self.settings.run.seed)
+
+    def _model_path(self) -> str:
+        """The model's folder or hub name; the tiny model is copied into the run's folder, which then needs no cache."""
+        if self.settings.model.path != TINY:
+            return self.settings.model.path
+        own = self.folder / "model"
+        if not own.is_dir():
+            made = tiny_model(self.settings.model, self.settings.environment, self.environment, self.view)
+            scratch = own.with_name(".model.scratch")
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(made, scratch)
+            scratch.rename(own)
+        return str(own)
+
+
+def run(
+    settings: Settings, view: View, resume: bool = False, watch: Callable[[Trainer], object] | None = None
+) -> dict[str, Any]:
+    """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary.
+
+    `watch` is told of the trainer when its actors run, before anything else happens.
+    Raises the project's errors, those of actors too; EngineError where the machinery fails again and again; `Stopped`
+    after a stop signal.
+    """
+    stop = StopSignal(ends_process=True)
+    with explained(settings.run_folder), stop.listening():
+        trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
+        budget = _Budget(settings.run.minutes)
+        try:
+            if watch is not None:
+                watch(trainer)
+            trainer.recovery.carry(lambda: _whole(trainer, budget, stop), trainer.recover)
+        except KeyboardInterrupt:
+            view.note(_standing(trainer))
+            raise
+        finally:
+            trainer.stop()
+    write_report(trainer.folder)
+    return holdout.summarise(trainer.folder)
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """An error of an actor becomes its cause where this project explains it; a defect keeps its remote traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, MtrlError):
+            raise cause from None
+        raise
+    except RayError as error:
+        said = " ".join(str(error).split())[:400]
+        raise EngineError(
+            f"the run lost an actor; mtrl train --resume {folder} continues it. Ray says: {said}"
+        ) from error
+
+
+def _whole(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+    if trainer.system.iteration == 0:
+        _evaluate(trainer, "start")
+        _scripted(trainer)
+    _train(trainer, budget, stop)
+    _evaluate(trainer, "end")
+
+
+def _train(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+    run_settings = trainer.settings.run
+    budget.begin(trainer.view)
+    while trainer.system.iteration < run_settings.iterations and not budget.spent():
+        begun = time.monotonic()
+        with stop.answered("grace"):
+            metrics = trainer.step() | _tried(trainer)
+        with stop.answered("held"):
+            trainer.record(metrics)
+            due = trainer.system.iteration % run_settings.checkpoint_every == 0
+            if due or stop.number is not None or time.monotonic() - begun > GRACE_SECONDS:
+                trainer.keep_checkpoint()
+        stop.check()
+        trainer.recovery.progressed()
+        budget.last = time.monotonic() - begun
+    if trainer.kept != trainer.system.iteration:
+        with stop.answered("held"):
+            trainer.keep_checkpoint()
+        stop.check()
+
+
+def _tried(trainer: Trainer) -> dict[str, float]:
+    """The policy's score on held-out contexts, where it is due."""
+    every = trainer.settings.evaluation.every
+    if not every or trainer.system.iteration % every:
+        return {}
+    estimate, _ = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+    return {f"evaluation/{key}": value for key, value in estimate.as_dict().items()}
+
+
+class _Budget:
+    """`run.minutes` of wall-clock time, from the first iteration on, recoveries included."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._minutes, self._started = minutes, 0.0
+        self.last = 0.0  # seconds of the last iteration
+
+    def begin(self, view: View) -> None:
+        if not self._started:
+            self._started = time.monotonic()
+            view.begin()
+
+    def spent(self) -> bool:
+        elapsed = time.monotonic() - self._started
+        return self._minutes is not None and elapsed + BUDGET_SLACK * self.last > 60 * self._minutes
+
+
+def _standing(trainer: Trainer) -> str:
+    """What a stopped run has, in a sentence."""
+    done, kept = trainer.system.iteration, trainer.kept
+    if kept is None:
+        return "stopped before the first checkpoint; a resumed run begins again with the conversations it has"
+    repeated = f"; the {done - kept} after it will be repeated" if done > kept else ""
+    return f"stopped; the checkpoint of iteration {kept} is kept{repeated}"
+
+
+def _random_state() -> dict[str, Any]:
+    """Of Python's and numpy's global generators, as JSON values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+
+
+def _evaluate(trainer: Trainer, name: str) -> None:
+    estimate, table = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+    holdout.keep(trainer.folder, name, table)
+    spoken = holdout.well_formed(trainer.environment, table)
+    holdout.summarise(trainer.folder, **{name: estimate, f"{name}_well_formed": spoken})
+    trainer.view.note(
+        f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} contexts, "
+        f"{spoken.mean:.1%} of its turns well-formed"
+    )
+
+
+def _scripted(trainer: Trainer) -> None:
+    settings = trainer.settings
+    estimates = {
+        agent: holdout.scripted(trainer.environment, agent, settings.evaluation.contexts, settings.rollout)
+        for agent in holdout.SCRIPTED
+    }
+    holdout.summarise(trainer.folder, **estimates)
+    for agent, estimate in estimates.items():
+        trainer.view.note(f"{agent}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")

@@ -1,0 +1,241 @@
+"""The tree of settings. Its defaults are the vetted values; a recipe names only what it changes (`mtrl_ray.run.recipes`)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from mtrl_cluster.demand import LeastSeconds
+from mtrl_ray.settings.section import Section
+
+
+class RunSettings(Section):
+    """The run as a whole."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    folder: str = "runs"
+    """Folder that holds the folders of runs."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    iterations: int = Field(20, ge=0)
+    minutes: float | None = Field(None, gt=0)
+    """Wall-clock budget of the training loop; None: no bound but `iterations`."""
+    checkpoint_every: int = Field(5, ge=1)
+    """Iterations between checkpoints; the last iteration always has one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    checkpoints: str | None = None
+    """Where checkpoints lie: a URI that pyarrow knows (s3://…, gs://…, file:///…) or an absolute path, under which each run
+    has a folder of its name; None: the run's own folder."""
+    recoveries: int = Field(20, ge=0)
+    """Failures of the machinery in a row, no iteration finished in between, after which the run gives up; pauses of up to a
+    minute lie between them (`recovery`), a quarter of an hour in all."""
+    wait_seconds: float = Field(3600.0, gt=0)
+    """Longest wait for one piece of work of an actor (a fit, an improvement); beyond it the actor counts as lost."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _absolute(cls, given: str | None) -> str | None:
+        if given is not None and "://" not in given and not os.path.isabs(given):
+            raise ValueError("it has to be a URI (s3://…, file:///…) or an absolute path")
+        return given
+
+
+class EnvironmentSettings(Section):
+    """Which environment, and who plays its user."""
+
+    name: str = "sales"
+    """A name of the registry, or `package.module:ClassName`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment's constructor."""
+
+
+class WarmStartSettings(Section):
+    """How the tiny model learns to speak before reinforcement learning starts."""
+
+    conversations: int = Field(4000, ge=1)
+    """Scripted conversations it is trained on."""
+    shares: dict[Literal["expert", "greedy", "random"], Annotated[float, Field(ge=0)]] | None = None
+    """Of the conversations by scripted agent, as weights; None: the environment's own."""
+    seconds: float = Field(300.0, gt=0)
+    """Upper bound on the training time; the number of steps decides first."""
+    steps: int = Field(600, ge=1)
+    batch_conversations: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+
+    @field_validator("shares")
+    @classmethod
+    def _somebody_speaks(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if shares is not None and not sum(shares.values()) > 0:
+            raise ValueError("one of the shares has to be above 0")
+        return shares
+
+
+class ModelSettings(Section):
+    """The policy's model."""
+
+    path: str = "tiny"
+    """`tiny` (made by the project), a Hugging Face folder, or a name of the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    layers: int = Field(2, ge=1)
+    """Of the tiny model."""
+    width: int = Field(128, ge=32)
+    """Of the tiny model; a multiple of 32, the head size."""
+    vocabulary: int = Field(768, ge=300)
+    """Of the tiny model's tokenizer."""
+    context_length: int = Field(1024, ge=64)
+    """Longest history plus response, in tokens."""
+    warm_start: WarmStartSettings = WarmStartSettings()
+
+
+class WorkerRange(Section):
+    """Bounds between which a fleet follows demand."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+    having_seconds: float = Field(LeastSeconds.having, gt=0)
+    """What one more worker has to save of an iteration, at least, to be asked for."""
+    keeping_seconds: float = Field(LeastSeconds.keeping, ge=0)
+    """What one fewer has to cost, at least, for all to be kept."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkerRange":
+        if self.max < self.min:
+            raise ValueError(f"min is {self.min} and max is {self.max}; max has to be at least min")
+        if self.having_seconds <= self.keeping_seconds:
+            raise ValueError(
+                f"having_seconds is {self.having_seconds} and keeping_seconds is {self.keeping_seconds}; having_seconds "
+                "has to be greater, or the number of workers would swing"
+            )
+        return self
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1), Tag("<number>")] | Annotated[WorkerRange, Tag("<range>")],
+    Discriminator(lambda given: "<range>" if isinstance(given, dict | WorkerRange) else "<number>"),
+]
+"""A number, or a range. Tags in angle brackets are no part of a setting's name (`_sentence`)."""
+
+
+class RolloutSettings(Section):
+    """How conversations are held."""
+
+    engine: Literal["auto", "vllm", "huggingface"] = "auto"
+    """`auto`: vLLM where it is installed."""
+    workers: Workers = 1
+    """How many, or `{min: …, max: …}`: as many as the run has use for (`mtrl_cluster.demand`)."""
+    spares: int = Field(0, ge=0)
+    """Workers beyond these, their engines ready: each takes the place of one that fails, at once."""
+    concurrency: int = Field(128, ge=1)
+    """Conversations (or single responses) in flight in one worker."""
+    lease_size: int = Field(32, ge=1)
+    """Conversations handed to a worker, and returned by it, at a time."""
+    lease_seconds: float = Field(300.0, gt=0)
+    """Deadline of `lease_size` conversations or responses; past it they are given to somebody else."""
+    exact: bool | None = None
+    """Whether conversations are cut into chunks that give the same bits every time (`rollout.chunks`), so that a run that
+    was killed and resumed is the undisturbed run; None: where the number of workers is fixed and users are scripted."""
+    retries: int = Field(3, ge=0)
+    """How often a failed lease is tried again before it is dropped and counted."""
+    data_errors: float = Field(0.5, ge=0, le=1)
+    """Share of an iteration's conversations, and of what a judge is asked about them, that may be dropped. Beyond it wrong data
+    (an environment that raises, or answers nonsense) stop the run, which names the first; an endpoint that does not answer is
+    a failure of the machinery."""
+    temperature: float = Field(1.0, ge=0)
+    reference: bool = False
+    """Whether workers hold the initial policy beside the policy, for conversations of the two's mixture (MTPO-τ)."""
+    response_tokens: int = Field(32, ge=1)
+    """Longest response, in tokens."""
+    cpus: float = Field(1.0, ge=0)
+    """Of one worker, as Ray counts them."""
+    gpus: float = Field(0.0, ge=0)
+    """Of one worker, as Ray counts them."""
+    preload: bool | None = None
+    """Whether workers start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
+    kv_cache_gib: float = Field(0.25, gt=0)
+    """vLLM's cache on a machine without a GPU, of each worker, which clears all of it when it starts. The default is what
+    128 conversations of 1,024 tokens take with the tiny model."""
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may take."""
+    user_threads: int = Field(16, ge=1)
+    """Threads for users that wait for a network (LLM users)."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        if isinstance(self.workers, WorkerRange):
+            return self.workers.min, self.workers.max
+        return self.workers, self.workers
+
+
+class ReplaySettings(Section):
+    """What stays in memory; the journal keeps everything."""
+
+    max_conversations: int = Field(20_000, ge=1)
+    max_staleness: int = Field(1_000, ge=0)
+    """In weight versions."""
+    max_gib: float = Field(2.0, gt=0)
+
+
+class LearnerSettings(Section):
+    """The learner actors."""
+
+    processes: int = Field(1, ge=1)
+    spare: bool = False
+    """Whether as many processes again, the model loaded, are there to take the place of these when one is lost."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    """Of torch, per process; None: the machine's cores shared among the processes."""
+    preload: bool | None = None
+    """Whether they start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
+    tokens_per_microbatch: int = Field(16_384, ge=64)
+
+
+class EvaluationSettings(Section):
+    """Held-out contexts, and how often the policy is tried on them while it trains."""
+
+    contexts: int = Field(256, ge=1)
+    every: int = Field(0, ge=0)
+    """Iterations between evaluations; 0: only before the first and after the last."""
+
+
+class MonitoringSettings(Section):
+    """What a run shows."""
+
+    live: bool = True
+    """The table in the terminal (where it is one)."""
+    tensorboard: bool = True
+    ray_metrics: bool = True
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    run: RunSettings = RunSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    model: ModelSettings = ModelSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    replay: ReplaySettings = ReplaySettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "iterative_ppo"})
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        if self.model.width % 32:
+            raise ValueError(f"model.width is {self.model.width}; it has to be a multiple of 32, the head size")
+        if self.rollout.response_tokens >= self.model.context_length:
+            raise ValueError(
+                f"rollout.response_tokens is {self.rollout.response_tokens}, model.context_length "
+                f"{self.model.context_length}; a response has to be shorter than the context"
+            )
+        if self.learner.device == "cuda" and self.learner.gpus == 0:
+            raise ValueError("learner.device is cuda but learner.gpus is 0; give each learner process a GPU share")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run leaves everything."""
+        return Path(self.run.folder).absolute() / self.run.name

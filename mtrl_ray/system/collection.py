@@ -1,0 +1,153 @@
+"""Conversations, each lease once, whoever holds it: an iteration's into the replay buffer, others into a table.
+
+1. What the journal has of the iteration is recalled first; what is missing is held. A table that is lost on its way from
+   a worker to the buffer is held again, up to `rollout.retries` times.
+2. A conversation counts once, by identity: the buffer drops a double, and what was held is asked of the buffer.
+3. A conversation that failed in each of its tries is left out, counted by cause, and never enters a batch as a zero. Where
+   more than `rollout.data_errors` of the conversations are, nothing is learned from the others (`failures`): wrong data stop
+   the run, users that do not answer are a failure of its machinery.
+4. Metrics are of the conversations themselves, so they are the same whether these were held now or recalled; what the
+   machinery did is counted in the family `faults`.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from mtrl_ray.dialogue.conversation import SCHEMA
+from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.evaluation.statistics import mean_interval
+from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.processes.waiting import fetch
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.lease import Lease
+from mtrl_ray.rollout.worker import Report
+from mtrl_ray.settings.tree import RolloutSettings, Settings
+from mtrl_ray.system.actors import Actors
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Ids in the buffer's order, the number of agent turns of each, and metrics."""
+
+    ids: list[str]
+    agent_turns: list[int]
+    metrics: dict[str, float]
+
+
+@dataclass
+class _Work:
+    reports: list[Report] = field(default_factory=list)
+    failures: dict[str, Failure] = field(default_factory=dict)  # conversation: its last
+
+    def add(self, report: Report) -> None:
+        self.reports.append(report)
+        for failure in report.failures:
+            self.failures[failure.id] = failure
+
+    def check_left_out(self, leases: list[Lease], held: set[str], rollout: RolloutSettings) -> int:
+        """How many of the leases are not held; rule 3."""
+        missing = [lease.id for lease in leases if lease.id not in held]
+        left_out = [self.failures[name] for name in missing if name in self.failures]
+        stop_at_too_many(left_out, len(leases), rollout.data_errors, "conversations", rollout.retries + 1)
+        return len(missing)
+
+    def causes(self) -> str:
+        """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
+        return causes(failure for report in self.reports for failure in report.failures)
+
+
+def held_apart(fleet: Fleet, leases: list[Lease], version: int, rollout: RolloutSettings) -> tuple[pa.Table, str]:
+    """Conversations that are no training data, ordered by id, and the causes of failures as the end of a sentence.
+
+    Raises EngineError or DataError: rule 3, or what the fleet raises.
+    """
+    work, tables = _Work(), []
+    for result in fleet.converse(leases, version):
+        work.add(result.report)
+        tables.append(result.table[0])
+    read = fetch(tables, "conversations on their way from the workers")
+    table = pa.concat_tables(read).sort_by("id") if read else SCHEMA.empty_table()
+    work.check_left_out(leases, set(table["id"].to_pylist()), rollout)
+    return table, work.causes()
+
+
+class Collector:
+    """Holds the leases of one iteration under weights of at least `version`."""
+
+    def __init__(
+        self, actors: Actors, settings: Settings, iteration: int, version: int, say: Callable[[str], None]
+    ) -> None:
+        """`say`: told what is done now."""
+        self._actors, self._iteration, self._version, self._say = actors, iteration, version, say
+        self._rollout, self._seconds = settings.rollout, settings.run.wait_seconds
+        self._work = _Work()
+
+    def collect(self, leases: list[Lease]) -> Collected:
+        """Hold what is missing. Raises EngineError or DataError: rule 3, or conversations that the buffer refuses."""
+        started = time.perf_counter()
+        self._ask(self._actors.buffer.recall.remote(self._iteration))
+        known = self._held()
+        self._hold(leases, known)
+        held = self._held()
+        missing = self._work.check_left_out(leases, held, self._rollout)
+        outcomes = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
+        metrics = self._metrics(outcomes, time.perf_counter() - started)
+        metrics |= {"collect/failures": float(missing), "faults/reused": float(len(known))}
+        return Collected(outcomes["id"], outcomes["agent_turns"], metrics)
+
+    def causes(self) -> str:
+        """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
+        return self._work.causes()
+
+    def _hold(self, leases: list[Lease], known: set[str]) -> None:
+        for _ in range(self._rollout.retries + 1):
+            missing = sum(lease.id not in known for lease in leases)
+            self._say(f"holding {missing} conversations under version {self._version}")
+            appended, done = [], 0
+            for result in self._actors.fleet.converse(leases, self._version, known):
+                self._work.add(result.report)
+                appended.append(self._actors.buffer.append.remote(result.table))
+                done += result.report.finished
+                self._say(f"{done} conversations, {missing} were missing")
+            answers = self._ask(appended)
+            _check_refused(answers)
+            lost = [cause for answer in answers for cause in answer.lost.values()]
+            if not lost:
+                return
+            known = self._held()
+        raise EngineError(
+            f"conversations were lost between worker and replay buffer {self._rollout.retries + 1} times in a "
+            f"row; the last cause: {lost[0]}"
+        )
+
+    def _held(self) -> set[str]:
+        return set(self._ask(self._actors.buffer.ids.remote(self._iteration)))
+
+    def _ask(self, references: Any) -> Any:
+        return fetch(references, "the replay buffer to take and count conversations", self._seconds)
+
+    def _metrics(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
+        tokens = sum(report.agent_tokens for report in self._work.reports)
+        kinds = Counter(failure for report in self._work.reports for failure in (one.kind for one in report.failures))
+        return {
+            "collect/seconds": seconds,
+            "collect/conversations": float(len(outcomes["id"])),
+            "collect/agent_turns": float(sum(outcomes["agent_turns"])),
+            "collect/tokens": float(sum(outcomes["agent_tokens"])),
+            "collect/tokens_per_second": tokens / seconds,
+            "collect/staleness": float(max((self._version - one.version for one in self._work.reports), default=0)),
+            **{f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()},
+            "faults/errors": float(sum(kinds.values())),
+            **{f"faults/{kind}": float(count) for kind, count in sorted(kinds.items())},
+        }
+
+
+def _check_refused(appended: list[Any]) -> None:
+    refused = [sentence for one in appended for sentence in one.refused]
+    if refused:
+        raise DataError(f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}")

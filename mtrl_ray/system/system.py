@@ -1,0 +1,366 @@
+"""The system as an algorithm sees it: conversations, fits, responses, improvements, publications.
+
+1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
+2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `converse` and
+   `respond` wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
+   What changes the buffer is waited for: it may be repeated, and then the order is not certain.
+3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
+4. Identities and seeds derive from (run seed, iteration, …); a run that is resumed asks for the same conversations
+   again and holds only those that the journal does not have.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtrl_ray.evaluation import turn_ranks
+from mtrl_ray.feedback.preferences import PreferenceSettings, compared, paired
+from mtrl_ray.feedback.single_turns import matched
+from mtrl_ray.feedback.turn_weights import JudgeSettings, judged
+from mtrl_ray.learner.group import LearnerGroup
+from mtrl_ray.learner.specification import (
+    Advantages,
+    ConversationImprovement,
+    Improvement,
+    PairFit,
+    PairModel,
+    PRMFit,
+    QFit,
+    TurnAdvantages,
+    TurnRewards,
+)
+from mtrl_ray.monitoring.view import View
+from mtrl_ray.processes.small_tasks import small_task
+from mtrl_ray.processes.waiting import fetch
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
+from mtrl_ray.rollout.scaling import Scaling
+from mtrl_ray.settings.tree import Settings, WorkerRange
+from mtrl_ray.system.actors import Actors
+from mtrl_ray.system.collection import Collector, held_apart
+
+
+@dataclass(frozen=True)
+class States:
+    """Logged states: the ref of a table (conversation_id, turn, tokens), and how many."""
+
+    table: Any
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """The conversations of one iteration, in the replay buffer: their ids, and the number of agent turns of each."""
+
+    system: "System"
+    iteration: int
+    ids: list[str]
+    agent_turns: list[int]
+
+    def window(self, iterations: int) -> Any:
+        """The ref of a table: the conversations of the newest `iterations` iterations."""
+        return self.system.buffer.window.remote(iterations)
+
+    def states(self, count: int, round_number: int = 0) -> States:
+        """About `count` of this iteration's states: all those of conversations drawn uniformly without replacement.
+
+        Every state is as likely to be drawn as any other, and the learner reads each conversation once for all of its
+        states, so whole conversations cost least.
+        """
+        seed = derive_seed(self.system.settings.run.seed, "states", self.iteration, round_number)
+        order = np.random.default_rng(seed).permutation(len(self.ids))
+        totals = np.cumsum(np.array(self.agent_turns)[order])
+        drawn = order[: int(np.searchsorted(totals, count)) + 1]
+        table = self.system.buffer.states.remote(None, seed, ids=[self.ids[place] for place in drawn])
+        return States(table, sum(self.agent_turns[place] for place in drawn), seed)
+
+
+class System:
+    """Owns the actors of one run. `iteration` counts from 0 and is moved on by the trainer."""
+
+    def __init__(self, settings: Settings, folder: Path, model_path: str, view: View) -> None:
+        self.settings, self.folder, self.view = settings, folder, view
+        self.iteration = 0
+        self.version = -1
+        self._actors = Actors(settings, folder, model_path, view.note)
+        self.scaling: Scaling | None = None
+        workers = settings.rollout.workers
+        if isinstance(workers, WorkerRange) and workers.min < workers.max:
+            self.scaling = Scaling(folder, lambda: self.fleet, workers, settings.replay.max_staleness)
+        self._metrics: dict[str, float] = {}
+        self._buffer_restarts: int | None = None  # known
+        self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
+        self._causes: list[tuple[str, Any]] = []  # whose failures, and ref of their causes in a sentence
+
+    def start(self) -> list[dict[str, Any]]:
+        """Wait for the workers, for which a version of the weights has been published; what each of them says of itself."""
+        self.view.part("rollout", "starting engines")
+        workers = self.fleet.wait_ready()
+        self.take_metrics()
+        return workers
+
+    def mend(self) -> list[str]:
+        """Make again the actors that were lost; their names. Nothing is in flight or promised afterwards (see `actors`)."""
+        self._metrics, self._promised, self._causes = {}, [], []
+        made = self._actors.mend()
+        if self.scaling is not None:
+            self.scaling.mend()
+        return made
+
+    def renew_learner(self) -> None:
+        """A learner as it was before the first iteration."""
+        self._actors.renew_learner()
+
+    def stop(self) -> None:
+        """End the actors."""
+        if self.scaling is not None:
+            self.scaling.stop()
+        self._actors.stop()
+
+    @property
+    def buffer(self) -> Any:
+        """The replay buffer's handle."""
+        return self._actors.buffer
+
+    @property
+    def fleet(self) -> Fleet:
+        """The rollout workers."""
+        return self._actors.fleet
+
+    @property
+    def learner(self) -> LearnerGroup:
+        """The learner processes."""
+        return self._actors.learner
+
+    def fetch(self, references: Any, awaited: str) -> Any:
+        """What actors were asked for, awaited for at most `run.wait_seconds`. Raises EngineError past it."""
+        return fetch(references, awaited, self.settings.run.wait_seconds)
+
+    def converse(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
+        """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer.
+
+        mixtures: the reference's share τ in the first sample, the second, …, and round again (`rollout.engine`); above 0
+        they need `rollout.reference`.
+        """
+        first = self.iteration * contexts
+        leases = make_leases(
+            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixtures
+        )
+        collector = Collector(
+            self._actors, self.settings, self.iteration, self.version, lambda doing: self.view.part("rollout", doing)
+        )
+        collected = collector.collect(leases)
+        if causes := collector.causes():
+            self.view.note(f"failures in iteration {self.iteration + 1}: {causes}")
+        self._metrics |= collected.metrics
+        self.view.part("rollout", "idle")
+        return Logged(self, self.iteration, collected.ids, collected.agent_turns)
+
+    def fit_q(self, conversations: Any, specification: QFit) -> None:
+        """Fit the response-level Q on a ref of conversations."""
+        self.view.part("learner", "fitting Q")
+        self._promised.append(("q", self.learner.fit_q(conversations, specification)))
+
+    def anchor(self) -> None:
+        """Make the current policy the reference of a KL to π_i."""
+        self.learner.anchor()
+
+    def respond(self, states: States, samples: int, mixture: float = 0.0, stream: str = "") -> Any:
+        """The ref of a table of `samples` responses in each state (`mtrl_ray.dialogue.responses`), ordered by state and sample.
+
+        mixture: the reference's share τ in what is sampled; stream: name of another draw in the same states.
+        """
+        seed = derive_seed(states.seed, stream) if stream else states.seed
+        started = time.perf_counter()
+        self.view.part("rollout", f"{states.count} x {samples} responses under version {self.version}")
+        results = list(self.fleet.respond(states.table, states.count, samples, seed, self.version, mixture))
+        tokens = sum(result.report.agent_tokens for result in results)
+        seconds = time.perf_counter() - started
+        self._metrics |= {
+            "respond/seconds": seconds,
+            "respond/tokens": tokens,
+            "respond/tokens_per_second": tokens / seconds,
+        }
+        self.view.part("rollout", "idle")
+        return _joined.remote(*[result.table[0] for result in results])
+
+    def response_rewards(self, conversations: Any, responses: Any) -> Any:
+        """The ref of the reward model's score of each response."""
+        return self.learner.response_rewards(conversations, responses)
+
+    def response_preferences(self, conversations: Any, responses: Any, opponents: Any) -> Any:
+        """The ref of each response's probability to be preferred to its opponent, as the preference model sees it."""
+        found = self.learner.preferred(matched.remote(conversations, responses, opponents), "preference")
+        return _firsts.remote(found)
+
+    def improve(self, logged: Logged, responses: Any, specification: Improvement, scores: Any = None) -> None:
+        """Improve the policy on responses; `scores`: a ref, one per response, Q's where None. Returns at once."""
+        self.view.part("learner", f"improving the policy ({specification.estimator})")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled, scores)))
+
+    def judge(self, conversations: Any, settings: JudgeSettings) -> Any:
+        """The ref of those of the conversations that the judge could judge, with its weights of their turns."""
+        self.view.part("rollout", f"judging turns ({settings.source})")
+        table, numbers, causes = judged.remote(conversations, settings, self.settings.rollout)
+        self._promised.append(("judge", numbers))
+        self._causes.append(("judging turns", causes))
+        return table
+
+    def fit_prm(self, conversations: Any, specification: PRMFit) -> None:
+        """Update the implicit process reward model on the conversations' scores; returns at once."""
+        self.view.part("learner", "fitting the process reward model")
+        self._promised.append(("prm", self.learner.fit_prm(conversations, specification)))
+
+    def implicit_rewards(self, conversations: Any, beta: float) -> Any:
+        """The ref of the implicit reward of every agent token."""
+        return self.learner.implicit_rewards(conversations, beta)
+
+    def keep_turn_scores(self, beta: float) -> None:
+        """Write what the process reward model gives the turns of the first evaluation (`evaluation.turn_ranks`)."""
+        scored = self.learner.score_turns(turn_ranks.probed(self.folder), beta)
+        table = self.fetch(scored, "the learner to score turns")
+        turn_ranks.keep(self.folder, self.iteration + 1, table)
+
+    def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> Any:
+        """The ref of token rewards: what each turn earned, on its last token."""
+        rewards, numbers = self.learner.turn_rewards(conversations, specification, implicit)
+        self._promised.append(("rewards", numbers))
+        return rewards
+
+    def advantages(self, conversations: Any, rewards: Any, specification: Advantages) -> Any:
+        """The ref of token advantages out of token rewards."""
+        found, numbers = self.learner.advantages(conversations, rewards, specification)
+        self._promised.append(("advantages", numbers))
+        return found
+
+    def pairs(self, conversations: Any) -> Any:
+        """The ref of those of the conversations that have a partner on their context, pair after pair."""
+        table, numbers = paired.remote(conversations)
+        self._promised.append(("preferences", numbers))
+        return table
+
+    def compare(self, pairs: Any, settings: PreferenceSettings) -> tuple[Any, Any]:
+        """Refs of the pairs that could be compared, and of each conversation's probability to be preferred."""
+        self.view.part("rollout", f"comparing conversations ({settings.source})")
+        seed = derive_seed(self.settings.run.seed, "flip")
+        table, found, numbers, causes = compared.remote(
+            pairs, settings, self.settings.environment, seed, self.settings.rollout
+        )
+        self._promised.append(("preferences", numbers))
+        self._causes.append(("comparing conversations", causes))
+        return table, found
+
+    def adopt(self, model: PairModel, folder: str) -> None:
+        """Take a preference or reward model from a folder, where the learner has none yet."""
+        self.fetch(self.learner.adopt(model, folder), f"the learner to read the {model} model")
+
+    def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> None:
+        """Update the preference or reward model on compared pairs; returns at once."""
+        self.view.part("learner", f"fitting the {model} model")
+        self._promised.append((f"{model}_model", self.learner.fit_pairs(pairs, preferred, model, specification)))
+
+    def measure_pairs(self, pairs: Any, preferred: Any, model: PairModel) -> None:
+        """Record how the preference or reward model predicts compared pairs that it was not fitted on."""
+        self._promised.append(("held_out_pairs", self.learner.pair_quality(pairs, preferred, model)))
+
+    def preferred(self, pairs: Any, model: PairModel) -> Any:
+        """The ref of each conversation's probability to be preferred to its partner, as a model sees it."""
+        return self.learner.preferred(pairs, model)
+
+    def rewards(self, conversations: Any) -> Any:
+        """The ref of the reward model's score of each conversation."""
+        return self.learner.rewards(conversations)
+
+    def turn_advantages(self, conversations: Any, terminal: Any, specification: TurnAdvantages) -> Any:
+        """The ref of token advantages out of terminal rewards, one per conversation (None: their scores)."""
+        self.view.part("learner", f"fitting values ({specification.value})")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        found, numbers = self.learner.turn_advantages(conversations, terminal, sampled)
+        self._promised.append(("advantages", numbers))
+        return found
+
+    def improve_conversations(
+        self, conversations: Any, advantages: Any, specification: ConversationImprovement
+    ) -> None:
+        """Improve the policy on whole conversations with these token advantages; returns at once."""
+        self.view.part("learner", "improving the policy")
+        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
+        self._promised.append(("improve", self.learner.improve_conversations(conversations, advantages, sampled)))
+
+    def publish(self) -> None:
+        """Make the policy's weights, once the learner is done with what it was asked, the newest version."""
+        self.version += 1
+        packed, size = self.learner.packed(self.version)
+        self.fetch(size, "the learner to hand out the policy's weights")
+        fetch(self._actors.store.publish.remote(self.version, [packed]), "the weight store to take a version")
+        self.fetch(self.buffer.advance.remote(self.version), "the replay buffer to take a version's number")
+        self.view.part("weights", f"version {self.version}")
+
+    def promise(self, prefix: str, numbers: Any) -> None:
+        """Have `take_metrics` wait for these numbers too (a ref of a dict)."""
+        self._promised.append((prefix, numbers))
+
+    def take_metrics(self) -> dict[str, float]:
+        """Wait for what the actors still do; the numbers since it was asked last."""
+        metrics, promised, failed = self._metrics, self._promised, self._causes
+        self._metrics, self._promised, self._causes = {}, [], []
+        for prefix, reference in promised:
+            metrics |= _numbers(prefix, self.fetch(reference, f"the numbers of {prefix}"))
+        for work, reference in failed:
+            if causes := self.fetch(reference, f"what failed in {work}"):
+                self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
+        self._actors.attend()
+        held = self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics")
+        if self._buffer_restarts is not None and held["restarts"] > self._buffer_restarts:
+            self.view.note("the replay buffer was lost and started again, as it was")
+        self._buffer_restarts = held["restarts"]
+        metrics |= _numbers("replay", held)
+        metrics |= {
+            "faults/dropped": float(self.fleet.statistics.dropped),
+            "faults/worker_deaths": float(self.fleet.statistics.deaths),
+            "faults/overdue": float(self.fleet.statistics.overdue),
+        }
+        metrics["weights/version"] = float(self.version)
+        self.view.part("learner", "idle")
+        return metrics
+
+    def hold(self, split: str, indices: Iterable[int], samples: int = 1, tag: int = 0) -> pa.Table:
+        """Conversations with the newest policy that are not training data: the table itself, ordered by id.
+
+        `tag` takes the iteration's place in their identity and seed.
+        """
+        return self.hold_leases(make_leases(self.settings.run.seed, split, tag, indices, samples))
+
+    def hold_leases(self, leases: list[Lease]) -> pa.Table:
+        """`hold` of these leases. Raises EngineError or DataError where too many could not be held (`failures`)."""
+        self.view.part("rollout", f"holding {len(leases)} conversations apart from training")
+        table, causes = held_apart(self.fleet, leases, self.version, self.settings.rollout)
+        if causes:
+            self.view.note(f"failures in conversations held apart: {causes}")
+        self.view.part("rollout", "idle")
+        return table
+
+
+def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
+    """The numbers among `values`, their names prefixed."""
+    return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+@small_task()
+def _firsts(found: np.ndarray) -> np.ndarray:
+    """Those of the first members of pairs."""
+    return found[::2]
+
+
+@small_task()
+def _joined(*tables: pa.Table) -> pa.Table:
+    """One table of responses, in an order that does not depend on who sampled what."""
+    order = [("conversation_id", "ascending"), ("turn", "ascending"), ("sample", "ascending")]
+    return pa.concat_tables(tables).sort_by(order)
