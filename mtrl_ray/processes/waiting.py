@@ -4,19 +4,29 @@
 actor counts as lost, as one that died does, and `recovery` decides what follows.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import overload
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from mtrl_ray.errors import EngineError
+from mtrl_ray.processes.refs import Ref, T
 
 ANSWER_SECONDS = 60.0
 """For answers that take no work: a number, an acknowledgement."""
 
 
-def fetch(references: Any, awaited: str, seconds: float = ANSWER_SECONDS) -> Any:
-    """The value of a ref, or of a list of refs. Raises EngineError past the deadline, and what the actor raised."""
+@overload
+def fetch(references: Ref[T], awaited: str, seconds: float = ANSWER_SECONDS) -> T: ...
+
+
+@overload
+def fetch(references: Sequence[Ref[T]], awaited: str, seconds: float = ANSWER_SECONDS) -> list[T]: ...
+
+
+def fetch(references: object, awaited: str, seconds: float = ANSWER_SECONDS) -> object:
+    """The value of a ref, or the values of a list of refs. Raises EngineError past the deadline, and what the actor raised."""
     try:
         return ray.get(references, timeout=seconds)
     except GetTimeoutError as error:
@@ -25,7 +35,7 @@ def fetch(references: Any, awaited: str, seconds: float = ANSWER_SECONDS) -> Any
         raise EngineError(f"waited {seconds:.0f} s for {awaited} and got no answer") from None
 
 
-def sound(references: list[Any], seconds: float) -> bool:
+def sound(references: Sequence[Ref[object]], seconds: float) -> bool:
     """Whether all of these calls are answered in time; false as soon as one of them fails because its actor is lost."""
     waiting, left = list(references), seconds
     while waiting:
