@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mtrl_ray.errors import CheckpointError
 from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.feedback.preferences import PreferenceSettings, compared, paired
 from mtrl_ray.feedback.single_turns import matched
@@ -116,6 +117,43 @@ class System:
     def renew_learner(self) -> None:
         """A learner as it was before the first iteration."""
         self._actors.renew_learner()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the run's place: `iteration`, `version`, and `buffer`, the replay buffer's state."""
+        return {
+            "iteration": self.iteration,
+            "version": self.version,
+            "buffer": self.fetch(self.buffer.state.remote(), "the replay buffer's state"),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the learner's models, optimisers and random states into `folder`."""
+        self.fetch(self.learner.save(folder), "the learner to write its state")
+
+    def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Continue from what `save` wrote and `state` returned; the caller publishes the weights, as the version of `state`.
+
+        Raises CheckpointError if either cannot be read.
+        """
+        self.fetch(self.learner.load(str(folder)), "the learner to read its state")
+        try:
+            iteration, version, buffer = int(state["iteration"]), int(state["version"]), state["buffer"]
+            self._rebuild_buffer(buffer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {folder}: its state is not of this version: {error!r}") from None
+        self.iteration, self.version = iteration, version - 1
+
+    def reset(self) -> None:
+        """Iteration 0 with an empty replay buffer and no published weights. The learner is left as it is."""
+        self.iteration, self.version = 0, -1
+        self._rebuild_buffer({"ids": [], "position": 0})
+
+    def next_iteration(self) -> None:
+        """The iteration is done; contexts and seeds are the next one's from now on."""
+        self.iteration += 1
+
+    def _rebuild_buffer(self, state: dict[str, Any]) -> None:
+        self.fetch(self.buffer.rebuild.remote(state), "the replay buffer to read the journal")
 
     def stop(self) -> None:
         """End the actors."""
