@@ -17,7 +17,8 @@ from mtrl_ray.doctor.checks import VISION, normalised
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>[0-9][0-9a-z.+]*)$")
-PACKAGES = ("mtrl_ray", "envs", "cluster")
+PACKAGES = {"mtrl_ray": "mtrl_ray", "mtrl_envs": "envs/mtrl_envs", "mtrl_cluster": "cluster/mtrl_cluster"}
+"""Where each package lies."""
 MAIN = ("ray", "transformers", "peft", "pyarrow", "pydantic", "openai", "setuptools")
 
 STUB = """#!/bin/bash
@@ -84,8 +85,8 @@ def test_every_library_that_is_imported_is_declared(project):
     declared = {normalised(Requirement(line).name) for group in groups for line in group}
     imported = {
         module.partition(".")[0]
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        for folder in PACKAGES.values()
+        for path in (ROOT / folder).rglob("*.py")
         for module in imported_modules(ast.parse(path.read_text()))
     }
     distributions = metadata.packages_distributions()
@@ -105,10 +106,13 @@ def imported_modules(tree: ast.AST) -> list[str]:
 
 def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=unwanted)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "README.md").write_text("mtrl-ray")
+    sources = set()
+    for package, folder in PACKAGES.items():
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unwanted)
+        files = (path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob("*.*"))
+        sources |= {f"{package}/{path}" for path in files}
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
     command = [
         sys.executable,
         "-m",
@@ -121,10 +125,12 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
         "dist",
         ".",
     ]
-    sources = {str(path.relative_to(tmp_path)) for package in PACKAGES for path in (tmp_path / package).rglob("*.*")}
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    assert sources - set(zipfile.ZipFile(wheel).namelist()) == set()
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert sources - held == set()
+    assert {f"{package}/py.typed" for package in PACKAGES} <= sources
+    assert any(name.endswith("/licenses/LICENSE") for name in held)
 
 
 class SetUp:
