@@ -75,7 +75,7 @@ def test_what_no_handler_reaches_is_ended_with_the_process():
     """The main thread waits outside Python for a file that never ends."""
     hanging = """
 import os, signal, pyarrow.fs as fs
-from mtrl_ray import stopping
+from mtrl_ray.run import stopping
 stopping.LAST_SECONDS = 0.5
 os.mkfifo("pipe")
 stop = stopping.StopSignal(ends_process=True)

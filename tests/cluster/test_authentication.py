@@ -43,7 +43,7 @@ def test_a_token_is_made_once_and_is_its_owners_alone(tmp_path: Path):
 HURRY = """
 import sys, time
 from pathlib import Path
-from cluster import authentication
+from mtrl_cluster import authentication
 made = authentication.secrets.token_hex
 def slowly(size):
     time.sleep(float(sys.argv[2]))  # the other one comes meanwhile

@@ -110,7 +110,7 @@ def test_the_server_ends_with_the_last_raylet_that_it_served(start, raylet: subp
 def test_the_server_ends_when_nobody_needs_it(start, raylet: subprocess.Popen):
     name = f"mtrl-test-{raylet.pid}"
     code = (
-        "import sys; from cluster import fork_server as server; server.IDLE_SECONDS = server.LOOK_SECONDS = 0.1; "
+        "import sys; from mtrl_cluster import fork_server as server; server.IDLE_SECONDS = server.LOOK_SECONDS = 0.1; "
         f"sys.argv[1:] = ['{name}', '{raylet.pid}']; server.main()"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), timeout=SECONDS, check=False).returncode == 0
