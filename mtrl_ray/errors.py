@@ -27,3 +27,9 @@ class EngineError(MtrlError):
 
 class CheckpointError(MtrlError):
     """A checkpoint or model folder is torn, missing or of another run."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -108,7 +108,7 @@ def blank_sales(tmp_path_factory: pytest.TempPathFactory, sales_settings) -> Pat
     """A model folder for `sales` with random weights."""
     from mtrl_envs.measure import conversations
     from mtrl_envs.registry import make
-    from mtrl_ray.models.tiny import blank_model
+    from mtrl_ray.models.blank import blank_model
 
     folder = tmp_path_factory.mktemp("blank-sales")
     blank_model(folder, sales_settings.model, list(conversations(make("sales"), "warm_start", 200, "train")))

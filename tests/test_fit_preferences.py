@@ -11,7 +11,7 @@ from mtrl_envs.measure import converse
 from mtrl_envs.registry import make
 from mtrl_ray import cli
 from mtrl_ray.dialogue.conversation import to_table
-from mtrl_ray.models.tiny import blank_model
+from mtrl_ray.models.blank import blank_model
 from mtrl_ray.models.value import ValueModel
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.settings.tree import ModelSettings

@@ -51,25 +51,14 @@ ORDER = (
 LOOSE = {"__init__.py", "__main__.py", "cli.py", "errors.py"}
 """The only modules that lie in `mtrl_ray/` itself."""
 ALLOWED: set[tuple[str, str]] = {
-    ("mtrl_cluster.jobs", "mtrl_envs"),
-    ("mtrl_cluster.jobs", "mtrl_ray"),
-    ("mtrl_cluster.jobs", "mtrl_ray.settings.tree"),
-    ("mtrl_cluster.session", "mtrl_ray.models.tiny"),
-    ("mtrl_cluster.session", "mtrl_ray.settings.tree"),
-    ("mtrl_ray.evaluation.standalone", "mtrl_ray.run.checkpoint_store"),
     ("mtrl_ray.feedback.learned", "mtrl_ray.system.system"),
     ("mtrl_ray.feedback.offline_pairs", "mtrl_ray.system.system"),
-    ("mtrl_ray.models.tiny", "mtrl_ray.learner.methods.imitation"),
-    ("mtrl_ray.models.tiny", "mtrl_ray.learner.specification"),
-    ("mtrl_ray.models.tiny", "mtrl_ray.monitoring.view"),
     ("mtrl_ray.monitoring.charts", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.contents", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.curves", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.examples", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.report", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.processes.preloading", "mtrl_ray"),
     ("mtrl_ray.processes.preloading", "mtrl_ray.rollout.engine"),
-    ("mtrl_ray.processes.writing", "mtrl_ray.replay.storage"),
     ("mtrl_ray.system.collection", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.system.system", "mtrl_ray.evaluation.turn_ranks"),
 }

@@ -283,7 +283,7 @@ class _Recovered:
 
 def _cpus(settings: Settings) -> int:
     """Of each node: two of them hold the whole run, one does not."""
-    from mtrl_cluster.session import demand
+    from mtrl_ray.processes.session import demand
 
     return max(1, math.ceil(demand(settings)[0] / 2))
 

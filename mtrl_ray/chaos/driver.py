@@ -139,7 +139,7 @@ def own_output() -> IO[str]:
 
 def main(folder: Path, address: str) -> None:
     """Begin or continue the run."""
-    from mtrl_cluster.session import connected
+    from mtrl_ray.processes.session import connected
     from mtrl_ray.run.folder import resumed_settings
     from mtrl_ray.run.lock import driven
 

@@ -40,7 +40,7 @@ def identical(
 
     `command`: recipe and overrides of `mtrl train`; the runs lie in `run.folder`, named after `run.name`.
     """
-    from mtrl_cluster.session import demand
+    from mtrl_ray.processes.session import demand
 
     rng, cpus = random.Random(seed), max(1, round(demand(settings)[0] + 0.49))
     with local_cluster(Shape(cpus=cpus)) as cluster:

@@ -25,9 +25,10 @@ def rollout(
 
     from mtrl_envs.registry import make
     from mtrl_ray.bench.rollout import bench_rollout
-    from mtrl_ray.models.tiny import TINY, tiny_model
     from mtrl_ray.monitoring.view import Silent
     from mtrl_ray.run.recipes import load
+    from mtrl_ray.run.tiny_model import tiny_model
+    from mtrl_ray.settings.tree import TINY
 
     torch.set_num_threads(1)
     settings = load(RECIPE, overrides or [])

@@ -18,9 +18,9 @@ def chat(
     engine: Annotated[Engine, typer.Option(help="huggingface starts fastest.")] = "huggingface",
 ) -> None:
     """Talk to a run's policy; an empty line ends the conversation."""
-    from mtrl_ray.evaluation.standalone import policy_folder
     from mtrl_ray.evaluation.talk import Table
     from mtrl_ray.run.folder import resumed_settings
+    from mtrl_ray.run.policy import policy_folder
 
     settings = resumed_settings(run)
     table = Table(settings, policy_folder(run, settings, checkpoint), engine)

@@ -30,11 +30,12 @@ def evaluate(
 def _evaluate(
     run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
 ) -> dict[str, dict[str, float]]:
-    from mtrl_cluster.session import connected
     from mtrl_envs.registry import make
     from mtrl_ray.evaluation.holdout import SCRIPTED, keep, scripted
-    from mtrl_ray.evaluation.standalone import hold, policy_folder
+    from mtrl_ray.evaluation.standalone import hold
     from mtrl_ray.evaluation.statistics import mean_interval
+    from mtrl_ray.processes.session import connected
+    from mtrl_ray.run.policy import policy_folder
 
     model = policy_folder(run, settings, checkpoint)
     environment = make(settings.environment.name, **settings.environment.options)

@@ -33,10 +33,9 @@ def fit_preferences(
     from mtrl_ray.evaluation.logged_preferences import KINDS, fit_logged_preferences, logged_pairs
     from mtrl_ray.feedback.pairs import read_pairs
     from mtrl_ray.learner.specification import PairFit, Supervision
-    from mtrl_ray.models.tiny import TINY
     from mtrl_ray.replay.journal import Journal
     from mtrl_ray.settings.section import validated
-    from mtrl_ray.settings.tree import ModelSettings
+    from mtrl_ray.settings.tree import TINY, ModelSettings
 
     if save is not None and model == TINY:
         raise ConfigurationError(

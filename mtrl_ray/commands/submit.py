@@ -15,7 +15,7 @@ def submit(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run of the same name.")] = False,
 ) -> None:
     """Submit a recipe to a Ray cluster as a job and follow its log."""
-    from mtrl_cluster.jobs import submit as submit_job
+    from mtrl_ray.run.jobs import submit as submit_job
     from mtrl_ray.run.recipes import load
 
     settings = load(recipe, overrides or [])

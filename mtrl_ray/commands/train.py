@@ -112,8 +112,8 @@ def _finite(value: Any) -> Any:
 
 
 def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[str, Any]:
-    from mtrl_cluster.session import connected
     from mtrl_ray.monitoring.live import LiveView
+    from mtrl_ray.processes.session import connected
     from mtrl_ray.run.trainer import run
 
     about, folder = settings.run, settings.run_folder

@@ -24,9 +24,9 @@ from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.pair_models import quality
 from mtrl_ray.learner.specification import PairFit, PairModel, Supervision
-from mtrl_ray.models.tiny import TINY, blank_model
+from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import held_out as is_held_out
-from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
+from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
 
 KINDS: tuple[PairModel, ...] = ("preference", "reward")
 

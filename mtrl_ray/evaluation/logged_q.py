@@ -22,9 +22,9 @@ from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.statistics import calibration, correlation
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import QFit, Supervision
-from mtrl_ray.models.tiny import TINY, blank_model
+from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import split_table
-from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
+from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
 
 FEWEST = 10
 """Pairs at one position below which they are left out of `by_turn`."""

@@ -7,14 +7,11 @@ loss of one cheap.
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 
-import mtrl_cluster
-import mtrl_envs
-import mtrl_ray
+from mtrl_ray.processes.packages import project_packages
 from mtrl_ray.rollout.engine import engine_name
 from mtrl_ray.settings.tree import LearnerSettings, RolloutSettings
 
@@ -64,7 +61,7 @@ def _options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[
 
 def _path() -> list[str]:
     """What brings a checkout that is not installed into a process's path; Ray brings the driver's folder into its workers'."""
-    folders = (Path(package.__path__[0]).parent for package in (mtrl_ray, mtrl_envs, mtrl_cluster))
+    folders = (package.parent for package in project_packages())
     roots = [str(root) for root in dict.fromkeys(folders) if root.name not in ("site-packages", "dist-packages")]
     if not roots:  # installed: they have their place, behind Python's own modules
         return []

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtrl_ray.errors import EngineError
-from mtrl_ray.replay.storage import first_line
+from mtrl_ray.errors import EngineError, first_line
 
 
 @contextmanager

@@ -14,10 +14,9 @@ import ray
 from ray.exceptions import RayError
 
 from mtrl_ray.dialogue.conversation import SCHEMA
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import DataError, first_line
 from mtrl_ray.replay.columns import faults
 from mtrl_ray.replay.journal import conform
-from mtrl_ray.replay.storage import first_line
 
 
 @dataclass(frozen=True)

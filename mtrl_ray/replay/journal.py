@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mtrl_ray.dialogue.conversation import SCHEMA
-from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.errors import DataError, EngineError, first_line
 from mtrl_ray.replay.columns import faults
-from mtrl_ray.replay.storage import QUARANTINED, Folder, first_line
+from mtrl_ray.replay.storage import QUARANTINED, Folder
 
 LOG = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.errors import ConfigurationError, DataError, first_line
 from mtrl_ray.replay.mapping import Mapping, find
-from mtrl_ray.replay.storage import first_line, locate
+from mtrl_ray.replay.storage import locate
 
 FORMATS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 CELL_CHARACTERS = 2**24

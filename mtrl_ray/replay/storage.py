@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from mtrl_ray.errors import ConfigurationError, EngineError
+from mtrl_ray.errors import ConfigurationError, EngineError, first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -151,9 +151,3 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

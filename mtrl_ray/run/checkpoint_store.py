@@ -17,8 +17,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from mtrl_ray.errors import CheckpointError, EngineError
-from mtrl_ray.replay.storage import Folder, first_line, locate, sync, sync_all
+from mtrl_ray.errors import CheckpointError, EngineError, first_line
+from mtrl_ray.replay.storage import Folder, locate, sync, sync_all
 from mtrl_ray.run import checkpoint
 from mtrl_ray.run.recovery import root
 from mtrl_ray.settings.tree import Settings

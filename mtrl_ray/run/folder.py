@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from mtrl_ray.errors import CheckpointError, ConfigurationError
-from mtrl_ray.models.tiny import TINY
 from mtrl_ray.monitoring.contents import COMMAND
 from mtrl_ray.run.checkpoint_store import store_of
 from mtrl_ray.run.lock import LOCK
 from mtrl_ray.run.recipes import apply, dump, validate
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.settings.tree import TINY, Settings
 
 CONFIG = "config.yaml"
 FIXED = ("run.name", "run.folder", "run.seed", "environment", "model", "algorithm.name")

@@ -26,7 +26,6 @@ from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import CheckpointError, EngineError, MtrlError
 from mtrl_ray.evaluation import holdout
-from mtrl_ray.models.tiny import TINY, tiny_model
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.monitoring.report import write_report
 from mtrl_ray.monitoring.view import Silent, View
@@ -35,7 +34,8 @@ from mtrl_ray.run.checkpoint_store import store_of
 from mtrl_ray.run.recipes import validate
 from mtrl_ray.run.recovery import Recovery
 from mtrl_ray.run.stopping import GRACE_SECONDS, StopSignal
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.run.tiny_model import tiny_model
+from mtrl_ray.settings.tree import TINY, Settings
 from mtrl_ray.system.system import System
 
 BUDGET_SLACK = 1.0

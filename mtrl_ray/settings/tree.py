@@ -9,6 +9,9 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from mtrl_cluster.demand import LeastSeconds
 from mtrl_ray.settings.section import Section
 
+TINY = "tiny"
+"""As `model.path`: the tiny model, which the project makes itself."""
+
 
 class RunSettings(Section):
     """The run as a whole."""
@@ -73,7 +76,7 @@ class WarmStartSettings(Section):
 class ModelSettings(Section):
     """The policy's model."""
 
-    path: str = "tiny"
+    path: str = TINY
     """`tiny` (made by the project), a Hugging Face folder, or a name of the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     layers: int = Field(2, ge=1)

@@ -22,9 +22,9 @@ from ray import tune
 
 from mtrl_envs.registry import make
 from mtrl_ray.errors import EngineError
-from mtrl_ray.models.tiny import TINY, tiny_model
 from mtrl_ray.monitoring.view import Silent
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.run.tiny_model import tiny_model
+from mtrl_ray.settings.tree import TINY, Settings
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.progress import Progress
 from mtrl_ray.studies.runs import State, complete, failure, record_failure, state

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import ray
 
-from mtrl_cluster.session import connected, demand
 from mtrl_ray.monitoring.live import LiveView
+from mtrl_ray.processes.session import connected, demand
 from mtrl_ray.run.stopping import StopSignal
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.progress import Progress, Say

@@ -19,7 +19,7 @@ SMALL_TASKS = """
 import sys
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from mtrl_cluster.session import connected
+from mtrl_ray.processes.session import connected
 from mtrl_ray.run.recipes import load
 from mtrl_ray.processes.small_tasks import small_task
 

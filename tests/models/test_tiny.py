@@ -8,14 +8,14 @@ import numpy as np
 
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.chat import chat_format
-from mtrl_ray.models import tiny
-from mtrl_ray.models.tiny import make_tiny, tiny_model
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
+from mtrl_ray.run import tiny_model as tiny
 from mtrl_ray.run.recipes import load
+from mtrl_ray.run.tiny_model import make_tiny, tiny_model
 from mtrl_ray.settings.tree import ModelSettings, WarmStartSettings
 
 DONE = {"steps": 600.0, "loss": 0.0}

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from mtrl_cluster.session import connected, demand, shortage
 from mtrl_ray.errors import ConfigurationError, EngineError
+from mtrl_ray.processes.session import connected, demand, shortage
 from mtrl_ray.run.recipes import load
 from tests.support.processes import ROOT, environment
 
 OWN = """
 import json, os, psutil, ray, time
-from mtrl_cluster.session import connected
+from mtrl_ray.processes.session import connected
 from mtrl_ray.run.recipes import load
 from tests.support.reach import reach
 settings = load("sales", ["rollout.workers=3", "rollout.cpus=2", "learner.cpus=1.5"])

@@ -19,8 +19,7 @@ from mtrl_cluster.authentication import join, switch_on
 from mtrl_cluster.loopback import confine, is_here
 from mtrl_cluster.task_processes import keep
 from mtrl_ray.errors import ConfigurationError, EngineError
-from mtrl_ray.models.tiny import TINY
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.settings.tree import TINY, Settings
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray of one's own that only moves the tiny model; others get Ray's own share of the memory."""

@@ -22,14 +22,12 @@ from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, to_table
 from mtrl_ray.learner.methods.imitation import imitate
 from mtrl_ray.learner.specification import Supervision
+from mtrl_ray.models.blank import blank_model
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings
 
-TINY = "tiny"
 RECIPE_VERSION = 1
 """Raised when the way the model is made changes, so that cached ones are not taken for new ones."""
-HEAD_SIZE = 32
-"""The smallest that vLLM's CPU attention kernels take."""
 
 
 def cache_folder() -> Path:
@@ -87,36 +85,6 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
         )
     view.part("warm start", f"done, loss {metrics['loss']:.3f}")
     return metrics
-
-
-def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) -> None:
-    """The tokenizer, and a Llama with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from mtrl_ray.models.tiny_tokenizer import train_tokenizer
-
-    texts = [turn.text for conversation in spoken for turn in conversation.turns]
-    texts += [turn.sent for conversation in spoken for turn in conversation.turns if turn.sent]
-    tokenizer = train_tokenizer(texts, model.vocabulary)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    heads = model.width // HEAD_SIZE
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=model.width,
-        intermediate_size=3 * model.width,
-        num_hidden_layers=model.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=model.context_length,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def _scripted(environment: Environment, model: ModelSettings, count: int) -> list[Conversation]:

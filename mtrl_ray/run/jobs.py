@@ -17,10 +17,8 @@ import ray.job_submission
 import yaml
 from ray.exceptions import RayError
 
-import mtrl_cluster
-import mtrl_envs
-import mtrl_ray
 from mtrl_ray.errors import EngineError
+from mtrl_ray.processes.packages import project_packages
 from mtrl_ray.settings.tree import Settings
 
 RECIPE = "recipe.yaml"
@@ -50,7 +48,7 @@ def submit(settings: Settings, address: str, fresh: bool, command: str, say: Cal
 
 
 def _send(address: str, entrypoint: str, folder: str) -> tuple[ray.job_submission.JobSubmissionClient, str]:
-    packages = [str(Path(package.__path__[0])) for package in (mtrl_ray, mtrl_envs, mtrl_cluster)]
+    packages = [str(package) for package in project_packages()]
     try:
         client = ray.job_submission.JobSubmissionClient(address)
         job = client.submit_job(
