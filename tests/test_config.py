@@ -47,8 +47,8 @@ def test_workers_are_a_number_or_a_range(given, bounds):
             r"rollout.workers is .*: min is 3 and max is 1; max has to be at least min",
         ),
         (
-            "rollout.workers={min: 1, max: 3, keeping_seconds: 2}",
-            r"rollout.workers is .*: having_seconds is 1.5 and keeping_seconds is 2.0; having_seconds has to be greater",
+            "rollout.workers={min: 1, max: 3, scale_down_seconds: 2}",
+            r"rollout.workers is .*: scale_up_seconds is 1.5 and scale_down_seconds is 2.0; scale_up_seconds has to be greater",
         ),
         ("rollout.workers={min: 0, max: 1}", r"rollout.workers.min is 0: .*greater than or equal to 1"),
         ("rollout.workers={min: 1}", r"rollout.workers.max is missing"),

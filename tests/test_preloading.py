@@ -8,7 +8,8 @@ import sys
 import psutil
 import ray
 
-from mtrl_ray.processes.preloading import ENGINES, LEARNER, learner_options, worker_options
+from mtrl_ray.processes.preloading import LEARNER, learner_options
+from mtrl_ray.rollout.choice import ENGINES, worker_options
 from mtrl_ray.settings.tree import LearnerSettings, RolloutSettings
 from tests.support.processes import environment
 
@@ -51,7 +52,7 @@ def test_a_job_that_says_how_its_processes_start_keeps_to_it(ray_cluster: None):
 
 
 def test_what_is_preloaded_can_be_forked():
-    modules = ENGINES["vllm"]
+    modules = ENGINES["vllm"].preload
     assert set(LEARNER) <= set(modules)
     code = (
         "import gc, importlib, json, sys; gc.disable(); from mtrl_cluster.fork_server import is_sound\n"

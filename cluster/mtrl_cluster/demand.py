@@ -1,18 +1,16 @@
-"""How many rollout workers a run has use for: a pure function of what its last iterations showed.
+"""How many rollout workers a run can use: a pure function of its last iterations.
 
-An iteration of T seconds asks the rollouts for work during R of them (conversations, responses), and during W ≤ R of those
-the learner has nothing to do: it waits. In the other T - R seconds the rollouts wait for the learner.
+In an iteration of T seconds there is rollout work (conversations, responses) for R seconds, and for W ≤ R of them the
+learner is idle: it waits. In the other T - R seconds the workers wait for the learner.
 
-1. With n workers, m of them would take W·n/m seconds in place of W: the iteration is shortened by W·(1 - n/m). The n-th
-   worker is worth having while it shortens the iteration by at least `WORTH_HAVING` of its length, and `having_seconds`.
-2. One too many: without it the iteration would be longer by R·(n/(n-1) - 1) at most. It is let go where that is less than
-   `WORTH_KEEPING` of the iteration, or than `keeping_seconds`. What lies between the two thresholds changes nothing, so a
-   steady load never flaps.
-3. A worker more than there were chunks of work at a time would have nothing to hold.
-4. Conversations that reach the learner as stale as the buffer's bound allows were collected too early: a quarter of the
-   workers is let go, at least one. Only collecting beside the learner can bring that about.
-5. One iteration is no trend: `UP` in a row have to ask for more than were asked for, `DOWN` in a row for fewer, all with
-   the same workers; the most cautious of them counts. Rule 4 does not wait.
+1. With m workers instead of n, W becomes W·n/m: the iteration is shorter by W·(1 - n/m). A worker is added if it shortens
+   the iteration by at least `WORTH_HAVING` of its length and by `scale_up_seconds`.
+2. Without the n-th worker the iteration is longer by at most R·(n/(n-1) - 1). It is removed if that is less than
+   `WORTH_KEEPING` of the iteration, or than `scale_down_seconds`. Between the two thresholds nothing changes, so a steady
+   load never flaps.
+3. There are never more workers than chunks of work at a time.
+4. One iteration is no trend: the number grows after `UP` iterations in a row ask for more, and shrinks after `DOWN` in a row
+   ask for fewer, all with the same workers; the most cautious of them counts.
 """
 
 from collections import deque
@@ -25,19 +23,18 @@ UP, DOWN = 2, 3
 
 @dataclass(frozen=True)
 class LeastSeconds:
-    """The least that counts of an iteration: below it are the costs of every call, which more workers do not share."""
+    """Least savings per iteration that count: below them are the fixed costs of each call, which more workers do not share."""
 
-    having: float = 1.5
-    keeping: float = 1.0
+    scale_up: float = 1.5
+    scale_down: float = 1.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one iteration showed.
+    """The load of one iteration.
 
-    `workers`: those that took work; `seconds` of the iteration, of which the rollouts were asked for work for
-    `rollout_seconds` and the learner waited for them for `waited_seconds`; `chunks`: the most pieces of work at a time;
-    `staleness`: how many weight versions behind the oldest conversation was when the learner got it, of at most `bound`.
+    `workers`: those that took work. `seconds`: of the iteration; there was rollout work for `rollout_seconds` of them, and the
+    learner waited for it for `waited_seconds`. `chunks`: most pieces of work at a time.
     """
 
     workers: int
@@ -45,17 +42,10 @@ class Load:
     rollout_seconds: float
     waited_seconds: float
     chunks: int
-    staleness: int = 0
-    bound: int | None = None
-
-    @property
-    def too_stale(self) -> bool:
-        """Whether conversations were as stale as is allowed; never where they are learned from at once."""
-        return self.bound is not None and self.staleness >= max(1, self.bound)
 
 
 class Demand:
-    """The policy, with its memory of the last iterations."""
+    """The scaling policy and its memory of the last iterations."""
 
     def __init__(self, least: int, most: int, counts: LeastSeconds | None = None) -> None:
         self._least, self._most, self._counts = least, most, counts or LeastSeconds()
@@ -63,17 +53,14 @@ class Demand:
         self._workers = 0
 
     def wanted(self, load: Load, asked: int) -> int:
-        """How many workers there should be after this iteration, where `asked` should have been: between least and most.
+        """The number of workers after this iteration, of which `asked` were wanted: between least and most.
 
-        Those who worked may be fewer than were asked for (nodes on their way) or more (some that leave).
+        Fewer may have worked (nodes are starting) or more (some are leaving).
         """
         now = max(load.workers, 1)
         if now != self._workers:
             self._answers.clear()
             self._workers = now
-        if load.too_stale:
-            self._answers.clear()
-            return self._bounded(min(now, asked) - max(1, now // 4))
         self._answers.append(self._bounded(answer(load, self._counts)))
         last = list(self._answers)
         if len(last) >= UP and min(last[-UP:]) > asked:
@@ -91,11 +78,11 @@ def answer(load: Load, counts: LeastSeconds | None = None) -> int:
     counts = counts or LeastSeconds()
     now, most = max(load.workers, 1), max(load.chunks, 1)
     wanted = min(now, most)
-    while wanted < most and _gain(load, wanted) >= max(WORTH_HAVING * _length(load, wanted), counts.having):
+    while wanted < most and _gain(load, wanted) >= max(WORTH_HAVING * _length(load, wanted), counts.scale_up):
         wanted += 1
     if wanted > now:
         return wanted
-    while wanted > 1 and _loss(load, wanted) < max(WORTH_KEEPING * _cautious_length(load, wanted), counts.keeping):
+    while wanted > 1 and _loss(load, wanted) < max(WORTH_KEEPING * _cautious_length(load, wanted), counts.scale_down):
         wanted -= 1
     return wanted
 

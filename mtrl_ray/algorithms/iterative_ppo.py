@@ -58,7 +58,7 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
     def iterate(self, system: "System") -> None:
         """One pass of the loop. Q is fitted while the responses are sampled: neither needs the other."""
         settings = self.settings
-        logged = system.converse(settings.contexts, settings.samples)
+        logged = system.rollout(settings.contexts, settings.samples)
         system.fit_q(logged.window(settings.window), settings.q)
         system.anchor()
         for round_number in range(settings.rounds):

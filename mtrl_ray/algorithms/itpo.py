@@ -67,7 +67,7 @@ class ITPO(Algorithm[ITPOSettings]):
     def iterate(self, system: "System") -> None:
         """One pass of the loop."""
         settings = self.settings
-        logged = system.converse(settings.contexts, settings.samples)
+        logged = system.rollout(settings.contexts, settings.samples)
         conversations, implicit = logged.window(1), None
         if settings.rewards.scheme == "judge":
             conversations = system.judge(conversations, settings.judge)

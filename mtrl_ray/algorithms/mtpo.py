@@ -162,7 +162,7 @@ class MTPO(Algorithm[MTPOSettings]):
     def iterate(self, system: "System") -> None:
         """One pass of the loop."""
         settings = self.settings
-        logged = system.converse(settings.contexts, settings.samples, settings.mixtures)
+        logged = system.rollout(settings.contexts, settings.samples, settings.mixtures)
         conversations, terminal = self._own(*self._ended(system, logged.window(1)))
         regularised = settings.advantages.model_copy(update={"alpha": settings.alpha})
         advantages = system.turn_advantages(conversations, terminal, regularised)

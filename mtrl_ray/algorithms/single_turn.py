@@ -108,7 +108,7 @@ class SingleTurn(Algorithm[SingleTurnSettings]):
     def iterate(self, system: "System") -> None:
         """One pass of the loop."""
         settings = self.settings
-        logged = system.converse(settings.contexts, 1)
+        logged = system.rollout(settings.contexts, 1)
         states = logged.states(settings.states)
         responses = system.respond(states, settings.responses)
         penalty = KL(coefficient=settings.alpha, kind="k1", place="reward", reference="initial")

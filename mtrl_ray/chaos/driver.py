@@ -20,8 +20,8 @@ from ray._private import state as ray_state
 from mtrl_ray.learner.group import LearnerActor
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.buffer import ReplayBuffer
-from mtrl_ray.rollout.members import Members
 from mtrl_ray.rollout.worker import RolloutWorker
+from mtrl_ray.rollout.worker_pool import WorkerPool
 from mtrl_ray.run.trainer import Trainer, run
 
 REPORT_SECONDS = 0.1
@@ -67,17 +67,17 @@ class Reports:
     def state(self) -> State:
         """As it is now."""
         system, settings = self._trainer.system, self._trainer.settings.learner
-        members: Members = system.fleet.members
-        ready = members.ready()
-        self._given |= {(member.number, member.up): member.given for member in ready}
+        pool: WorkerPool = system.fleet.pool
+        ready = pool.ready()
+        self._given |= {(worker.number, worker.up): worker.given for worker in ready}
         if time.monotonic() - self._looked > LOOK_SECONDS:
             listed = ray_state.actors().values()
             self._actors = [one for one in listed if one["State"] == "ALIVE" and one["JobID"] == self._job]
             self._looked = time.monotonic()
-        workers = [member.pid for member in ready]
+        workers = [worker.pid for worker in ready]
         learners, buffers = self._processes(LearnerActor), self._processes(ReplayBuffer)
-        wanted = members.wanted + members.spares + settings.processes * (1 + settings.spare) + 1
-        at_work = {*(member.pid for member in members.active()), *system.learner.processes}
+        wanted = pool.wanted + pool.spares + settings.processes * (1 + settings.spare) + 1
+        at_work = {*(worker.pid for worker in pool.active()), *system.learner.processes}
         return State(
             pid=os.getpid(),
             iteration=system.iteration,
@@ -116,9 +116,9 @@ class Reports:
 def obey(trainer: Trainer) -> None:
     """Break the engines that standard input names."""
     for line in sys.stdin:
-        for member in trainer.system.fleet.members.ready():
-            if line.split() == ["engine", str(member.pid)]:
-                member.actor.__ray_call__.remote(break_engine)
+        for worker in trainer.system.fleet.pool.ready():
+            if line.split() == ["engine", str(worker.pid)]:
+                worker.actor.__ray_call__.remote(break_engine)
 
 
 def break_engine(worker: Any) -> None:

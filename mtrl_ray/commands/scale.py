@@ -46,7 +46,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _show(state: "FleetState") -> None:
-    phases = {"ready": state.ready, "starting": state.starting, "ill": state.ill, "leaving": state.leaving}
+    phases = {"ready": state.ready, "starting": state.starting, "unhealthy": state.unhealthy, "leaving": state.leaving}
     shown = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
     by = "by hand" if state.by == "hand" else "as demand says"
     typer.echo(f"{state.wanted} of {state.least} to {state.most} workers wanted, {by}; {shown or 'none there'}")

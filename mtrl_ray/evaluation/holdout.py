@@ -26,7 +26,7 @@ TEST_TAG = 0
 
 def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
     """Mean score of the newest policy over the first `contexts` test contexts, and the conversations."""
-    table = system.hold("test", range(contexts), tag=TEST_TAG)
+    table = system.evaluation_rollouts("test", range(contexts), tag=TEST_TAG)
     return mean_interval(table["score"].to_numpy()), table
 
 

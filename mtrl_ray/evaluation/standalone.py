@@ -10,7 +10,7 @@ from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.settings.tree import Settings
-from mtrl_ray.system.collection import held_apart
+from mtrl_ray.system.collection import evaluation_rollouts
 from mtrl_ray.weights.store import read_files, start_store
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def hold(settings: Settings, model: Path, split: str, contexts: int, tag: int = 
     try:
         fleet.wait_ready()
         leases = make_leases(settings.run.seed, split, tag, range(contexts))
-        table, causes = held_apart(fleet, leases, 0, settings.rollout)
+        table, causes = evaluation_rollouts(fleet, leases, 0, settings.rollout)
     finally:
         fleet.stop()
         ray.kill(store)

@@ -7,8 +7,8 @@ from mtrl_envs.base import Outcome, Reply, User
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, StopReason
+from mtrl_ray.rollout.choice import make_engine
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
-from mtrl_ray.rollout.engine import make_engine
 from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.settings.tree import Settings
 

@@ -32,7 +32,7 @@ TAG = 0
 def whole_pairs(system: "System", contexts: int, settings: PreferenceSettings) -> tuple[Any, Any]:
     """Refs of compared pairs, and of each conversation's probability to be preferred to its partner."""
     indices = range(FIRST_CONTEXT, FIRST_CONTEXT + contexts)
-    held = system.hold("train", indices, samples=2, tag=TAG)
+    held = system.evaluation_rollouts("train", indices, samples=2, tag=TAG)
     return system.compare(system.pairs(ray.put(held)), settings)
 
 
@@ -40,8 +40,10 @@ def parted_pairs(system: "System", contexts: int, settings: PreferenceSettings, 
     """The same of pairs that end with two responses in one state, compared as `feedback` says."""
     indices = range(FIRST_CONTEXT, FIRST_CONTEXT + contexts)
     leases = {lease.id: lease for lease in make_leases(system.settings.run.seed, "train", TAG, indices)}
-    first = system.hold_leases(list(leases.values()))
-    second = system.hold_leases([branch(leases[talk.id], talk) for talk in iterate(first) if talk.agent_turns])
+    first = system.evaluation_rollouts_of(list(leases.values()))
+    second = system.evaluation_rollouts_of(
+        [branch(leases[talk.id], talk) for talk in iterate(first) if talk.agent_turns]
+    )
     pairs = system.pairs(ray.put(pa.concat_tables([first, second]).sort_by("id")))
     judged, read, numbers = parted.remote(pairs, feedback)
     system.promise("preferences", numbers)

@@ -28,6 +28,7 @@ from mtrl_ray.learner.specification import (
     TurnAdvantages,
     TurnRewards,
 )
+from mtrl_ray.processes.failures import root_cause
 from mtrl_ray.processes.preloading import learner_options
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.starting import without_collecting
@@ -129,7 +130,7 @@ class LearnerGroup:
             ) from None
         except ray.exceptions.RayTaskError as error:
             self.stop()
-            raise error.cause from None
+            raise root_cause(error) from None
         except ray.exceptions.RayActorError as error:
             self.stop()
             raise EngineError(f"a learner process died while it started: {error}") from None

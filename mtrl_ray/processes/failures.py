@@ -1,25 +1,30 @@
-"""Pieces of work that may fail each by itself (a conversation, a judge's answer about one): what is said, and how many may.
+"""Failures: of pieces of work that may fail each by itself (a conversation, a judge's answer about one), and of Ray's actors.
 
 1. A piece that failed in each of its tries is left out and counted; it never enters a batch as a zero or a ½.
-2. Where more than a share of the pieces (`rollout.data_errors`) is left out, or all of them, nothing is learned from the rest.
-   It is a DataError where wrong data alone are too many, for they would be wrong again; else an EngineError, which
-   `recovery` mends.
-3. Either names the first piece of its kind with its cause.
+2. If more than a share of the pieces (`rollout.data_errors`) is left out, or all of them, nothing is learned from the rest.
+   The error is a DataError if wrong data alone are too many, for they would be wrong again; else an EngineError, which
+   `recovery` handles. Either names the first piece of its kind with its cause.
+3. What Ray raises becomes an error of this project here and nowhere else: `explained` gives what the actor raised, or an
+   EngineError if Ray lost an actor or an object. `sentence` gives the cause of any error in one line.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mtrl_ray.errors import DataError, EngineError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from mtrl_ray.errors import DataError, EngineError, MtrlError
 
 SHOWN = 3
 """Causes of failures that are shown."""
+SENTENCE = 400
+"""Longest account of a failure, in characters."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A piece of work that did not succeed: its identity, the error's class name, its sentence."""
+    """A piece of work that failed: its identity, the error's class name, its sentence."""
 
     id: str
     kind: str
@@ -33,7 +38,7 @@ class Failure:
 
     @property
     def infrastructure(self) -> bool:
-        """Whether it says nothing about the data."""
+        """Whether the infrastructure failed, not the data."""
         return self.kind == EngineError.__name__
 
     @property
@@ -43,7 +48,7 @@ class Failure:
 
 
 def stop_at_too_many(left_out: Sequence[Failure], asked: int, allowed: float, work: str, tries: int) -> None:
-    """Raises DataError or EngineError where too many of the `asked` pieces were left out (rule 2).
+    """Raises DataError or EngineError if too many of the `asked` pieces were left out (rule 2).
 
     allowed: the share that may be; work: what the pieces are, in the plural; tries: of each.
     """
@@ -66,6 +71,32 @@ def stop_at_too_many(left_out: Sequence[Failure], asked: int, allowed: float, wo
 
 
 def causes(failures: Iterable[Failure]) -> str:
-    """The most frequent causes, as the end of a sentence; empty where nothing failed."""
+    """The most frequent causes, as the end of a sentence; empty if nothing failed."""
     counted = Counter(failure.cause[:300] for failure in failures)
     return "; ".join(f"{count} x {cause}" for cause, count in counted.most_common(SHOWN))
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What an actor or task raised, without Ray's wrappers; Ray's own error if it was lost."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    while isinstance(error, MtrlError) and isinstance(inner := getattr(error, "cause", None), MtrlError):
+        error = inner
+    return error
+
+
+def explained(error: BaseException) -> MtrlError | None:
+    """The error of this project behind `error` (rule 3); None for a defect, which has to be seen with its traceback."""
+    cause = root_cause(error)
+    if isinstance(cause, MtrlError):
+        return cause
+    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+        what = "an actor was lost" if isinstance(cause, RayActorError) else "Ray lost something"
+        return EngineError(f"{what} ({type(cause).__name__}: {' '.join(str(cause).split())[:SENTENCE]})")
+    return None
+
+
+def sentence(error: BaseException) -> str:
+    """The last line of an error: the sentence of what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

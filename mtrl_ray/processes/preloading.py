@@ -12,15 +12,10 @@ from typing import Any
 import ray
 
 from mtrl_ray.processes.packages import project_packages
-from mtrl_ray.rollout.engine import engine_name
-from mtrl_ray.settings.tree import LearnerSettings, RolloutSettings
+from mtrl_ray.settings.tree import LearnerSettings
 
 LEARNER = ("pyarrow.parquet", "torch", "transformers.modeling_utils", "peft")
-ENGINES = {
-    "huggingface": LEARNER,
-    "vllm": (*LEARNER, "vllm.engine.arg_utils", "vllm.v1.worker.cpu_model_runner"),
-}
-"""By engine. Packages, never this project's modules, and nothing that imports Ray: the server's rules 2 and 3."""
+"""Packages, never this project's modules, and nothing that imports Ray: the server's rules 2 and 3."""
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -38,17 +33,16 @@ _NODES_PYTHON = (
 )
 
 
-def worker_options(settings: RolloutSettings) -> dict[str, Any]:
-    """Ray's options for a rollout worker, beside its resources."""
-    return _options(settings.preload, settings.gpus, ENGINES[engine_name(settings.engine)])
-
-
 def learner_options(settings: LearnerSettings) -> dict[str, Any]:
     """Ray's options for a learner, beside its resources."""
-    return _options(settings.preload, settings.gpus, LEARNER)
+    return fork_options(settings.preload, settings.gpus, LEARNER)
 
 
-def _options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[str, Any]:
+def fork_options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[str, Any]:
+    """Ray's options for an actor whose process is a fork with these `modules` imported; none if it starts the ordinary way.
+
+    preload: None means if it takes no GPU.
+    """
     inherited = ray.get_runtime_context().runtime_env
     if not (gpus == 0 if preload is None else preload) or any(inherited.get(field) for field in OTHER_STARTS):
         return {}

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import DataError, first_line
+from mtrl_ray.processes.failures import root_cause
 from mtrl_ray.replay.columns import faults
 from mtrl_ray.replay.journal import conform
 
@@ -57,6 +58,6 @@ def _fetch(refs: list[ray.ObjectRef], seconds: float) -> tuple[dict[int, pa.Tabl
         try:
             fetched[position] = ray.get(ref, timeout=seconds)
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
+            cause = root_cause(error)
             lost[position] = f"{type(cause).__name__}: {first_line(cause)}"
     return fetched, lost

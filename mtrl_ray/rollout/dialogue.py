@@ -10,7 +10,7 @@ from mtrl_envs.base import Context, Environment, Reply, User
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError
-from mtrl_ray.rollout.engine import Generation, Request
+from mtrl_ray.rollout.engine import Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease, derive_seed
 
 
@@ -37,7 +37,7 @@ class Dialogue:
         self._taken = 0  # agent turns
         self._stop: StopReason | None = None
 
-    def begin(self, opening: str) -> Request | None:
+    def begin(self, opening: str) -> SampleRequest | None:
         """The first request, after the user's first message."""
         system, user = self._chat.open(self.context.system, opening)
         self._append(Turn(Role.SYSTEM, self.context.system, tokens=system))
@@ -63,7 +63,7 @@ class Dialogue:
         """The agent's next turn where the lease gives it; None: the engine is to be asked."""
         return self.lease.given[self._taken] if self._taken < len(self.lease.given) else None
 
-    def answer(self, reply: Reply) -> Request | None:
+    def answer(self, reply: Reply) -> SampleRequest | None:
         """Append the user's reply; the next request, or None when the conversation has ended."""
         last = self._turns[-1]
         last.sent, last.reward = reply.sent, float(reply.reward)
@@ -107,8 +107,8 @@ class Dialogue:
     def _fits(self) -> bool:
         return len(self._history) + self._limits.response_tokens <= self._limits.context_length
 
-    def _request(self) -> Request:
-        return Request(
+    def _request(self) -> SampleRequest:
+        return SampleRequest(
             id=f"{self.lease.id}/{self._taken}",
             prompt=list(self._history),
             seed=derive_seed(self.lease.seed, self._taken),

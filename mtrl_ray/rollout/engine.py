@@ -11,20 +11,16 @@
    `rollout.reference` is set.
 """
 
-import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
-
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One response to sample after `prompt` (token ids). `seed` in [0, 2**63); `max_tokens` >= 1; `mixture`: τ in [0, 1]."""
 
     id: str
@@ -51,7 +47,7 @@ class Engine(Protocol):
 
     version: int
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: SampleRequest) -> None:
         """Take a request. The prompt has to leave room for `max_tokens` in the model's context."""
 
     def step(self) -> list[Generation]:
@@ -74,34 +70,10 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
-def require_reference(request: Request, there: bool) -> None:
-    """Raises ConfigurationError for a request of a mixture where no reference is held."""
+def require_reference(request: SampleRequest, there: bool) -> None:
+    """Raises ConfigurationError for a request of a mixture if the engine holds no reference."""
     if request.mixture and not there:
         raise ConfigurationError(
             f"request {request.id!r} asks for a mixture with the reference, which this engine does not hold; set "
             "rollout.reference: true"
         )
-
-
-def engine_name(wanted: str) -> str:
-    """`vllm` or `huggingface` for a `rollout.engine` setting. Raises ConfigurationError where vLLM is asked for and absent."""
-    installed = importlib.util.find_spec("vllm") is not None
-    if wanted == "vllm" and not installed:
-        raise ConfigurationError(
-            "rollout.engine is 'vllm', but vllm is not installed; install the extra mtrl-ray[cpu] or mtrl-ray[gpu], "
-            "or use rollout.engine=huggingface"
-        )
-    if wanted == "auto":
-        return "vllm" if installed else "huggingface"
-    return wanted
-
-
-def make_engine(path: str, stop_ids: tuple[int, ...], rollout: "RolloutSettings", model: "ModelSettings") -> Engine:
-    """The engine that the settings ask for, with the weights of a Hugging Face folder or hub name as version 0."""
-    if engine_name(rollout.engine) == "vllm":
-        from mtrl_ray.rollout.vllm_engine import VllmEngine
-
-        return VllmEngine(path, stop_ids, rollout, model)
-    from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
-
-    return HuggingFaceEngine(path, stop_ids, rollout, model)

@@ -2,7 +2,7 @@
 
 1. Work comes in chunks: a chunk of leases, or a slice of logged states (`rollout.chunks`). A worker has as many chunks in
    flight as fill its engine, one more waiting (one in all where runs are exact); the least loaded worker gets the next one.
-   Who the workers are may change at any time (`rollout.members`): one that joins takes what waits, one that leaves
+   Who the workers are may change at any time (`rollout.worker_pool`): one that joins takes what waits, one that leaves
    finishes what it holds.
 2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so
    they outlive the worker.
@@ -24,18 +24,20 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.processes.failures import Failure
-from mtrl_ray.processes.preloading import worker_options
+from mtrl_ray.processes.failures import Failure, root_cause, sentence
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.waiting import fetch
+from mtrl_ray.rollout.choice import worker_options
 from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.lease import Lease
-from mtrl_ray.rollout.members import LOST_IDLE, PROBE_SECONDS, START_SECONDS, Members, Phase, sentence
 from mtrl_ray.rollout.patience import Patience
 from mtrl_ray.rollout.worker import Report, RolloutWorker
+from mtrl_ray.rollout.worker_pool import LOST_IDLE, PROBE_SECONDS, START_SECONDS, Phase, Slot, WorkerPool
 from mtrl_ray.settings.tree import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,18 +50,23 @@ MOST_RESTARTS = 20
 
 @dataclass(frozen=True)
 class Result:
-    """A chunk that came back: `[ref of its table]` (in a list, so that Ray passes the reference) and its report."""
+    """A finished chunk: `[ref of its table]` (in a list, so that Ray passes the reference) and its report."""
 
-    table: list[Any]
+    table: list[Ref[pa.Table]]
     report: Report
 
 
 @dataclass
 class _Flight:
     chunk: Chunk
-    worker: int
-    table: Any
+    slot: Slot
+    table: Ref[pa.Table]
     deadline: float
+
+    @property
+    def worker(self) -> int:
+        """The worker's number."""
+        return self.slot.worker.number
 
 
 @dataclass
@@ -78,8 +85,8 @@ class FleetStatistics:
 
 
 @dataclass
-class Use:
-    """What was asked of the fleet since this was asked last: seconds with work at hand, the most chunks at a time.
+class Usage:
+    """Use of the fleet in a period: seconds in which there was work, most chunks of one call.
 
     `joining`: as in `FleetStatistics`.
     """
@@ -114,15 +121,15 @@ class Fleet:
         self._store = store  # kept: it ends with its last handle
         name = fetch(store.name.remote(), "the weight store's name")
         self._least, _ = rollout.bounds
-        self.members = Members(
+        self.pool = WorkerPool(
             lambda number: actor.remote(number, settings, model_path, name),
             home=ray.get_runtime_context().get_node_id(),
             spares=rollout.spares,
         )
-        self.members.want(self._least)
+        self.pool.want(self._least)
         self._say, self._faults = say, dict[str, bool]()  # causes of what failed though not by itself: said already
-        self._patience = Patience(self.members, rollout, say)
-        self._use = Use()
+        self._patience = Patience(self.pool, rollout, say)
+        self._usage = Usage()
         self._failed: Failure | None = None  # in the present call, by itself
         self.statistics = statistics or FleetStatistics()
 
@@ -131,32 +138,32 @@ class Fleet:
 
         Raises EngineError where one cannot start, or past `START_SECONDS`.
         """
-        self._patience.look(False)
+        self._patience.update(stalled=False)
         while True:
-            self._patience.look(True)
-            self.members.attend()
-            for lost in self.members.lost():
+            self._patience.update(stalled=True)
+            self.pool.poll()
+            for lost in self.pool.drain_abandoned():
                 raise EngineError(f"rollout {lost}")
-            count = self.members.count()
-            if count[Phase.READY] >= self._least and not count[Phase.ILL]:
+            count = self.pool.count()
+            if count[Phase.READY] >= self._least and not count[Phase.UNHEALTHY]:
                 answers = self._describe()
                 if answers is not None:
                     return answers
-            awaited = self.members.awaited()
+            awaited = self.pool.awaited()
             if awaited:
                 ray.wait(awaited, timeout=PROBE_SECONDS)
             else:
                 time.sleep(PROBE_SECONDS)
 
-    def converse(self, leases: list[Lease], version: int, known: Set[str] = frozenset()) -> Iterator[Result]:
+    def rollout(self, leases: list[Lease], version: int, known: Set[str] = frozenset()) -> Iterator[Result]:
         """Hold these conversations under weights of at least `version`; results as they come, in any order.
 
         known: ids of those that need not be held; they are held all the same where an exact run's chunk needs them.
         """
         exact = self._cutter.exact
         return self._dispatch(
-            self._cutter.leases(leases, known, self.members.wanted),
-            lambda worker, chunk: worker.converse.options(num_returns=2).remote(list(chunk.leases), version, exact),
+            self._cutter.leases(leases, known, self.pool.wanted),
+            lambda worker, chunk: worker.rollout.options(num_returns=2).remote(list(chunk.leases), version, exact),
         )
 
     def respond(
@@ -165,7 +172,7 @@ class Fleet:
         """Sample `samples` responses in each of `count` logged states (a ref of their table)."""
         exact = self._cutter.exact
         return self._dispatch(
-            self._cutter.states(count, samples, self.members.wanted),
+            self._cutter.states(count, samples, self.pool.wanted),
             lambda worker, chunk: worker.respond.options(num_returns=2).remote(
                 states, *chunk.states, samples, seed, version, mixture, exact
             ),
@@ -176,64 +183,66 @@ class Fleet:
 
         For a driver that begins anew: nobody waits for their results any more.
         """
-        asked = {member.actor.abandon.remote(): member.number for member in self.members.started()}
+        asked = {worker.actor.abandon.remote(): worker.number for worker in self.pool.started()}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ABANDON_SECONDS) if asked else ([], [])
         for answer, number in asked.items():
             if answer not in answered:
-                self.members.restart(number)
+                self.pool.restart(number)
                 continue
             try:
                 ray.get(answer)
             except RayError:
-                self.members.failed(number)
+                self.pool.failed(number)
 
-    def take_use(self) -> Use:
-        """What was asked of the fleet since this was asked last."""
-        use, self._use = self._use, Use()
-        return use
+    def drain_usage(self) -> Usage:
+        """Use of the fleet since the last call."""
+        usage, self._usage = self._usage, Usage()
+        return usage
 
     def stop(self) -> None:
         """End the workers."""
-        self.members.stop()
+        self.pool.stop()
 
     def _describe(self) -> list[dict[str, Any]] | None:
         """What each worker says of itself; None where one does not answer, which is then known to be ill."""
-        answers = {member.number: member.actor.ready.remote() for member in self.members.ready()}
+        answers = {worker.number: worker.actor.ready.remote() for worker in self.pool.ready()}
         said = []
         for number, answer in answers.items():
             try:
                 said.append(ray.get(answer, timeout=START_SECONDS))
             except RayError:
-                self.members.failed(number)
+                self.pool.failed(number)
         return said if len(said) == len(answers) else None
 
     def _dispatch(self, chunks: list[Chunk], call: Callable[[Any, Chunk], list[Any]]) -> Iterator[Result]:
-        waiting, flights, load = deque(chunks), dict[Any, _Flight](), self.members.unburden()
+        waiting, flights = deque(chunks), dict[Any, _Flight]()
+        self.pool.release_all()
         finished, deaths_before, begun = 0, self.statistics.deaths, time.time()
         self._failed = None
-        self._use.chunks = max(self._use.chunks, len(chunks))
-        self._patience.look(False)
+        self._usage.chunks = max(self._usage.chunks, len(chunks))
+        self._patience.update(stalled=False)
         try:
             while waiting or flights:
                 self._attend()
-                self._send(waiting, flights, load, call, begun)
-                self._patience.look(not flights)
-                ready = _first_ready([*flights, *self.members.awaited()], flights)
+                self._send(waiting, flights, call, begun)
+                self._patience.update(stalled=not flights)
+                ready = _first_ready([*flights, *self.pool.awaited()], flights)
                 for reference in ready:
                     flight = flights.pop(reference)
-                    load[flight.worker] -= 1
+                    self.pool.release(flight.slot)
                     result = self._collect(reference, flight, waiting)
                     if result is not None:
                         finished += result.report.finished
                         yield result
-                self._expire(waiting, flights, load)
+                self._expire(waiting, flights)
                 if self.statistics.deaths - deaths_before > MOST_RESTARTS:
                     raise EngineError(
                         f"rollout workers died {MOST_RESTARTS} times in one call; causes: {self._causes()}"
                     )
         finally:
-            self._use.seconds += time.time() - begun
-            load.clear()
+            self._usage.seconds += time.time() - begun
+            for flight in flights.values():
+                self.pool.release(flight.slot)
             self._say_causes()
         if chunks and not finished:
             raise self._nothing(len(chunks))
@@ -247,8 +256,8 @@ class Fleet:
 
     def _attend(self) -> None:
         """Let workers join, come back and leave; count those that were lost, and those that Ray gave up."""
-        self.members.attend()
-        for lost in (*self.members.lost(), *self.members.fallen()):
+        self.pool.poll()
+        for lost in (*self.pool.drain_abandoned(), *self.pool.drain_lost_idle()):
             self.statistics.deaths += 1
             self._fault(lost)
 
@@ -256,35 +265,35 @@ class Fleet:
         self,
         waiting: deque[Chunk],
         flights: dict[Any, _Flight],
-        load: Counter[int],
         call: Callable[[Any, Chunk], list[Any]],
         begun: float,
     ) -> None:
         while waiting:
-            member = self.members.take(self._cutter.in_flight)
-            if member is None:
+            slot = self.pool.acquire(self._cutter.in_flight)
+            if slot is None:
                 return
-            if member.given == 1:
-                seconds = time.time() - max(member.up, begun)
+            worker = slot.worker
+            if worker.given == 1:
+                seconds = time.time() - max(worker.up, begun)
                 self.statistics.joining.append(seconds)
-                self._use.joining.append(seconds)
+                self._usage.joining.append(seconds)
             chunk = waiting.popleft()
-            table, report = call(member.actor, chunk)
-            deadline = time.monotonic() + self._cutter.seconds(chunk) * load[member.number]
-            flights[report] = _Flight(chunk, member.number, table, deadline)
+            table, report = call(worker.actor, chunk)
+            deadline = time.monotonic() + self._cutter.seconds(chunk) * self.pool.load(worker)
+            flights[report] = _Flight(chunk, slot, table, deadline)
 
     def _collect(self, reference: Any, flight: _Flight, waiting: deque[Chunk]) -> Result | None:
         try:
             report: Report = ray.get(reference)
         except RayError as error:
-            origin = _cause(error)
+            origin = root_cause(error)
             if isinstance(error, RayTaskError) and isinstance(origin, RayError):
                 raise EngineError(f"what the rollout workers need is lost: {sentence(origin)}") from error
-            if self.members.failed(flight.worker):
+            if self.pool.failed(flight.worker):
                 self.statistics.deaths += isinstance(origin, RayError | EngineError)
             self._hold_again(flight.chunk, f"{type(origin).__name__}: {sentence(origin)}", waiting)
             return None
-        if self.members.renewed(flight.worker, report.up, report.node, report.pid):
+        if self.pool.renewed(flight.worker, report.up, report.node, report.pid):
             self.statistics.deaths += 1
             self._fault(f"worker {flight.worker} {LOST_IDLE}")
         leases = {lease.id: lease for lease in flight.chunk.leases}
@@ -310,18 +319,18 @@ class Fleet:
         self.statistics.dropped += dropped
         logger.warning("%d piece(s) of work dropped after %d tries: %s", dropped, chunk.tries + 1, cause)
 
-    def _expire(self, waiting: deque[Chunk], flights: dict[Any, _Flight], load: Counter[int]) -> None:
+    def _expire(self, waiting: deque[Chunk], flights: dict[Any, _Flight]) -> None:
         now = time.monotonic()
         for reference in [reference for reference, flight in flights.items() if flight.deadline < now]:
             flight = flights.pop(reference)
-            load[flight.worker] -= 1
+            self.pool.release(flight.slot)
             self.statistics.overdue += 1
             seconds = self._cutter.seconds(flight.chunk)
             held = f"{flight.chunk.items} {'conversations' if flight.chunk.leases else 'responses'}"
             self._hold_again(
                 flight.chunk, f"worker {flight.worker} took longer than {seconds:.0f} s for {held}", waiting
             )
-            self.members.restart(flight.worker)
+            self.pool.restart(flight.worker)
 
     def _fault(self, cause: str) -> None:
         self.statistics.causes[cause[:300]] += 1
@@ -345,10 +354,3 @@ def _first_ready(awaited: list[Any], flights: dict[Any, _Flight]) -> list[Any]:
         return []
     ready, _ = ray.wait(awaited, num_returns=1, timeout=1.0)
     return [reference for reference in ready if reference in flights]
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, or Ray's own error where the worker died."""
-    while isinstance(error, RayTaskError) and error.cause is not None:
-        error = error.cause
-    return error

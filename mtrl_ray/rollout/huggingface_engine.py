@@ -14,7 +14,7 @@ import torch
 
 from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.engine import Generation, Request, require_reference
+from mtrl_ray.rollout.engine import Generation, SampleRequest, require_reference
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
@@ -33,10 +33,10 @@ class HuggingFaceEngine:
         self._reference = copy.deepcopy(self._model) if rollout.reference else None
         self._stop_ids = torch.tensor(stop_ids, device=self._device)
         self._batch = rollout.concurrency
-        self._waiting: dict[str, Request] = {}
+        self._waiting: dict[str, SampleRequest] = {}
         self.version = 0
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: SampleRequest) -> None:
         """See `Engine.submit`."""
         require_reference(request, self._reference is not None)
         self._waiting[request.id] = request
@@ -90,7 +90,7 @@ class _Wave:
     """
 
     def __init__(
-        self, models: list[Any], stop_ids: torch.Tensor, batch: list[Request], version: int, device: torch.device
+        self, models: list[Any], stop_ids: torch.Tensor, batch: list[SampleRequest], version: int, device: torch.device
     ) -> None:
         self._models, self._stop_ids, self._version, self._device = models, stop_ids, version, device
         self._requests = batch

@@ -24,7 +24,7 @@ from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.processes.failures import Failure
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
-from mtrl_ray.rollout.engine import Engine, Generation, Request
+from mtrl_ray.rollout.engine import Engine, Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class LoopStatistics:
     most_in_flight: int = 0
 
 
-Work = tuple[Job, Lease] | tuple[Job, Request]
+Work = tuple[Job, Lease] | tuple[Job, SampleRequest]
 
 
 class DialogueLoop:
@@ -95,8 +95,8 @@ class DialogueLoop:
         job = Job(len(leases))
         return self._submit(job, lambda: self._take(job, [(job, lease) for lease in leases]))
 
-    def respond(self, requests: list[Request]) -> Job:
-        """Sample these responses; returns at once. Request ids have to be unique among everything in flight."""
+    def respond(self, requests: list[SampleRequest]) -> Job:
+        """Sample these responses; returns at once. SampleRequest ids have to be unique among everything in flight."""
         job = Job(len(requests))
         return self._submit(job, lambda: self._take(job, [(job, request) for request in requests]))
 
@@ -208,7 +208,7 @@ class DialogueLoop:
     def _admit(self) -> None:
         while self._waiting and len(self._speaking) + len(self._listening) < self._concurrency:
             job, work = self._waiting.popleft()
-            if isinstance(work, Request):
+            if isinstance(work, SampleRequest):
                 self._speaking[work.id] = (job, None)
                 self._engine.submit(work)
                 continue

@@ -1,4 +1,4 @@
-"""Waiting for workers: what is missing is said after a while, and at a deadline the wait ends with the same sentence."""
+"""Patience with workers that are missing: a note says what is missing, and a deadline ends the wait with the same sentence."""
 
 import time
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from collections.abc import Callable
 import ray
 
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.members import START_SECONDS, Members, Phase
+from mtrl_ray.rollout.worker_pool import START_SECONDS, Phase, WorkerPool
 from mtrl_ray.settings.tree import RolloutSettings
 
 SAY_SECONDS = 30.0
-"""A wait that is longer is said."""
+"""A note is made of a longer wait."""
 
 
 class Patience:
-    """Of the fleet, with its workers. `say`: told once in each wait what is missing."""
+    """The fleet's. `say`: told once per wait what is missing."""
 
-    def __init__(self, members: Members, rollout: RolloutSettings, say: Callable[[str], object]) -> None:
-        self._members, self._rollout, self._say = members, rollout, say
+    def __init__(self, pool: WorkerPool, rollout: RolloutSettings, say: Callable[[str], object]) -> None:
+        self._pool, self._rollout, self._say = pool, rollout, say
         self._since: float | None = None
         self._said = False
 
-    def look(self, waiting: bool) -> None:
-        """Nothing goes on but waiting for workers, or something does. Raises EngineError `START_SECONDS` after it did last."""
-        if not waiting:
+    def update(self, *, stalled: bool) -> None:
+        """Tell whether all work waits for workers. Raises EngineError if it has for `START_SECONDS`."""
+        if not stalled:
             self._since, self._said = None, False
             return
         now = time.monotonic()
@@ -35,11 +35,11 @@ class Patience:
             self._say(f"waiting for rollout workers: {self._missing()}")
 
     def _missing(self) -> str:
-        count, rollout = self._members.count(), self._rollout
+        count, rollout = self._pool.count(), self._rollout
         others = ", ".join(f"{count[phase]} {phase}" for phase in Phase if phase is not Phase.READY and count[phase])
         have, free = ray.cluster_resources(), ray.available_resources()
         has = " and ".join(f"{have.get(name, 0):g} {name}s, {free.get(name, 0):g} free" for name in ("CPU", "GPU"))
         return (
-            f"{count[Phase.READY]} of {self._members.wanted} are ready ({others or 'none started'}); each takes "
+            f"{count[Phase.READY]} of {self._pool.wanted} are ready ({others or 'none started'}); each takes "
             f"{rollout.cpus:g} CPUs and {rollout.gpus:g} GPUs; the cluster has {has}"
         )

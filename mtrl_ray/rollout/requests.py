@@ -33,7 +33,7 @@ class FleetState:
     wanted: int
     ready: int = 0
     starting: int = 0
-    ill: int = 0
+    unhealthy: int = 0
     leaving: int = 0
     by: str = "demand"
     heard: str | None = None
@@ -42,7 +42,7 @@ class FleetState:
 
 
 @dataclass(frozen=True)
-class Request:
+class ScaleRequest:
     """`workers`: the number asked for; None: the policy's."""
 
     id: str
@@ -63,13 +63,13 @@ def read_state(folder: Path) -> FleetState | None:
         return None
 
 
-def read_request(folder: Path) -> Request | None:
+def read_request(folder: Path) -> ScaleRequest | None:
     """What is asked for; None where nothing is, or nothing that can be read."""
     tree = _read(folder / REQUEST)
     if tree is None or not isinstance(tree.get("id"), str):
         return None
     workers = tree.get("workers")
-    return Request(tree["id"], workers if isinstance(workers, int) and not isinstance(workers, bool) else None)
+    return ScaleRequest(tree["id"], workers if isinstance(workers, int) and not isinstance(workers, bool) else None)
 
 
 def clear(folder: Path) -> None:
@@ -89,7 +89,7 @@ def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -
             f"{workers} workers are outside of what the run {str(folder)!r} allows: {state.least} to {state.most} "
             "(rollout.workers); resume it with other bounds to change them"
         )
-    request = Request(uuid.uuid4().hex, workers)
+    request = ScaleRequest(uuid.uuid4().hex, workers)
     _replace(folder / REQUEST, asdict(request))
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

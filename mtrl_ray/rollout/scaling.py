@@ -1,9 +1,9 @@
-"""The number of workers of a run whose `rollout.workers` is a range: what demand says, or what somebody asks for by hand.
+"""The number of workers of a run whose `rollout.workers` is a range: set by demand, or by hand.
 
-1. After every iteration `follow` gives what it showed to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's
-   number, unless one was asked for by hand (`mtrl scale RUN N`), which holds until it is given back (`mtrl scale RUN auto`).
-2. A thread hears requests (`rollout.requests`) and attends to the fleet, whatever the driver waits for. If it fails,
-   the next `follow` raises, and `mend` starts another.
+1. After every iteration `follow` passes its load to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's
+   number, unless one was set by hand (`mtrl scale RUN N`), which holds until `mtrl scale RUN auto`.
+2. A thread reads requests (`rollout.requests`) and polls the fleet, whatever the driver waits for. If it fails, the next
+   `follow` raises, and `mend` starts another.
 3. Both change the same number and write the same file, each under one lock.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from mtrl_cluster.demand import Demand, LeastSeconds, Load, waited
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.fleet import Fleet, Use
-from mtrl_ray.rollout.members import Phase
+from mtrl_ray.rollout.fleet import Fleet, Usage
 from mtrl_ray.rollout.requests import FleetState, clear, read_request, write_state
+from mtrl_ray.rollout.worker_pool import Phase
 from mtrl_ray.settings.tree import WorkerRange
 
 logger = logging.getLogger(__name__)
@@ -32,14 +32,10 @@ NOT_THE_LEARNERS = ("iteration", "collect", "respond", "judge")
 class Scaling:
     """Belongs to the driver of a run; `stop` ends its thread."""
 
-    def __init__(
-        self, folder: Path, fleet: Callable[[], Fleet], workers: WorkerRange, bound: int | None = None
-    ) -> None:
-        """`fleet`: gives the present one, for a run that lost it makes another. `bound`: of the staleness of conversations,
-        in weight versions (`replay.max_staleness`).
-        """
-        self._folder, self._fleet, self._bounds, self._bound = folder, fleet, (workers.min, workers.max), bound
-        self._demand = Demand(*self._bounds, LeastSeconds(workers.having_seconds, workers.keeping_seconds))
+    def __init__(self, folder: Path, fleet: Callable[[], Fleet], workers: WorkerRange) -> None:
+        """`fleet`: returns the present one; a run that loses its fleet makes another."""
+        self._folder, self._fleet, self._bounds = folder, fleet, (workers.min, workers.max)
+        self._demand = Demand(*self._bounds, LeastSeconds(workers.scale_up_seconds, workers.scale_down_seconds))
         self._wanted = workers.min
         self._by_hand = False
         self._heard: str | None = None
@@ -59,25 +55,25 @@ class Scaling:
 
     def begin(self) -> None:
         """An iteration begins: what was asked of the fleet before is none of it."""
-        self._fleet().take_use()
+        self._fleet().drain_usage()
 
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """An iteration has ended with these metrics: want as many workers as it shows to be of use; numbers about them."""
         if self._error is not None:
             raise EngineError(f"the thread that attends to the rollout workers failed: {self._error}") from self._error
         fleet = self._fleet()
-        use = fleet.take_use()
-        load = load_of(metrics, use, len(fleet.members.active()), self._bound)
+        usage = fleet.drain_usage()
+        load = load_of(metrics, usage, len(fleet.pool.active()))
         with self._lock:
             if not self._by_hand:
                 self._wanted = self._demand.wanted(load, self._wanted)
-                fleet.members.want(self._wanted)
+                fleet.pool.want(self._wanted)
             self._say()
             wanted = self._wanted
-        count = fleet.members.count()
+        count = fleet.pool.count()
         numbers = {f"workers/{phase}": float(count[phase]) for phase in (Phase.READY, Phase.LEAVING)}
         numbers |= {"workers/wanted": float(wanted), "workers/waited_seconds": load.waited_seconds}
-        return numbers | ({"workers/joining_seconds": max(use.joining)} if use.joining else {})
+        return numbers | ({"workers/joining_seconds": max(usage.joining)} if usage.joining else {})
 
     def stop(self) -> None:
         """End the thread, and with it the answers to requests."""
@@ -97,10 +93,10 @@ class Scaling:
             while not self._stopped.wait(ATTEND_SECONDS):
                 with self._lock:
                     self._hear()
-                    members = self._fleet().members
-                    if members.wanted != self._wanted:
-                        members.want(self._wanted)
-                    members.attend()
+                    pool = self._fleet().pool
+                    if pool.wanted != self._wanted:
+                        pool.want(self._wanted)
+                    pool.poll()
                     self._say()
         except Exception as error:
             logger.exception("nobody attends to the rollout workers any more")
@@ -117,13 +113,13 @@ class Scaling:
         logger.info("rollout workers: %s", request.workers or "as demand says")
 
     def _say(self) -> None:
-        count = self._fleet().members.count()
+        count = self._fleet().pool.count()
         state = FleetState(
             *self._bounds,
             self._wanted,
             ready=count[Phase.READY],
             starting=count[Phase.STARTING],
-            ill=count[Phase.ILL],
+            unhealthy=count[Phase.UNHEALTHY],
             leaving=count[Phase.LEAVING],
             by="hand" if self._by_hand else "demand",
             heard=self._heard,
@@ -137,15 +133,10 @@ class Scaling:
             logger.warning("how the fleet is cannot be written into %s: %s", self._folder, error.strerror)
 
 
-def load_of(metrics: Mapping[str, float], use: Use, workers: int, bound: int | None) -> Load:
-    """What an iteration showed, out of its metrics and of what was asked of the fleet.
-
-    Staleness is that of conversations when the learner gets them. How old the buffer's oldest is (`replay/staleness_max`)
-    says nothing of the workers: what stays in it ages with every version up to the bound, however few collect.
-    """
+def load_of(metrics: Mapping[str, float], usage: Usage, workers: int) -> Load:
+    """The load of an iteration, from its metrics and the fleet's usage."""
     seconds = metrics["iteration/seconds"]
-    rollouts = min(use.seconds, seconds)
+    rollouts = min(usage.seconds, seconds)
     families = {key.removesuffix("/seconds"): value for key, value in metrics.items() if key.endswith("/seconds")}
     learner = sum(value for family, value in families.items() if family not in NOT_THE_LEARNERS)
-    staleness = int(metrics.get("collect/staleness", 0))
-    return Load(workers, seconds, rollouts, waited(seconds, rollouts, learner), use.chunks, staleness, bound)
+    return Load(workers, seconds, rollouts, waited(seconds, rollouts, learner), usage.chunks)

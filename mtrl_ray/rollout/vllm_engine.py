@@ -14,7 +14,7 @@ from mtrl_ray.errors import EngineError
 from mtrl_ray.processes.preloading import VLLM_ENVIRONMENT
 from mtrl_ray.processes.starting import without_collecting
 from mtrl_ray.rollout import seeded_sampling
-from mtrl_ray.rollout.engine import Generation, Request, require_reference
+from mtrl_ray.rollout.engine import Generation, SampleRequest, require_reference
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
@@ -79,7 +79,7 @@ class VllmEngine:
         self.version = 0
         self._engine.set_weight_version("0")
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: SampleRequest) -> None:
         """See `Engine.submit`."""
         require_reference(request, self._mixes)
         parameters = self._vllm.SamplingParams(

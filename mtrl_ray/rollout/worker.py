@@ -25,8 +25,9 @@ from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import EngineError
 from mtrl_ray.processes.failures import Failure
 from mtrl_ray.processes.waiting import fetch
+from mtrl_ray.rollout.choice import engine_name, make_engine
 from mtrl_ray.rollout.dialogue import Limits
-from mtrl_ray.rollout.engine import Generation, Request, engine_name, make_engine
+from mtrl_ray.rollout.engine import Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease, derive_seed
 from mtrl_ray.rollout.loop import DialogueLoop, Job
 from mtrl_ray.rollout.sifting import sift
@@ -121,8 +122,8 @@ class RolloutWorker:
         """Never answers: the call fails when this process ends."""
         threading.Event().wait()
 
-    def converse(self, leases: list[Lease], version: int, exact: bool = False) -> tuple[pa.Table, Report]:
-        """Hold these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report.
+    def rollout(self, leases: list[Lease], version: int, exact: bool = False) -> tuple[pa.Table, Report]:
+        """Roll out these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report.
 
         exact: from an engine that has cached nothing.
         """
@@ -209,10 +210,10 @@ class RolloutWorker:
             time.sleep(FAREWELL_SECONDS)
             os._exit(1)
 
-    def _request(self, identity: str, prompt: list[int], seed: int, mixture: float) -> Request:
+    def _request(self, identity: str, prompt: list[int], seed: int, mixture: float) -> SampleRequest:
         room = self._limits.context_length - len(prompt)
         tokens = min(self._limits.response_tokens, room)
-        return Request(identity, prompt, seed, tokens, self._limits.temperature, mixture)
+        return SampleRequest(identity, prompt, seed, tokens, self._limits.temperature, mixture)
 
     def _responses(self, generations: list[Generation], keys: dict[str, tuple[str, int, int]]) -> pa.Table:
         rows = [keys[generation.id] for generation in generations]

@@ -18,9 +18,9 @@ from typing import Any
 from pyarrow import fs
 
 from mtrl_ray.errors import CheckpointError, EngineError, first_line
+from mtrl_ray.processes.failures import root_cause
 from mtrl_ray.replay.storage import Folder, locate, sync, sync_all
 from mtrl_ray.run import checkpoint
-from mtrl_ray.run.recovery import root
 from mtrl_ray.settings.tree import Settings
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class CheckpointStore(ABC):
             try:
                 use(*checkpoint.read(self.fetch(number)))
             except Exception as error:
-                cause = root(error)  # an actor's error comes in Ray's wrappers
+                cause = root_cause(error)  # an actor's error comes in Ray's wrappers
                 if not isinstance(cause, CheckpointError):
                     raise
                 problems.append(str(cause))

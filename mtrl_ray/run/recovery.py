@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-
-from mtrl_ray.errors import EngineError, MtrlError
+from mtrl_ray.errors import EngineError
+from mtrl_ray.processes.failures import SENTENCE, explained
 
 LONGEST_SECONDS = 60.0
 """Longest wait before a recovery."""
-SENTENCE = 400
-"""Longest account of a failure, in characters."""
 
 T = TypeVar("T")
 
@@ -67,20 +64,6 @@ class Recovery:
 
 
 def lost(error: BaseException) -> str | None:
-    """One sentence where the infrastructure failed; None for any other error."""
-    cause = root(error)
-    if isinstance(cause, EngineError):
-        return " ".join(str(cause).split())[:SENTENCE]
-    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
-        what = "an actor was lost" if isinstance(cause, RayActorError) else "Ray lost something"
-        return f"{what} ({type(cause).__name__}: {' '.join(str(cause).split())[:SENTENCE]})"
-    return None
-
-
-def root(error: BaseException) -> BaseException:
-    """What was raised in the first place: the cause inside Ray's wrappers of remote errors."""
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
-    while isinstance(error, MtrlError) and isinstance(inner := getattr(error, "cause", None), MtrlError):
-        error = inner
-    return error
+    """One sentence if the infrastructure failed; None for any other error."""
+    ours = explained(error)
+    return " ".join(str(ours).split())[:SENTENCE] if isinstance(ours, EngineError) else None

@@ -24,11 +24,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
-from mtrl_ray.errors import CheckpointError, EngineError, MtrlError
+from mtrl_ray.errors import CheckpointError, EngineError
 from mtrl_ray.evaluation import holdout
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.monitoring.report import write_report
 from mtrl_ray.monitoring.view import Silent, View
+from mtrl_ray.processes import failures
 from mtrl_ray.run import checkpoint
 from mtrl_ray.run.checkpoint_store import store_of
 from mtrl_ray.run.recipes import validate
@@ -222,18 +223,13 @@ def explained(folder: Path) -> Iterator[None]:
     """An error of an actor becomes its cause where this project explains it; a defect keeps its remote traceback."""
     try:
         yield
-    except RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        if isinstance(cause, MtrlError):
-            raise cause from None
-        raise
     except RayError as error:
-        said = " ".join(str(error).split())[:400]
-        raise EngineError(
-            f"the run lost an actor; mtrl train --resume {folder} continues it. Ray says: {said}"
-        ) from error
+        ours = failures.explained(error)
+        if ours is None:
+            raise
+        if isinstance(error, RayTaskError):
+            raise ours from None
+        raise EngineError(f"{ours}; mtrl train --resume {folder} continues the run") from error
 
 
 def _whole(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:

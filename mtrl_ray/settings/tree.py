@@ -95,19 +95,19 @@ class WorkerRange(Section):
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
-    having_seconds: float = Field(LeastSeconds.having, gt=0)
-    """What one more worker has to save of an iteration, at least, to be asked for."""
-    keeping_seconds: float = Field(LeastSeconds.keeping, ge=0)
-    """What one fewer has to cost, at least, for all to be kept."""
+    scale_up_seconds: float = Field(LeastSeconds.scale_up, gt=0)
+    """Add a worker only if it saves at least this many seconds per iteration."""
+    scale_down_seconds: float = Field(LeastSeconds.scale_down, ge=0)
+    """Remove a worker only if that costs less than this many seconds per iteration."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "WorkerRange":
         if self.max < self.min:
             raise ValueError(f"min is {self.min} and max is {self.max}; max has to be at least min")
-        if self.having_seconds <= self.keeping_seconds:
+        if self.scale_up_seconds <= self.scale_down_seconds:
             raise ValueError(
-                f"having_seconds is {self.having_seconds} and keeping_seconds is {self.keeping_seconds}; having_seconds "
-                "has to be greater, or the number of workers would swing"
+                f"scale_up_seconds is {self.scale_up_seconds} and scale_down_seconds is {self.scale_down_seconds}; "
+                "scale_up_seconds has to be greater, or the number of workers would swing"
             )
         return self
 

@@ -7,7 +7,7 @@
    checkpoint, and publishes.
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
 4. Where the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. Spare workers
-   are the fleet's own (`rollout.members`).
+   are the fleet's own (`rollout.worker_pool`).
 """
 
 import shutil

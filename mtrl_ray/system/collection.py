@@ -61,13 +61,15 @@ class _Work:
         return causes(failure for report in self.reports for failure in report.failures)
 
 
-def held_apart(fleet: Fleet, leases: list[Lease], version: int, rollout: RolloutSettings) -> tuple[pa.Table, str]:
+def evaluation_rollouts(
+    fleet: Fleet, leases: list[Lease], version: int, rollout: RolloutSettings
+) -> tuple[pa.Table, str]:
     """Conversations that are no training data, ordered by id, and the causes of failures as the end of a sentence.
 
     Raises EngineError or DataError: rule 3, or what the fleet raises.
     """
     work, tables = _Work(), []
-    for result in fleet.converse(leases, version):
+    for result in fleet.rollout(leases, version):
         work.add(result.report)
         tables.append(result.table[0])
     read = fetch(tables, "conversations on their way from the workers")
@@ -109,7 +111,7 @@ class Collector:
             missing = sum(lease.id not in known for lease in leases)
             self._say(f"holding {missing} conversations under version {self._version}")
             appended, done = [], 0
-            for result in self._actors.fleet.converse(leases, self._version, known):
+            for result in self._actors.fleet.rollout(leases, self._version, known):
                 self._work.add(result.report)
                 appended.append(self._actors.buffer.append.remote(result.table))
                 done += result.report.finished

@@ -1,7 +1,7 @@
 """The system as an algorithm sees it: conversations, fits, responses, improvements, publications.
 
 1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
-2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `converse` and
+2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `rollout` and
    `respond` wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
    What changes the buffer is waited for: it may be repeated, and then the order is not certain.
 3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
@@ -43,7 +43,7 @@ from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.settings.tree import Settings, WorkerRange
 from mtrl_ray.system.actors import Actors
-from mtrl_ray.system.collection import Collector, held_apart
+from mtrl_ray.system.collection import Collector, evaluation_rollouts
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class System:
         self.scaling: Scaling | None = None
         workers = settings.rollout.workers
         if isinstance(workers, WorkerRange) and workers.min < workers.max:
-            self.scaling = Scaling(folder, lambda: self.fleet, workers, settings.replay.max_staleness)
+            self.scaling = Scaling(folder, lambda: self.fleet, workers)
         self._metrics: dict[str, float] = {}
         self._buffer_restarts: int | None = None  # known
         self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
@@ -180,11 +180,11 @@ class System:
         """What actors were asked for, awaited for at most `run.wait_seconds`. Raises EngineError past it."""
         return fetch(references, awaited, self.settings.run.wait_seconds)
 
-    def converse(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
-        """Hold `samples` conversations on each of the iteration's own training contexts, into the replay buffer.
+    def rollout(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
+        """Roll out `samples` conversations on each of the iteration's training contexts, into the replay buffer.
 
-        mixtures: the reference's share τ in the first sample, the second, …, and round again (`rollout.engine`); above 0
-        they need `rollout.reference`.
+        mixtures: the reference's share τ in the first sample, the second, …, cyclically (`rollout.engine`); shares above 0
+        need `rollout.reference`.
         """
         first = self.iteration * contexts
         leases = make_leases(
@@ -369,19 +369,19 @@ class System:
         self.view.part("learner", "idle")
         return metrics
 
-    def hold(self, split: str, indices: Iterable[int], samples: int = 1, tag: int = 0) -> pa.Table:
-        """Conversations with the newest policy that are not training data: the table itself, ordered by id.
+    def evaluation_rollouts(self, split: str, indices: Iterable[int], samples: int = 1, tag: int = 0) -> pa.Table:
+        """Conversations of the newest policy that are not training data, ordered by id.
 
         `tag` takes the iteration's place in their identity and seed.
         """
-        return self.hold_leases(make_leases(self.settings.run.seed, split, tag, indices, samples))
+        return self.evaluation_rollouts_of(make_leases(self.settings.run.seed, split, tag, indices, samples))
 
-    def hold_leases(self, leases: list[Lease]) -> pa.Table:
-        """`hold` of these leases. Raises EngineError or DataError where too many could not be held (`failures`)."""
-        self.view.part("rollout", f"holding {len(leases)} conversations apart from training")
-        table, causes = held_apart(self.fleet, leases, self.version, self.settings.rollout)
+    def evaluation_rollouts_of(self, leases: list[Lease]) -> pa.Table:
+        """`evaluation_rollouts` of these leases. Raises EngineError or DataError if too many of them fail (`failures`)."""
+        self.view.part("rollout", f"{len(leases)} evaluation rollouts")
+        table, causes = evaluation_rollouts(self.fleet, leases, self.version, self.settings.rollout)
         if causes:
-            self.view.note(f"failures in conversations held apart: {causes}")
+            self.view.note(f"failures in evaluation rollouts: {causes}")
         self.view.part("rollout", "idle")
         return table
 

@@ -3,7 +3,6 @@
 import itertools
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +39,7 @@ def test_what_costs_every_call_the_same_is_no_demand():
     assert follow(Demand(1, 8), 3, 9, work=0.9, learner=0.1)[-1] == 1
     busy = {"work": 4.0, "learner": 0.1}  # on a machine where each call takes long
     assert follow(Demand(1, 8), 2, 9, **busy)[-1] == 2
-    assert follow(Demand(1, 8, LeastSeconds(having=3.0, keeping=2.5)), 2, 9, **busy)[-1] == 1
+    assert follow(Demand(1, 8, LeastSeconds(scale_up=3.0, scale_down=2.5)), 2, 9, **busy)[-1] == 1
 
 
 def test_rollouts_that_wait_for_the_learner_are_let_go():
@@ -80,19 +79,6 @@ def test_what_was_asked_for_and_has_not_come_yet_is_neither_asked_for_twice_nor_
     assert wanted[0] == 1 < wanted[1] < 8
     assert [policy.wanted(busy, wanted[1]) for _ in range(5)] == [wanted[1]] * 5
     assert [policy.wanted(calm, wanted[1]) for _ in range(DOWN)] == [wanted[1]] * (DOWN - 1) + [1]
-
-
-@pytest.mark.parametrize(("workers", "left"), [(1, 1), (2, 1), (3, 2), (8, 6), (16, 12)])
-def test_at_the_staleness_bound_some_are_let_go_at_once(workers, left):
-    stale = load(workers, work=100.0, learner=1.0, staleness=4, bound=4)
-    assert Demand(1, 32).wanted(stale, workers) == left
-    fresh = load(workers, work=100.0, learner=1.0, staleness=3, bound=4)
-    assert Demand(1, 32).wanted(fresh, workers) == workers
-
-
-def test_conversations_that_are_learned_from_at_once_are_never_too_stale():
-    assert not load(4, 1.0, 1.0, staleness=0, bound=0).too_stale
-    assert not load(4, 1.0, 1.0, staleness=9).too_stale
 
 
 @given(

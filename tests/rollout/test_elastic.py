@@ -14,8 +14,8 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
-from mtrl_ray.rollout.members import Phase
 from mtrl_ray.rollout.scaling import Scaling
+from mtrl_ray.rollout.worker_pool import Phase
 from mtrl_ray.run.recipes import dump, load
 from mtrl_ray.settings.tree import WorkerRange
 from mtrl_ray.weights.store import read_files, start_store
@@ -51,7 +51,7 @@ def fleet(ray_cluster: None, blank_sales: Path):
 @pytest.fixture
 def scaling(fleet: Fleet, tmp_path: Path):
     """What follows demand, and hears requests in a run's folder."""
-    fleet.members.want(1)
+    fleet.pool.want(1)
     made = Scaling(tmp_path, lambda: fleet, WorkerRange(min=1, max=3))
     yield made
     made.stop()
@@ -61,7 +61,7 @@ def hold(fleet: Fleet, iteration: int, at: dict[int, Callable[[], object]]) -> t
     """Hold conversations, doing something after some results: ids, and who held each chunk."""
     leases = make_leases(0, "train", iteration, range(CONTEXTS))
     held, workers = [], []
-    for number, result in enumerate(fleet.converse(leases, version=0)):
+    for number, result in enumerate(fleet.rollout(leases, version=0)):
         at.get(number, lambda: None)()
         held += [done.id for done in from_table(ray.get(result.table[0]))]
         workers.append(result.report.worker)
@@ -75,7 +75,7 @@ def test_workers_join_in_the_middle_of_a_call_and_leave_without_aborting(
     """Asked for by hand; the requests are heard although the driver, this thread, waits for their answers."""
 
     def wait(workers: int) -> None:
-        while fleet.members.count()[Phase.READY] < workers:
+        while fleet.pool.count()[Phase.READY] < workers:
             time.sleep(0.05)
 
     def ask(workers: int) -> None:
@@ -87,8 +87,8 @@ def test_workers_join_in_the_middle_of_a_call_and_leave_without_aborting(
     assert late[1] <= 2 and late[2] <= 2 and late[0] > 10, late
     assert fleet.statistics.deaths == fleet.statistics.dropped == 0 and not fleet.statistics.causes
     assert len(fleet.statistics.joining) == 3 and max(fleet.statistics.joining) < 5, fleet.statistics.joining
-    fleet.members.attend()
-    assert fleet.members.count() == {Phase.READY: 1}
+    fleet.pool.poll()
+    assert fleet.pool.count() == {Phase.READY: 1}
 
 
 def test_what_was_asked_for_by_hand_holds_until_it_is_given_back(
@@ -100,11 +100,11 @@ def test_what_was_asked_for_by_hand_holds_until_it_is_given_back(
     scale(tmp_path, "2")
     assert "2 of 1 to 3 workers wanted, by hand; 1 ready, 1 starting" in capsys.readouterr().out
     for _ in range(4):
-        assert scaling.follow(calm)["workers/wanted"] == 2 == fleet.members.wanted
+        assert scaling.follow(calm)["workers/wanted"] == 2 == fleet.pool.wanted
     scale(tmp_path, "auto")
     assert "as demand says" in capsys.readouterr().out
     wanted = [scaling.follow(calm)["workers/wanted"] for _ in range(8)]
-    assert wanted[0] == 2 and wanted[-1] == 1 == fleet.members.wanted
+    assert wanted[0] == 2 and wanted[-1] == 1 == fleet.pool.wanted
     scale(tmp_path, None)
     assert "1 of 1 to 3 workers wanted, as demand says; 1 ready" in capsys.readouterr().out
 

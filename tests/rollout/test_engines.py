@@ -5,7 +5,7 @@ import torch
 
 from mtrl_ray.dialogue.conversation import Finish
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.engine import Generation, Request
+from mtrl_ray.rollout.engine import Generation, SampleRequest
 from tests.rollout.conftest import logprobs, shaken, weights_of
 
 
@@ -17,12 +17,12 @@ def drain(engine) -> dict[str, Generation]:
     return finished
 
 
-def requests(chat, count: int, name: str = "r", max_tokens: int = 12, temperature: float = 1.0) -> list[Request]:
+def requests(chat, count: int, name: str = "r", max_tokens: int = 12, temperature: float = 1.0) -> list[SampleRequest]:
     """Requests with prompts of different lengths."""
     words = ["I need a bike.", "Do you have a camera for sports?", "Hello! My budget is $900, what can you offer me?"]
     opened = [chat.open("Suggest replies that sell.", words[n % 3] * (1 + n % 4)) for n in range(count)]
     prompts = [system + user for system, user in opened]
-    return [Request(f"{name}{n}", prompt, 1000 + n, max_tokens, temperature) for n, prompt in enumerate(prompts)]
+    return [SampleRequest(f"{name}{n}", prompt, 1000 + n, max_tokens, temperature) for n, prompt in enumerate(prompts)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -54,7 +54,7 @@ def test_a_seed_gives_the_same_response_in_any_company(engine, chat):
 def test_different_seeds_give_different_responses(engine, chat):
     prompt = requests(chat, 1)[0].prompt
     for seed in range(8):
-        engine.submit(Request(str(seed), prompt, seed, 12))
+        engine.submit(SampleRequest(str(seed), prompt, seed, 12))
     assert len({tuple(generation.tokens) for generation in drain(engine).values()}) == 8
 
 
@@ -95,7 +95,7 @@ def test_every_token_knows_the_version_it_was_sampled_under(engine, chat, refere
 
 def test_what_is_sampled_after_an_update_in_flight_is_the_new_models(vllm_engine, chat, reference):
     vllm_engine.load_weights(weights_of(reference), 0)
-    request = Request("inflight", requests(chat, 1)[0].prompt, 7, 16)
+    request = SampleRequest("inflight", requests(chat, 1)[0].prompt, 7, 16)
     vllm_engine.submit(request)
     for _ in range(5):
         vllm_engine.step()

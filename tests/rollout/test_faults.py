@@ -15,7 +15,7 @@ from mtrl_ray.rollout import patience
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.run.recipes import load
-from mtrl_ray.system.collection import held_apart
+from mtrl_ray.system.collection import evaluation_rollouts
 from mtrl_ray.weights.store import read_files, start_store
 
 
@@ -41,7 +41,7 @@ def fleet_of(ray_cluster: None, blank_sales: Path, quick: list[str]):
 
 def held(fleet: Fleet, contexts: int = 18) -> set[str]:
     """Ids of the conversations that the fleet holds."""
-    results = fleet.converse(make_leases(0, "train", 0, range(contexts)), version=0)
+    results = fleet.rollout(make_leases(0, "train", 0, range(contexts)), version=0)
     return {done.id for result in results for done in from_table(ray.get(result.table[0]))}
 
 
@@ -98,7 +98,7 @@ def test_workers_that_find_no_room_are_missed_in_words_and_then_no_longer_waited
 def test_work_that_is_abandoned_makes_room_for_the_same_work(fleet_of):
     fleet = fleet_of()
     pid = fleet.wait_ready()[0]["pid"]
-    results = fleet.converse(make_leases(0, "train", 0, range(18)), version=0)
+    results = fleet.rollout(make_leases(0, "train", 0, range(18)), version=0)
     next(results)
     results.close()
     fleet.abandon()
@@ -121,13 +121,13 @@ def test_conversations_whose_user_fails_are_tried_again_then_dropped_and_counted
         held(fleet, 1)
 
 
-def test_conversations_held_apart_are_too_few_to_go_on_with_where_too_many_fail(fleet_of):
+def test_conversations_evaluation_rollouts_are_too_few_to_go_on_with_where_too_many_fail(fleet_of):
     fleet = fleet_of("environment.options={trouble: data}", "rollout.retries=0")
     leases = make_leases(0, "train", 0, range(18))
     rollout = load("sales", ["rollout.retries=0"]).rollout
-    table, causes = held_apart(fleet, leases, 0, rollout)
+    table, causes = evaluation_rollouts(fleet, leases, 0, rollout)
     assert table["id"].to_pylist() == sorted(ids(18) - {lease.id for lease in leases[::3]})
     assert causes == "6 x DataError: the reader's file is torn"
     few = rollout.model_copy(update={"data_errors": 0.3})
     with pytest.raises(DataError, match=r"6 of 18 conversations failed 1 times each .*: the reader's file is torn"):
-        held_apart(fleet, leases, 0, few)
+        evaluation_rollouts(fleet, leases, 0, few)

@@ -73,11 +73,11 @@ def test_workers_are_forks_of_one_process_that_has_their_packages(fleet):
 
 def test_two_workers_share_the_leases_and_give_what_one_would(fleet, settings, store, blank_sales):
     leases = make_leases(0, "train", 0, range(48))
-    results = list(fleet.converse(leases, version=0))
+    results = list(fleet.rollout(leases, version=0))
     assert {result.report.worker for result in results} == {0, 1}
     held = collect(results)
     assert set(held) == {lease.id for lease in leases}
-    again = collect(fleet.converse(leases, version=0))
+    again = collect(fleet.rollout(leases, version=0))
     said = {name: [(turn.role, turn.text, turn.tokens) for turn in done.turns] for name, done in held.items()}
     assert said == {name: [(turn.role, turn.text, turn.tokens) for turn in done.turns] for name, done in again.items()}
 
@@ -86,7 +86,7 @@ def test_a_killed_workers_leases_are_held_by_the_others_and_it_comes_back(fleet)
     victim = fleet.wait_ready()[0]["pid"]
     leases = make_leases(0, "train", 1, range(200))
     held: dict[str, object] = {}
-    for number, result in enumerate(fleet.converse(leases, version=0)):
+    for number, result in enumerate(fleet.rollout(leases, version=0)):
         if number == 1:
             os.kill(victim, signal.SIGKILL)
         held |= collect([result])
@@ -98,7 +98,7 @@ def test_a_killed_workers_leases_are_held_by_the_others_and_it_comes_back(fleet)
 def test_one_that_was_lost_while_it_had_nothing_to_do_is_counted_when_it_works_again(fleet):
     """Nobody called it when it died, so no call fails."""
     lost, deaths = fleet.wait_ready()[0], fleet.statistics.deaths
-    [member] = [one for one in fleet.members.ready() if one.number == lost["worker"]]
+    [member] = [one for one in fleet.pool.ready() if one.number == lost["worker"]]
     os.kill(lost["pid"], signal.SIGKILL)
 
     def is_back() -> bool:
@@ -107,14 +107,14 @@ def test_one_that_was_lost_while_it_had_nothing_to_do_is_counted_when_it_works_a
         return False
 
     wait_until(is_back, 120)
-    held = collect(fleet.converse(make_leases(0, "train", 5, range(16)), version=0))
+    held = collect(fleet.rollout(make_leases(0, "train", 5, range(16)), version=0))
     assert len(held) == 16 and fleet.statistics.deaths == deaths + 1
     fleet.wait_ready()
     assert member.pid != lost["pid"] and member.up > lost["up"]
 
 
 def test_workers_pull_the_version_they_are_asked_for(fleet, newest):
-    held = collect(fleet.converse(make_leases(0, "train", 2, range(24)), version=4))
+    held = collect(fleet.rollout(make_leases(0, "train", 2, range(24)), version=4))
     for done in list(held.values())[:6]:
         for turn in done.agent_turns:
             said = done.turns[turn]
@@ -125,11 +125,11 @@ def test_workers_pull_the_version_they_are_asked_for(fleet, newest):
 
 def test_weights_that_nobody_published_are_an_error_with_its_cause(fleet, newest):
     with pytest.raises(EngineError, match=r"version 99 were asked for; the newest published are 4"):
-        list(fleet.converse(make_leases(0, "train", 3, range(4)), version=99))
+        list(fleet.rollout(make_leases(0, "train", 3, range(4)), version=99))
 
 
 def test_responses_on_logged_states(fleet, newest):
-    held = collect(fleet.converse(make_leases(0, "train", 4, range(6)), version=4))
+    held = collect(fleet.rollout(make_leases(0, "train", 4, range(6)), version=4))
     rows = [(done.id, turn, done.history(turn)) for done in held.values() for turn in done.agent_turns]
     names = ("conversation_id", "turn", "tokens")
     states = pa.table({name: [row[place] for row in rows] for place, name in enumerate(names)})

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.rollout.engine import Request
+from mtrl_ray.rollout.engine import SampleRequest
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from tests.rollout.conftest import logprobs, shaken, weights_of
 from tests.rollout.test_engines import drain, requests
@@ -29,7 +29,7 @@ def mixing(request: pytest.FixtureRequest, blank_sales: Path, chat, sales_settin
 
 
 def mixed_logprobs(
-    policy: LlamaForCausalLM, reference: LlamaForCausalLM, request: Request, tokens: list[int]
+    policy: LlamaForCausalLM, reference: LlamaForCausalLM, request: SampleRequest, tokens: list[int]
 ) -> torch.Tensor:
     """By one forward pass of each model over all ids: log-probabilities of the tokens under π^(1-τ) μ^τ."""
     ids, start = torch.tensor([request.prompt + tokens]), len(request.prompt) - 1
@@ -42,11 +42,11 @@ def mixed_logprobs(
     return mixture.gather(1, torch.tensor(tokens)[:, None])[:, 0].float()
 
 
-def ask(engine, chat, shares: list[float], temperature: float = 1.0) -> list[tuple[Request, object]]:
+def ask(engine, chat, shares: list[float], temperature: float = 1.0) -> list[tuple[SampleRequest, object]]:
     """Requests of these shares, in one batch: (request, generation)."""
     plain = requests(chat, len(shares), temperature=temperature)
     asked = [
-        Request(one.id, one.prompt, one.seed, one.max_tokens, temperature, share)
+        SampleRequest(one.id, one.prompt, one.seed, one.max_tokens, temperature, share)
         for one, share in zip(plain, shares, strict=True)
     ]
     for one in asked:
@@ -97,4 +97,4 @@ def test_without_a_share_the_samples_are_those_of_an_engine_without_reference(mi
 
 def test_an_engine_without_reference_refuses(engine, chat):
     with pytest.raises(ConfigurationError, match=r"rollout.reference: true"):
-        engine.submit(Request("r", requests(chat, 1)[0].prompt, 0, 4, mixture=0.1))
+        engine.submit(SampleRequest("r", requests(chat, 1)[0].prompt, 0, 4, mixture=0.1))

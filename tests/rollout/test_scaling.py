@@ -11,9 +11,9 @@ import yaml
 from mtrl_ray.commands.scale import scale
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests, scaling
-from mtrl_ray.rollout.fleet import Use
-from mtrl_ray.rollout.members import Phase
-from mtrl_ray.rollout.scaling import Scaling, load_of
+from mtrl_ray.rollout.fleet import Usage
+from mtrl_ray.rollout.scaling import Scaling
+from mtrl_ray.rollout.worker_pool import Phase
 from mtrl_ray.run.recipes import dump, load
 from mtrl_ray.settings.tree import WorkerRange
 
@@ -24,13 +24,13 @@ class Crew:
     """Stands for a fleet and for its members: nobody works, and each look at it may do something first."""
 
     def __init__(self) -> None:
-        self.members, self.wanted, self.looks = self, 1, 0
+        self.pool, self.wanted, self.looks = self, 1, 0
         self.trouble = lambda: None
 
     def want(self, count: int) -> None:
         self.wanted = count
 
-    def attend(self) -> None:
+    def poll(self) -> None:
         self.trouble()
 
     def count(self) -> Counter[Phase]:
@@ -40,8 +40,8 @@ class Crew:
     def active(self) -> list[None]:
         return []
 
-    def take_use(self) -> Use:
-        return Use()
+    def drain_usage(self) -> Usage:
+        return Usage()
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +88,6 @@ def test_a_run_is_scaled_from_where_its_environment_is_unknown(
     assert "3 of 1 to 4 workers wanted, by hand" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"5 workers are outside of what the run .* allows: 1 to 4"):
         scale(tmp_path, "5")
-
-
-def test_what_the_buffer_keeps_grows_old_without_anybody_having_to_go():
-    kept = CALM | {"replay/staleness_max": 4.0, "collect/staleness": 0.0}
-    assert not load_of(kept, Use(), workers=4, bound=4).too_stale
-    assert load_of(kept | {"collect/staleness": 4.0}, Use(), workers=4, bound=4).too_stale
 
 
 def test_one_at_a_time_writes_how_the_fleet_is(made: Scaling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -66,7 +66,7 @@ def test_every_way_to_set_it_learns(stepping, variant):
 def test_groups_that_lost_members_are_compared_with_who_is_there(stepping):
     stepping.algorithm = make_algorithm(TREE)
     system = stepping.system
-    logged = system.converse(8, 3)
+    logged = system.rollout(8, 3)
     held = from_table(ray.get(system.buffer.take.remote(logged.ids)))
     members = {talked.context_id: [] for talked in held}
     for talked in held:

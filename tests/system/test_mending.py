@@ -102,11 +102,11 @@ def test_spares_take_the_place_of_a_lost_worker_and_a_lost_learner(finished_run,
         return spare.processes
 
     def lose_worker_and_spare_learner(of: Trainer) -> None:
-        wait_until(lambda: of.system.fleet.members.attend() or len(of.system.fleet.members.ready()) == 2, 60)
-        [worker] = of.system.fleet.members.active()
+        wait_until(lambda: of.system.fleet.pool.poll() or len(of.system.fleet.pool.ready()) == 2, 60)
+        [worker] = of.system.fleet.pool.active()
         os.kill(worker.pid, signal.SIGKILL)
-        wait_until(lambda: of.system.fleet.members.attend() or worker.ill, 60)
-        assert of.system.fleet.members.active() not in ([worker], []), "the spare is there at once"
+        wait_until(lambda: of.system.fleet.pool.poll() or worker.unhealthy, 60)
+        assert of.system.fleet.pool.active() not in ([worker], []), "the spare is there at once"
         os.kill(spare_of(of)[0], signal.SIGKILL)
 
     def lose_learner(of: Trainer) -> None:

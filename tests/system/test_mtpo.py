@@ -95,7 +95,7 @@ def test_a_best_response_learns_from_its_own_half_of_the_pairs(stepping):
 def test_pairs_that_lost_a_member_take_no_part(stepping):
     stepping.algorithm = make_algorithm(TREE)
     system, settings = stepping.system, stepping.algorithm.settings
-    logged = system.converse(8, 2)
+    logged = system.rollout(8, 2)
     conversations, terminal = system.compare(system.pairs(logged.window(1)), settings.preferences)
     talks, found = from_table(ray.get(conversations)), ray.get(terminal)
     everyone = from_table(ray.get(system.buffer.take.remote(logged.ids)))

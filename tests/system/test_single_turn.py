@@ -84,7 +84,7 @@ def test_a_response_is_scored_as_the_conversation_that_ends_with_it(stepping):
     begin(stepping, TREE)
     stepping.step()
     system = stepping.system
-    logged = system.converse(8, 1)
+    logged = system.rollout(8, 1)
     states = logged.states(8)
     table = logged.window(1)
     responses = system.respond(states, 1)

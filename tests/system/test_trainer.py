@@ -208,7 +208,7 @@ def orphaned(table: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 
 
 def test_conversations_lost_on_their_way_are_held_again(stepping, monkeypatch):
-    system, converse, lost = stepping.system, stepping.system.fleet.converse, []
+    system, converse, lost = stepping.system, stepping.system.fleet.rollout, []
 
     def losing(leases, version, known):
         for result in converse(leases, version, known):
@@ -217,8 +217,8 @@ def test_conversations_lost_on_their_way_are_held_again(stepping, monkeypatch):
                 result = Result(orphaned(result.table), result.report)
             yield result
 
-    monkeypatch.setattr(system.fleet, "converse", losing)
-    logged = system.converse(12, 1)
+    monkeypatch.setattr(system.fleet, "rollout", losing)
+    logged = system.rollout(12, 1)
     assert lost and {done.id for done in lost} <= set(logged.ids) and len(logged.ids) == 12
     held = {done.id: done for done in from_table(ray.get(system.buffer.take.remote(logged.ids)))}
     assert [held[done.id] for done in lost] == lost
@@ -229,7 +229,7 @@ class Careless(IterativePPO):
     """Fits Q on no conversations at all."""
 
     def iterate(self, system) -> None:
-        system.converse(12, 1)
+        system.rollout(12, 1)
         system.fit_q(system.buffer.take.remote([]), self.settings.q)
 
 
