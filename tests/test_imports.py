@@ -58,15 +58,12 @@ ALLOWED: set[tuple[str, str]] = {
     ("mtrl_ray.monitoring.curves", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.examples", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.monitoring.report", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.processes.preloading", "mtrl_ray.rollout.engine"),
     ("mtrl_ray.system.collection", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.system.system", "mtrl_ray.evaluation.turn_ranks"),
 }
 """Imports upwards that are still to be removed."""
 CIRCLES = {
     ("mtrl_envs.base", "mtrl_envs.preferences"),
-    ("mtrl_ray.rollout.engine", "mtrl_ray.rollout.huggingface_engine"),
-    ("mtrl_ray.rollout.engine", "mtrl_ray.rollout.vllm_engine"),
 }
 """Imports that close a circle and are still to be removed."""
 

@@ -211,27 +211,31 @@ class ReplayBuffer:
         return before - len(self._memory.ids)
 
     def ids(self, iteration: int) -> list[str]:
-        """Ids counted in one iteration, those no longer in memory included: what need not be held again."""
+        """Ids of the conversations counted in one iteration, those no longer in memory included."""
         return sorted(name for name in self._catalogue.of(iteration) if name in self._counted)
 
     def outcomes(self, iteration: int) -> dict[str, list[Any]]:
-        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns`, `agent_tokens` [conversations]."""
+        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns`, `agent_tokens` [conversations].
+
+        `counted`: the ids of all that were counted (`ids`).
+        """
         index = self._memory.index
         index = index.filter(pc.equal(index["iteration"], iteration))
         columns = {"id": "id", "score": "score", "agent_turns": "turns", "agent_tokens": "agent_tokens"}
-        return {name: index[column].to_pylist() for name, column in columns.items()}
+        held = {name: index[column].to_pylist() for name, column in columns.items()}
+        return {"counted": self.ids(iteration), **held}
 
-    def recall(self, iteration: int) -> int:
+    def recall(self, iteration: int) -> list[str]:
         """Count conversations of one iteration that the journal got after the checkpoint `rebuild` went back to.
 
-        Returns how many. They need not be held again where a seed alone does not give the same conversation.
+        Returns the iteration's `ids`, which need not be rolled out again.
         """
         fresh = [name for name in self._catalogue.of(iteration) if name not in self._counted]
         self._hold(fresh)
         self._bound()
         self._log.add("recall", iteration)
         self._recalled.add(iteration)
-        return len(fresh)
+        return self.ids(iteration)
 
     def problems(self) -> list[str]:
         """One sentence per file of the journal that could not be read."""

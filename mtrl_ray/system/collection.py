@@ -92,12 +92,10 @@ class Collector:
     def collect(self, leases: list[Lease]) -> Collected:
         """Hold what is missing. Raises EngineError or DataError: rule 3, or conversations that the buffer refuses."""
         started = time.perf_counter()
-        self._ask(self._actors.buffer.recall.remote(self._iteration))
-        known = self._held()
+        known = self._recalled()
         self._hold(leases, known)
-        held = self._held()
-        missing = self._work.check_left_out(leases, held, self._rollout)
         outcomes = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
+        missing = self._work.check_left_out(leases, set(outcomes["counted"]), self._rollout)
         metrics = self._metrics(outcomes, time.perf_counter() - started)
         metrics |= {"collect/failures": float(missing), "faults/reused": float(len(known))}
         return Collected(outcomes["id"], outcomes["agent_turns"], metrics)
@@ -121,14 +119,15 @@ class Collector:
             lost = [cause for answer in answers for cause in answer.lost.values()]
             if not lost:
                 return
-            known = self._held()
+            known = self._recalled()
         raise EngineError(
             f"conversations were lost between worker and replay buffer {self._rollout.retries + 1} times in a "
             f"row; the last cause: {lost[0]}"
         )
 
-    def _held(self) -> set[str]:
-        return set(self._ask(self._actors.buffer.ids.remote(self._iteration)))
+    def _recalled(self) -> set[str]:
+        """Ids that the buffer counts in this iteration."""
+        return set(self._ask(self._actors.buffer.recall.remote(self._iteration)))
 
     def _ask(self, references: Any) -> Any:
         return fetch(references, "the replay buffer to take and count conversations", self._seconds)

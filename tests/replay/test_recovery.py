@@ -67,10 +67,9 @@ def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
     resumed = ReplayBuffer(tmp_path)
     resumed.rebuild(state)
     assert resumed.ids(1) == []
-    assert resumed.outcomes(1) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
-    assert resumed.recall(1) == 3
-    assert resumed.recall(1) == 0
-    assert resumed.ids(1) == [one.id for one in batch(1)[:3]]
+    assert resumed.outcomes(1) == {"counted": [], "id": [], "score": [], "agent_turns": [], "agent_tokens": []}
+    for _ in range(2):
+        assert resumed.recall(1) == [one.id for one in batch(1)[:3]] == resumed.ids(1)
     found = resumed.outcomes(1)
     assert found["score"] == [0.5] * 3
     assert (len(set(found["id"])), sum(found["agent_turns"])) == (3, 6)
@@ -92,7 +91,7 @@ def test_a_later_checkpoint_does_not_count_what_was_not_recalled_yet(tmp_path: P
     again = ReplayBuffer(tmp_path)
     again.rebuild(second)
     assert (len(again.ids(1)), again.ids(2)) == (4, [])
-    assert again.recall(2) == 4
+    assert len(again.recall(2)) == 4
     assert again.window(99).equals(buffer.window(99))
 
 
@@ -183,7 +182,13 @@ def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None
     buffer.append([ref(batch(0))])
     buffer.append([ref(batch(1))])
     assert buffer.ids(0) == [one.id for one in batch(0)]
-    assert buffer.outcomes(0) == {"id": [], "score": [], "agent_turns": [], "agent_tokens": []}
+    assert buffer.outcomes(0) == {
+        "counted": buffer.ids(0),
+        "id": [],
+        "score": [],
+        "agent_turns": [],
+        "agent_tokens": [],
+    }
     assert buffer.ids(2) == []
 
 
@@ -294,7 +299,7 @@ def test_going_back_to_a_checkpoint_reads_nothing_but_what_is_asked_for(
         assert from_table(buffer.window(1)) == batch(5)
         assert 0 < len(read) < 6
         assert buffer.window(99).equals(expected)
-        assert buffer.recall(6) == 4
+        assert len(buffer.recall(6)) == 4
         assert from_table(buffer.take([one.id for one in batch(6)])) == batch(6)
         assert buffer.statistics()["restored"] == 0
     read.clear()

@@ -96,7 +96,7 @@ def test_what_was_asked_for_by_hand_holds_until_it_is_given_back(
 ):
     (tmp_path / "config.yaml").write_text(dump(load("sales", ["rollout.workers={min: 1, max: 3}"])))
     calm = {"iteration/seconds": 10.0, "q/seconds": 1.0}  # nothing was asked of the rollouts
-    fleet.take_use()
+    fleet.drain_usage()
     scale(tmp_path, "2")
     assert "2 of 1 to 3 workers wanted, by hand; 1 ready, 1 starting" in capsys.readouterr().out
     for _ in range(4):

@@ -219,7 +219,7 @@ def test_one_that_has_a_place_and_never_answers_is_killed_and_started_again(ray_
 
     def later() -> bool:
         ahead[0] += LOOK_SECONDS
-        return bool(made._lost)
+        return bool(made._abandoned)
 
     try:
         made.want(1)
