@@ -53,12 +53,6 @@ LOOSE = {"__init__.py", "__main__.py", "cli.py", "errors.py"}
 ALLOWED: set[tuple[str, str]] = {
     ("mtrl_ray.feedback.learned", "mtrl_ray.system.system"),
     ("mtrl_ray.feedback.offline_pairs", "mtrl_ray.system.system"),
-    ("mtrl_ray.monitoring.charts", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.monitoring.contents", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.monitoring.curves", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.monitoring.examples", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.monitoring.report", "mtrl_ray.evaluation.statistics"),
-    ("mtrl_ray.system.collection", "mtrl_ray.evaluation.statistics"),
     ("mtrl_ray.system.system", "mtrl_ray.evaluation.turn_ranks"),
 }
 """Imports upwards that are still to be removed."""

@@ -7,9 +7,9 @@ import pytest
 
 from mtrl_ray.errors import EngineError
 from mtrl_ray.evaluation import holdout, turn_ranks
-from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.run.recovery import lost
+from mtrl_ray.statistics.estimates import mean_interval
 from tests.support.disk import no_file_over
 
 TABLE = pa.table({"text": ["x" * 100]})

@@ -25,13 +25,18 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Context:
-    """One task: what the agent is told (`system`), and what only the environment knows (`hidden`, JSON values)."""
+    """One task: what the agent is told (`system`), and what only the environment knows (`hidden`, JSON values).
+
+    `source`: what the task was made from, if several contexts were made from it (a recorded consultation, a customer).
+    Contexts of one source count once in an interval. None: the context is its own source.
+    """
 
     id: str
     split: str
     index: int
     system: str
     hidden: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)

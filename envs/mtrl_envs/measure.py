@@ -5,47 +5,41 @@
 2. `agent` may also be `warm_start`: each conversation is then held by one agent drawn by shares, the environment's own
    where none are given.
 3. Identity and everything said follow from (split, index, agent, seed).
+4. An interval is over what the contexts were made from (`Context.source`): with 22 recorded consultations, 256 contexts
+   are 22 clusters.
 """
 
-import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
 
 from mtrl_envs.base import Context, Environment
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard, source_name
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
 AGENTS = ("expert", "greedy", "random")
 MIXTURE = "warm_start"
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean score with its 95 % confidence interval (normal approximation) over `n` conversations."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def mean_of(scores: Iterable[float]) -> Mean:
-    """The mean of independent scores. Raises ConfigurationError where there are none."""
-    values = np.asarray(list(scores), dtype=np.float64)
-    if not values.size:
+def mean_score(held: Iterable[Conversation]) -> Estimate:
+    """The mean score of conversations, with its 95 % interval. Raises ConfigurationError if there are none."""
+    known = list(held)
+    if not known:
         raise ConfigurationError("a mean needs at least one conversation, 0 were asked for")
-    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else math.inf
-    mean = float(values.mean())
-    return Mean(mean, mean - half, mean + half, int(values.size))
+    return mean_interval([one.score for one in known], clusters=[source_of(one) for one in known])
 
 
-def mean_outcome(environment: Environment, agent_name: str, contexts: int, split: str = "test", seed: int = 0) -> Mean:
+def source_of(held: Conversation) -> str:
+    """The cluster of a conversation in an interval."""
+    return source_name(held.environment, held.split, held.context_id, held.source)
+
+
+def mean_outcome(
+    environment: Environment, agent_name: str, contexts: int, split: str = "test", seed: int = 0
+) -> Estimate:
     """Mean score of a scripted agent over the first `contexts` contexts of a split."""
-    return mean_of(done.score for done in conversations(environment, agent_name, contexts, split, seed))
+    return mean_score(conversations(environment, agent_name, contexts, split, seed))
 
 
 def conversations(
@@ -95,6 +89,7 @@ def converse(
         metrics=outcome.metrics,
         context=context.hidden,
         seed=drawn,
+        source=context.source,
     )
 
 

@@ -2,8 +2,8 @@
 
 1. Both sides hold conversations on the same contexts; only conversations on one context are compared. Where a side has
    several there, each of one is compared with each of the other.
-2. A context's win rate is the mean preference of these comparisons; the win rate is the mean over contexts, and its
-   interval is over contexts, which are independent, where comparisons on one context are not.
+2. A context's win rate is the mean preference of these comparisons; the win rate is the mean over contexts. Its interval
+   is over what the contexts were made from (`Context.source`); comparisons on one context are never independent.
 3. `win_rate(b, a)` is 1 - `win_rate(a, b)`, interval included.
 """
 
@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from mtrl_envs.base import Environment
-from mtrl_envs.measure import Mean, conversations, mean_of
+from mtrl_envs.measure import conversations, source_of
 from mtrl_envs.preferences import Prefer, require_oracle
 from mtrl_ray.dialogue.conversation import Conversation
-from mtrl_ray.errors import DataError
+from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
 Key = tuple[str, str]
 """A context: its split and its id."""
@@ -22,17 +23,21 @@ Key = tuple[str, str]
 
 def scripted_win_rate(
     environment: Environment, agent: str, opponent: str, contexts: int, split: str = "test", seed: int = 0
-) -> Mean:
+) -> Estimate:
     """Win rate of a scripted agent over another by the environment's oracle. Raises ConfigurationError without one."""
     prefer = require_oracle(environment)
     first, second = (conversations(environment, name, contexts, split, seed) for name in (agent, opponent))
     return win_rate(first, second, prefer)
 
 
-def win_rate(first: Iterable[Conversation], second: Iterable[Conversation], prefer: Prefer) -> Mean:
+def win_rate(first: Iterable[Conversation], second: Iterable[Conversation], prefer: Prefer) -> Estimate:
     """Mean P(conversation of `first` ≻ conversation of `second`), with its 95 % interval over contexts, within [0, 1]."""
-    rate = mean_of(context_win_rates(first, second, prefer).values())
-    return Mean(rate.mean, max(rate.low, 0.0), min(rate.high, 1.0), rate.n)
+    ours = list(first)
+    rates = context_win_rates(ours, second, prefer)
+    if not rates:
+        raise ConfigurationError("a win rate needs at least one conversation of either side, 0 were given")
+    made_from = {(one.split, one.context_id): source_of(one) for one in ours}
+    return mean_interval(list(rates.values()), clusters=[made_from[key] for key in rates])
 
 
 def context_win_rates(

@@ -31,9 +31,8 @@ def _evaluate(
     run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
 ) -> dict[str, dict[str, float]]:
     from mtrl_envs.registry import make
-    from mtrl_ray.evaluation.holdout import SCRIPTED, keep, scripted
+    from mtrl_ray.evaluation.holdout import SCRIPTED, keep, mean_score, scripted
     from mtrl_ray.evaluation.standalone import hold
-    from mtrl_ray.evaluation.statistics import mean_interval
     from mtrl_ray.processes.session import connected
     from mtrl_ray.run.policy import policy_folder
 
@@ -43,7 +42,7 @@ def _evaluate(
     with connected(settings, address):
         table = hold(settings, model, split, contexts)
     keep(run, f"{split}-{checkpoint}", table)
-    estimates = {"policy": mean_interval(table["score"].to_numpy())}
+    estimates = {"policy": mean_score(table)}
     estimates |= {agent: scripted(environment, agent, contexts, settings.rollout, split) for agent in SCRIPTED}
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 

@@ -92,10 +92,12 @@ def write_json(path: Path | None, result: Any) -> None:
 
 
 def show_estimates(estimates: dict[str, Any]) -> None:
-    """One line per estimate `{mean, low, high, n}`; what is undefined is a dash."""
+    """One line per estimate `{mean, low, high, n, clusters}`; what is undefined is a dash."""
     for name, estimate in estimates.items():
         mean, low, high = (number(estimate[key]) for key in ("mean", "low", "high"))
-        typer.echo(f"{name:>17}  {mean}  [{low}, {high}]  n={estimate['n']}")
+        clusters = estimate.get("clusters", estimate["n"])
+        grouped = "" if clusters == estimate["n"] else f" in {clusters} clusters"
+        typer.echo(f"{name:>17}  {mean}  [{low}, {high}]  n={estimate['n']}{grouped}")
 
 
 def number(value: float | None) -> str:

@@ -80,7 +80,8 @@ class Conversation:
 
     `id` is unique within a run and derived from (run, iteration, context, sample); `seed` alone, with the context,
     the weights and the settings, determines everything that was said. `score` lies in [0, 1]; `metrics` are the
-    environment's own numbers. `context` is what the environment knows about the task, hidden from the agent.
+    environment's own numbers. `context` is what the environment knows about the task, hidden from the agent. `source` is
+    what the context was made from (None: itself): conversations of one source are not independent of each other.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Conversation:
     iteration: int = 0
     sample: int = 0
     seed: int = 0
+    source: str | None = None
 
     @property
     def agent_turns(self) -> list[int]:
@@ -163,10 +165,13 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("metrics", pa.string(), nullable=False),  # JSON: name to number
         pa.field("stop", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
     ],
     metadata={"mtrl.conversation": "1"},
 )
 """One row per finished conversation: what the journal keeps and what every process passes."""
+OPTIONAL = ("source",)
+"""Columns that files of version 0.1 do not have; `completed` adds them."""
 
 
 def to_table(conversations: Iterable[Conversation]) -> pa.Table:
@@ -181,11 +186,35 @@ def from_table(table: pa.Table) -> list[Conversation]:
 
 def iterate(table: pa.Table) -> Iterator[Conversation]:
     """As `from_table`, one at a time."""
+    table = completed(table)
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"a table of conversations needs the columns {SCHEMA.names}; this one lacks {missing}")
     for row in table.select(SCHEMA.names).to_pylist():
         yield _conversation(row)
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """The table with all `OPTIONAL` columns, null if it lacks them."""
+    for name in OPTIONAL:
+        if name not in table.column_names:
+            field = SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def sources(table: pa.Table) -> list[str]:
+    """The cluster of each row, for intervals: its source if it names one, else its context.
+
+    `table` needs the columns environment, split and context_id; source may be missing.
+    """
+    columns = [completed(table)[name].to_pylist() for name in ("environment", "split", "context_id", "source")]
+    return [source_name(*row) for row in zip(*columns, strict=True)]
+
+
+def source_name(environment: str, split: str, context_id: str, source: str | None) -> str:
+    """The name under which conversations that are not independent of each other fall together."""
+    return "/".join((environment, split, context_id) if source is None else (environment, source))
 
 
 def _row(conversation: Conversation) -> dict[str, Any]:

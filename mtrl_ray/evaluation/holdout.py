@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from mtrl_envs.base import Environment
 from mtrl_envs.measure import converse
-from mtrl_ray.dialogue.conversation import from_table
+from mtrl_ray.dialogue.conversation import from_table, sources
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.evaluation.statistics import Estimate, mean_interval
 from mtrl_ray.processes.writing import writing
+from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import RolloutSettings
@@ -27,7 +27,12 @@ TEST_TAG = 0
 def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
     """Mean score of the newest policy over the first `contexts` test contexts, and the conversations."""
     table = system.evaluation_rollouts("test", range(contexts), tag=TEST_TAG)
-    return mean_interval(table["score"].to_numpy()), table
+    return mean_score(table), table
+
+
+def mean_score(table: pa.Table) -> Estimate:
+    """Mean score of these conversations; those of one source are a cluster."""
+    return mean_interval(table["score"].to_numpy(), clusters=sources(table))
 
 
 def scripted(
@@ -61,9 +66,14 @@ def scripted(
 
 
 def well_formed(environment: Environment, table: pa.Table) -> Estimate:
-    """Share of the agent's turns that are well-formed messages of the environment; `n` counts turns."""
-    agents = [conversation.turns[place] for conversation in from_table(table) for place in conversation.agent_turns]
-    return mean_interval([float(environment.well_formed(turn.text)) for turn in agents])
+    """Share of the agent's turns that are well-formed messages of the environment; `n` counts turns.
+
+    The turns of one conversation, and of conversations of one source, are a cluster.
+    """
+    talks = from_table(table)
+    agents = [talk.turns[place] for talk in talks for place in talk.agent_turns]
+    clusters = [name for name, talk in zip(sources(table), talks, strict=True) for _ in talk.agent_turns]
+    return mean_interval([float(environment.well_formed(turn.text)) for turn in agents], clusters=clusters)
 
 
 def keep(folder: Path, name: str, table: pa.Table) -> None:

@@ -19,7 +19,6 @@ from mtrl_envs.preferences import Prefer
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.evaluation.statistics import calibration, mean_interval
 from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.pair_models import quality
@@ -27,6 +26,8 @@ from mtrl_ray.learner.specification import PairFit, PairModel, Supervision
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import held_out as is_held_out
 from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
+from mtrl_ray.statistics.calibration import calibration
+from mtrl_ray.statistics.estimates import mean_interval
 
 KINDS: tuple[PairModel, ...] = ("preference", "reward")
 

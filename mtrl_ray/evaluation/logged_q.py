@@ -19,12 +19,13 @@ import pyarrow as pa
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
-from mtrl_ray.evaluation.statistics import calibration, correlation
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.specification import QFit, Supervision
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import split_table
 from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
+from mtrl_ray.statistics.calibration import calibration
+from mtrl_ray.statistics.estimates import correlation
 
 FEWEST = 10
 """Pairs at one position below which they are left out of `by_turn`."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtrl_ray.dialogue.conversation import completed
 from mtrl_ray.errors import DataError
 from mtrl_ray.processes.writing import writing
 
@@ -29,7 +30,7 @@ def probed(folder: Path) -> pa.Table:
     path = folder / "evaluation" / "start.parquet"
     if not path.is_file():
         raise DataError(f"{str(path)!r} is missing: turn scores are kept of the first evaluation's conversations")
-    return pq.read_table(path)
+    return completed(pq.read_table(path))
 
 
 def keep(folder: Path, iteration: int, scores: pa.Table) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from mtrl_ray.evaluation.statistics import Estimate
 from mtrl_ray.monitoring.names import shown
+from mtrl_ray.statistics.estimates import Estimate
 
 WIDTH, HEIGHT = 340.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 8.0, 32.0
@@ -126,7 +126,7 @@ def interval_chart(rows: Sequence[tuple[str, Estimate, str]]) -> str:
     for number, (label, estimate, colour) in enumerate(rows):
         top = number * step
         bar = SubElement(svg, "g")
-        SubElement(bar, "title").text = f"{label}: {interval_text(estimate)}, n = {estimate.n}"
+        SubElement(bar, "title").text = f"{label}: {interval_text(estimate)}, {estimate.size('contexts')}"
         _text(bar, place(0), top + 15, label, "name label")
         _text(bar, place(1), top + 15, interval_text(estimate), "name label end")
         _rect(bar, place(0), top + 21, place(estimate.mean) - place(0), 15, f"bar {colour}")

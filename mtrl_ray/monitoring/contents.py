@@ -19,8 +19,8 @@ import yaml
 
 from mtrl_ray.dialogue.conversation import Conversation, from_table, validate
 from mtrl_ray.errors import DataError
-from mtrl_ray.evaluation.statistics import Estimate
 from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.statistics.estimates import Estimate
 
 COMMAND = "command.txt"
 """One line: the command that made the run."""

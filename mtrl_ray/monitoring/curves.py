@@ -6,10 +6,10 @@ A chart appears when at least one of its metrics was recorded. Metrics without a
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mtrl_ray.evaluation.statistics import Estimate
 from mtrl_ray.monitoring.charts import Line, Stack, interval_chart, line_chart, stacked_chart
 from mtrl_ray.monitoring.contents import Row
 from mtrl_ray.monitoring.names import shown
+from mtrl_ray.statistics.estimates import Estimate
 
 UNIT = (0.0, 1.0)
 WHOLE = "iteration/seconds"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mtrl_ray.dialogue.conversation import Conversation
-from mtrl_ray.evaluation.statistics import Estimate, paired_difference
+from mtrl_ray.dialogue.conversation import Conversation, source_name
+from mtrl_ray.statistics.estimates import Estimate, paired_difference
 
 EACH = 4
 """Contexts of each kind."""
@@ -63,7 +63,11 @@ def compare(start: Sequence[Conversation] | None, end: Sequence[Conversation] | 
         return Comparison(examples=_one_sided(start or [], end or [], 3 * each))
     changes = [after.score - before.score for before, after in pairs]
     return Comparison(
-        difference=paired_difference([after.score for _, after in pairs], [before.score for before, _ in pairs]),
+        difference=paired_difference(
+            [after.score for _, after in pairs],
+            [before.score for before, _ in pairs],
+            clusters=[source_name(one.environment, one.split, one.context_id, one.source) for one, _ in pairs],
+        ),
         better=sum(change > 0 for change in changes),
         equal=sum(change == 0 for change in changes),
         worse=sum(change < 0 for change in changes),

@@ -13,6 +13,7 @@ MEANINGS = {
     "collect/score_low": "lower end of its 95 % interval",
     "collect/score_high": "upper end of its 95 % interval",
     "collect/score_n": "conversations it is the mean of",
+    "collect/score_clusters": "their contexts (or what these were made from): what the interval is over",
     "collect/conversations": "finished conversations",
     "collect/agent_turns": "agent turns in them",
     "collect/tokens": "tokens the agent sampled",
@@ -78,6 +79,7 @@ MEANINGS = {
     "evaluation/low": "lower end of its 95 % interval",
     "evaluation/high": "upper end of its 95 % interval",
     "evaluation/n": "held-out contexts",
+    "evaluation/clusters": "what these were made from: what the interval is over",
 }
 
 

@@ -17,7 +17,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason
-from mtrl_ray.evaluation.statistics import Estimate, gap_closed
 from mtrl_ray.monitoring.charts import interval_text, sparkline
 from mtrl_ray.monitoring.contents import Contents, Row, read
 from mtrl_ray.monitoring.curves import curves, results
@@ -25,6 +24,7 @@ from mtrl_ray.monitoring.examples import Comparison, compare
 from mtrl_ray.monitoring.live import duration
 from mtrl_ray.monitoring.names import MEANINGS, in_order, shown
 from mtrl_ray.processes.writing import writing
+from mtrl_ray.statistics.estimates import Estimate, gap_closed
 
 FILE = "report.html"
 STOPS = {
@@ -111,7 +111,7 @@ def _headline(summary: dict[str, Estimate], comparison: Comparison) -> str:
     change = end.mean - start.mean
     verb = "stayed at" if change == 0 else "rose from" if change > 0 else "fell from"
     values = f"{start.mean:.3f}" if change == 0 else f"{start.mean:.3f} to {end.mean:.3f}"
-    sentence = f"The mean score on {end.n} held-out contexts {verb} {values}."
+    sentence = f"The mean score on {end.size('held-out contexts')} {verb} {values}."
     difference = comparison.difference
     if difference is not None and change != 0 and difference.low <= 0 <= difference.high:
         sentence += " The 95 % interval of the difference includes 0: this may be chance."

@@ -215,13 +215,15 @@ class ReplayBuffer:
         return sorted(name for name in self._catalogue.of(iteration) if name in self._counted)
 
     def outcomes(self, iteration: int) -> dict[str, list[Any]]:
-        """Of one iteration's conversations in memory, by id: `id`, `score`, `agent_turns`, `agent_tokens` [conversations].
+        """Of one iteration's conversations in memory, by id, each [conversations].
 
+        `id`, `score`, `agent_turns`, `agent_tokens`, and `source`: conversations of one source are not independent.
         `counted`: the ids of all that were counted (`ids`).
         """
         index = self._memory.index
         index = index.filter(pc.equal(index["iteration"], iteration))
-        columns = {"id": "id", "score": "score", "agent_turns": "turns", "agent_tokens": "agent_tokens"}
+        columns = {"id": "id", "score": "score", "agent_turns": "turns"}
+        columns |= {"agent_tokens": "agent_tokens", "source": "source"}
         held = {name: index[column].to_pylist() for name, column in columns.items()}
         return {"counted": self.ids(iteration), **held}
 

@@ -41,7 +41,8 @@ class Catalogue:
         self._journal, self._notes = journal, notes
         self._contents: dict[str, _Contents] = {}
         for name, (size, columns) in notes.read():
-            if file := JournalFile.parse(name):
+            file = JournalFile.parse(name)
+            if file is not None and columns.keys() == set(MEASURES.names):  # else noted by another version: read again
                 self._contents[name] = _Contents(file, pa.Table.from_pydict(columns, schema=MEASURES), size)
         self.ids: dict[str, JournalFile] = {}
         """Each conversation's file."""

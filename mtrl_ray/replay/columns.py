@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrl_ray.dialogue.conversation import SCHEMA, TURN, Finish, Role, StopReason, from_table, validate
+from mtrl_ray.dialogue.conversation import SCHEMA, TURN, Finish, Role, StopReason, from_table, sources, validate
 from mtrl_ray.errors import DataError
 
 MEASURES = pa.schema(
@@ -26,6 +26,7 @@ MEASURES = pa.schema(
         pa.field("tokens", pa.int64()),
         pa.field("turns", pa.int32()),  # the agent's
         pa.field("agent_tokens", pa.int64()),
+        pa.field("source", pa.string()),  # `conversation.sources`
     ]
 )
 
@@ -89,6 +90,7 @@ def measures(table: pa.Table) -> pa.Table:
     columns["turns"] = pa.array(np.bincount(agent, minlength=turns.rows).astype(np.int32))
     spoken = np.bincount(agent, weights=lengths[turns.agent], minlength=turns.rows)
     columns["agent_tokens"] = pa.array(spoken.astype(np.int64))
+    columns["source"] = pa.array(sources(table), pa.string())
     return pa.table(columns, schema=MEASURES)
 
 
@@ -123,7 +125,8 @@ def agent_turn(table: pa.Table, rows: np.ndarray, nth: np.ndarray) -> np.ndarray
 def _bad_rows(table: pa.Table) -> np.ndarray:
     bad = np.zeros(table.num_rows, dtype=bool)
     for field in SCHEMA:
-        bad |= pc.is_null(table[field.name]).to_numpy()
+        if not field.nullable:
+            bad |= pc.is_null(table[field.name]).to_numpy()
     score = table["score"].to_numpy()
     bad |= ~((score >= 0) & (score <= 1))
     bad |= ~_one_of(table["stop"], StopReason)

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mtrl_ray.dialogue.conversation import SCHEMA
+from mtrl_ray.dialogue.conversation import OPTIONAL, SCHEMA, completed
 from mtrl_ray.errors import DataError, EngineError, first_line
 from mtrl_ray.replay.columns import faults
 from mtrl_ray.replay.storage import QUARANTINED, Folder
@@ -31,6 +31,8 @@ from mtrl_ray.replay.storage import QUARANTINED, Folder
 LOG = logging.getLogger(__name__)
 
 NAME = re.compile(r"(\d{10})-(\d{6,})-(\d{6,})-(\d{6,})-([0-9a-f]{8})\.parquet")
+KNOWN = (SCHEMA, pa.schema([field for field in SCHEMA if field.name not in OPTIONAL], SCHEMA.metadata))
+"""Schemas that a file may have: this version's, and version 0.1's."""
 LISTINGS = 5
 """How often a read lists the folder anew when files go away under it (another reader sets them aside)."""
 
@@ -197,11 +199,12 @@ class Journal:
                 self.folder.filesystem.open_input_file(path) as source,
                 pq.ParquetFile(source, page_checksum_verification=True) as parquet,
             ):
-                if not parquet.schema_arrow.equals(SCHEMA):
+                schema = parquet.schema_arrow
+                if not any(schema.equals(known) for known in KNOWN):
                     raise pa.ArrowInvalid("its columns are not those of a conversation")
                 if file.name in self._checked:
-                    return parquet.read(columns=columns)
-                table = parquet.read()
+                    return completed(parquet.read(columns=columns)).select(columns)
+                table = completed(parquet.read())
             _check(table)
         except FileNotFoundError:
             raise
@@ -225,6 +228,7 @@ def conform(table: pa.Table) -> pa.Table:
         raise DataError(f"a pyarrow table of conversations is needed; {type(table).__name__} was given")
     if table.num_rows == 0:
         raise DataError("a table without conversations was given to be kept; give at least one")
+    table = completed(table)
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"a table of conversations needs the columns {SCHEMA.names}; this one lacks {missing}")

@@ -98,6 +98,7 @@ class Dialogue:
             iteration=self.lease.iteration,
             sample=self.lease.sample,
             seed=self.lease.seed,
+            source=self.context.source,
         )
 
     def _append(self, turn: Turn) -> None:

@@ -318,7 +318,7 @@ def _evaluate(trainer: Trainer, name: str) -> None:
     spoken = holdout.well_formed(trainer.environment, table)
     holdout.summarise(trainer.folder, **{name: estimate, f"{name}_well_formed": spoken})
     trainer.view.note(
-        f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.n} contexts, "
+        f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.size('contexts')}, "
         f"{spoken.mean:.1%} of its turns well-formed"
     )
 

@@ -5,25 +5,27 @@
 2. `low` and `high` are Student's t over the seeds: where the mean of further training runs would lie, on these contexts.
    With three seeds t is 4.3, so this is wide; it is the interval to compare algorithms by.
 3. `contexts` is the other half: the scores of a context are averaged over the seeds, and Student's t goes over contexts.
-   Conversations of one context are thereby never counted as independent (a context is a cluster). It says where the
-   mean would lie on further contexts, with these trained policies. With a single seed it is the only one there is.
+   Contexts that were made from one source are a cluster (`conversation.sources`). It says where the mean would lie on
+   further contexts, with these trained policies. With a single seed it is the only one there is.
 4. Differences are paired, by seed and by context: runs of one seed share their start, all runs share their contexts.
 5. Only finished runs with the settings of the study count; what is missing is listed, never filled in.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtrl_ray.dialogue.conversation import sources
 from mtrl_ray.evaluation import turn_ranks
-from mtrl_ray.evaluation.statistics import Estimate, gap_closed, mean_interval, paired_difference
 from mtrl_ray.monitoring.recorder import read_metrics
+from mtrl_ray.statistics.estimates import Estimate, gap_closed, mean_interval, paired_difference
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.runs import SECONDS, SUMMARY, State, read_summary, state
@@ -32,6 +34,8 @@ SCRIPTED = ("greedy", "expert")
 DIGITS = 12
 Scores = dict[str, float]
 """Context and the mean score of the conversations with it."""
+Sources = Mapping[str, str]
+"""Context and what it was made from; a context that is missing here is its own source."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Run:
     cell: Cell
     start: Scores
     end: Scores
+    sources: Sources
     scripted: dict[str, Estimate]
     metrics: list[dict[str, Any]]
 
@@ -66,6 +71,8 @@ class Numbers:
             "low": chosen["low"],
             "high": chosen["high"],
             "interval": by,
+            "n": chosen["n"],
+            "clusters": chosen["clusters"],
             "contexts": self.contexts.as_dict(),
         }
 
@@ -74,11 +81,13 @@ def read_run(cell: Cell) -> Run | None:
     """A finished run's numbers; None where there is none with the cell's settings. Raises DataError for damaged metrics."""
     if state(cell) is not State.FINISHED:
         return None
-    summary, evaluation = read_summary(cell.folder), cell.folder / "evaluation"
+    summary = read_summary(cell.folder)
+    start, end = (_held_out(cell.folder / "evaluation" / f"{name}.parquet") for name in ("start", "end"))
     return Run(
         cell=cell,
-        start=_scores(evaluation / "start.parquet"),
-        end=_scores(evaluation / "end.parquet"),
+        start=_scores(start),
+        end=_scores(end),
+        sources=dict(zip(end["context_id"].to_pylist(), sources(end), strict=True)),
         scripted={name: Estimate.from_dict(summary[name]) for name in SCRIPTED if name in summary},
         metrics=_with_ranks(read_metrics(cell.folder), cell.folder),
     )
@@ -113,27 +122,34 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     return [sorted(group, key=lambda run: run.cell.seed) for group in groups.values()]
 
 
-def numbers(scores: Sequence[Scores]) -> Numbers:
+def numbers(scores: Sequence[Scores], made_from: Sources) -> Numbers:
     """Of one cell: `scores` of every seed."""
     seeds = [_mean(one) for one in scores]
-    contexts = list(_by_context(scores).values())
-    return Numbers(mean_interval(seeds), mean_interval(contexts))
+    contexts = _by_context(scores)
+    return Numbers(
+        mean_interval(seeds), mean_interval(list(contexts.values()), clusters=_clusters(contexts, made_from))
+    )
 
 
-def difference(first: Sequence[Scores], second: Sequence[Scores]) -> Numbers:
+def difference(first: Sequence[Scores], second: Sequence[Scores], made_from: Sources) -> Numbers:
     """Of first - second, paired: `first[i]` and `second[i]` are of the same seed."""
     seeds = paired_difference([_mean(one) for one in first], [_mean(one) for one in second])
     left, right = _by_context(first), _by_context(second)
     shared = [context for context in left if context in right]
-    contexts = paired_difference([left[context] for context in shared], [right[context] for context in shared])
+    contexts = paired_difference(
+        [left[context] for context in shared],
+        [right[context] for context in shared],
+        clusters=_clusters(shared, made_from),
+    )
     return Numbers(seeds, contexts)
 
 
 def _row(definition: Definition, group: Sequence[Run]) -> dict[str, Any]:
-    start, end = numbers([run.start for run in group]), numbers([run.end for run in group])
+    made_from = group[0].sources
+    start, end = numbers([run.start for run in group], made_from), numbers([run.end for run in group], made_from)
     scripted = group[0].scripted
     row = {**group[0].cell.values, "seeds": len(group), **end.as_dict(), "start": start.as_dict()}
-    row["change"] = difference([run.end for run in group], [run.start for run in group]).as_dict()
+    row["change"] = difference([run.end for run in group], [run.start for run in group], made_from).as_dict()
     row |= {name: estimate.as_dict() for name, estimate in scripted.items()}
     if "expert" in scripted:
         gap = gap_closed(start.contexts, end.contexts, scripted["expert"])
@@ -175,13 +191,23 @@ def _differences(definition: Definition, groups: Sequence[Sequence[Run]]) -> lis
         ours, theirs = ({run.cell.seed: run.end for run in one} for one in (group, other))
         seeds = [seed for seed in ours if seed in theirs]
         if seeds:
-            found = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+            found = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], group[0].sources)
             differences.append({**values, "against": baseline, "seeds": len(seeds), **found.as_dict()})
     return differences
 
 
-def _scores(path: Path) -> Scores:
-    held = pq.read_table(path, columns=["context_id", "score"])
+def _held_out(path: Path) -> pa.Table:
+    """The conversations of an evaluation, without their turns."""
+    with pq.ParquetFile(path) as file:
+        wanted = ("environment", "split", "context_id", "source", "score")
+        return file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
+
+
+def _clusters(contexts: Iterable[str], made_from: Sources) -> list[str]:
+    return [made_from.get(context, context) for context in contexts]
+
+
+def _scores(held: pa.Table) -> Scores:
     scores = defaultdict(list)
     for context, score in zip(held["context_id"].to_pylist(), held["score"].to_pylist(), strict=True):
         scores[context].append(score)

@@ -32,7 +32,9 @@ Rates = dict[str, dict[str, dict[str, Any]]]
 def win_rates(definition: Definition, runs: Sequence[Run]) -> Rates:
     """Every value of the study's only axis against every other that has a finished run of the same seed."""
     cells: dict[str, dict[int, Cell]] = {}
+    made_from: dict[str, str] = {}
     for run in runs:
+        made_from |= run.sources
         (name,) = run.cell.values.values()
         cells.setdefault(name, {})[run.cell.seed] = run.cell
     (axis,) = definition.axes.values()
@@ -41,9 +43,9 @@ def win_rates(definition: Definition, runs: Sequence[Run]) -> Rates:
         seeds = sorted(cells[first].keys() & cells[second].keys())
         if seeds:
             found = [_by_context(cells[first][seed], cells[second][seed]) for seed in seeds]
-            rates[first][second] = numbers(found).as_dict()
+            rates[first][second] = numbers(found, made_from).as_dict()
             turned = [{context: 1.0 - rate for context, rate in scores.items()} for scores in found]
-            rates[second][first] = numbers(turned).as_dict()
+            rates[second][first] = numbers(turned, made_from).as_dict()
     return rates
 
 
@@ -55,7 +57,7 @@ def over_start(runs: Sequence[Run]) -> dict[str, Any]:
         options = json.dumps(environment.options, sort_keys=True)
         evaluation = run.cell.folder / "evaluation"
         found.append(_compared(evaluation / "end.parquet", evaluation / "start.parquet", environment.name, options))
-    return numbers(found).as_dict()
+    return numbers(found, runs[0].sources).as_dict()
 
 
 def _by_context(first: Cell, second: Cell) -> Scores:

@@ -23,7 +23,8 @@ from mtrl_ray.studies.win_rates import Rates, over_start, win_rates
 INTERVALS = (
     "Scores are means over held-out contexts, the same in every run, then over seeds. Brackets: the 95 % interval by "
     "Student's t over the seeds (one seed: over the contexts). *Contexts*: the 95 % interval over the contexts, each "
-    "one's scores averaged over the seeds first."
+    "one's scores averaged over the seeds first; contexts made from one source are a cluster, and the number of "
+    "clusters follows the interval if it is not that of the contexts."
 )
 
 
@@ -190,12 +191,14 @@ def _difference_rows(definition: Definition, differences: Sequence[dict[str, Any
 
 
 def _interval(entry: dict[str, Any] | None, signed: bool = False) -> str:
-    """`0.412 [0.351, 0.474]`; a dash for what is not known."""
+    """`0.412 [0.351, 0.474]`, with the number of clusters if they are fewer than what was observed; a dash for unknown."""
     if entry is None or entry["mean"] is None:
         return "–"
     form = "{:+.3f}" if signed else "{:.3f}"
     ends = [form.format(entry[key]) if entry[key] is not None else "?" for key in ("low", "high")]
-    return f"{form.format(entry['mean'])} [{', '.join(ends)}]"
+    clusters = entry.get("clusters", entry.get("n"))
+    grouped = "" if clusters == entry.get("n") else f" ({clusters} clusters)"
+    return f"{form.format(entry['mean'])} [{', '.join(ends)}]{grouped}"
 
 
 def _spread(values: Sequence[float], digits: int = 0) -> str:

@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from mtrl_ray.dialogue.conversation import SCHEMA
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.worker import Report
 from mtrl_ray.settings.tree import RolloutSettings, Settings
+from mtrl_ray.statistics.estimates import mean_interval
 from mtrl_ray.system.actors import Actors
 
 
@@ -134,6 +134,7 @@ class Collector:
 
     def _metrics(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
         tokens = sum(report.agent_tokens for report in self._work.reports)
+        score = mean_interval(outcomes["score"], clusters=outcomes["source"])
         kinds = Counter(failure for report in self._work.reports for failure in (one.kind for one in report.failures))
         return {
             "collect/seconds": seconds,
@@ -142,7 +143,7 @@ class Collector:
             "collect/tokens": float(sum(outcomes["agent_tokens"])),
             "collect/tokens_per_second": tokens / seconds,
             "collect/staleness": float(max((self._version - one.version for one in self._work.reports), default=0)),
-            **{f"collect/score_{key}": value for key, value in mean_interval(outcomes["score"]).as_dict().items()},
+            **{f"collect/score_{key}": value for key, value in score.as_dict().items()},
             "faults/errors": float(sum(kinds.values())),
             **{f"faults/{kind}": float(count) for kind, count in sorted(kinds.items())},
         }

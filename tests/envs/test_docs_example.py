@@ -36,18 +36,45 @@ def test_the_example_is_an_environment_that_needs_planning(namespace: dict[str, 
 def test_the_measurement_runs_as_printed(namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(namespace["blocks"][1], str(PAGE), "exec"), namespace)
     printed = capsys.readouterr().out
-    assert "expert Mean(mean=1.0" in printed
+    assert "expert Estimate(mean=1.0" in printed
     assert "agent How many people?" in printed
 
 
 def test_the_measured_tables_are_the_measurements() -> None:
-    """The tables of the page: scores on 256 test contexts with seed 0."""
+    """The tables of the page: scores, turns and words on 256 test contexts with seed 0."""
     from mtrl_envs.registry import ENVIRONMENTS, make
 
     page = PAGE.read_text()
     for name in ENVIRONMENTS:
         section = page.split(f"## `{name}`")[1].split("\n## ")[0]
         for agent in (*measure.AGENTS, measure.MIXTURE):
-            measured = measure.mean_outcome(make(name), agent, 256, "test", seed=0)
-            row = f"| `{agent}` | {measured.mean:.3f} | {measured.low:.3f} to {measured.high:.3f} |"
+            held = list(measure.conversations(make(name), agent, 256, "test", seed=0))
+            score = measure.mean_score(held)
+            turns = sum(len(one.agent_turns) for one in held) / len(held)
+            words = sum(len(f"{turn.text} {turn.sent or ''}".split()) for one in held for turn in one.turns) / len(held)
+            row = f"| `{agent}` | {score.mean:.3f} | {score.low:.3f} to {score.high:.3f} | {turns:.1f} | {words:.0f} |"
             assert row in section, row
+
+
+def test_lessons_of_the_papers_length_have_the_scores_of_the_page() -> None:
+    from mtrl_envs.registry import make
+
+    lessons = make("education", shortest=10, longest=15)
+    expert, greedy = (measure.mean_outcome(lessons, agent, 256).mean for agent in ("expert", "greedy"))
+    assert f"With the paper's length `expert` has {expert:.3f} and `greedy` {greedy:.3f}." in PAGE.read_text()
+
+
+def test_the_win_rates_are_the_measurements() -> None:
+    """The table of win rates on 256 test contexts with seed 0, and the rates with flipped pairs."""
+    from mtrl_envs.registry import make
+    from mtrl_envs.win_rates import scripted_win_rate
+
+    page = PAGE.read_text()
+    for name in ("education", "car_dealer"):
+        for pair in (("expert", "greedy"), ("expert", "random"), ("greedy", "random")):
+            rate = scripted_win_rate(make(name), *pair, 256)
+            row = f"| `{name}` | `{pair[0]}` | `{pair[1]}` | {rate.mean:.3f} | {rate.low:.3f} to {rate.high:.3f} |"
+            assert row in page, row
+    options = [{"preference_noise": noise, "preference_noise_kind": "flipped"} for noise in (0.1, 0.2, 0.3)]
+    flipped = [scripted_win_rate(make("education", **one), "expert", "greedy", 256).mean for one in options]
+    assert f"`expert` beats `greedy` on `education` in {flipped[0]:.3f}, {flipped[1]:.3f} and {flipped[2]:.3f}" in page

@@ -3,8 +3,10 @@
 import pytest
 
 from mtrl_envs import measure
+from mtrl_envs.base import Context, Environment, Outcome, Reply, User
 from mtrl_envs.registry import ENVIRONMENTS, make
-from mtrl_ray.dialogue.conversation import Role, StopReason, heard, validate
+from mtrl_envs.win_rates import win_rate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, heard, validate
 from mtrl_ray.errors import ConfigurationError
 
 NAMES = sorted(ENVIRONMENTS)
@@ -89,8 +91,54 @@ def test_unknown_agents_and_empty_measurements_are_refused() -> None:
         make("car_dealer").agent("oracle", 0)
 
 
-def test_mean_and_interval() -> None:
-    scores = [0.0, 1.0] * 50
-    measured = measure.mean_of(scores)
-    assert (measured.mean, measured.n) == (0.5, 100)
-    assert measured.high - measured.low == pytest.approx(2 * 1.96 * 0.5025 / 10, abs=1e-3)
+class Recorded(Environment):
+    """Contexts made from five records, again and again; what a user says and scores is in the record."""
+
+    name, max_turns, warm_start = "recorded", 1, {"expert": 1.0}
+
+    def context(self, split: str, index: int) -> Context:
+        return Context(f"{split}-{index}", split, index, "Talk.", {"record": index % 5}, f"record-{index % 5}")
+
+    def user(self, context: Context, seed: int) -> User:
+        return Silent(context.hidden["record"] / 4)
+
+    def agent(self, name: str, seed: int) -> Spy:
+        return Spy(type("Quiet", (), {"respond": staticmethod(lambda history: "Hm.")}))
+
+    def well_formed(self, response: str) -> bool:
+        return True
+
+    def prefer(self, first: Conversation, second: Conversation) -> float:
+        return 0.5 + (first.score - second.score) / 2 + (first.score - 0.5) / 4
+
+
+class Silent(User):
+    """Leaves at once, with a given score."""
+
+    def __init__(self, score: float) -> None:
+        self.score = score
+
+    def opening(self) -> str:
+        return "Hello."
+
+    def reply(self, response: str) -> Reply:
+        return Reply("Bye.", stop=StopReason.USER_LEFT)
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.score)
+
+
+def test_contexts_of_one_source_count_once_in_an_interval() -> None:
+    once = measure.mean_outcome(Recorded(), "expert", 5)
+    often = measure.mean_outcome(Recorded(), "expert", 200)
+    assert (once.n, once.clusters, often.n, often.clusters) == (5, 5, 200, 5)
+    assert (often.mean, often.low, often.high) == pytest.approx((once.mean, once.low, once.high))
+    assert often.high - often.low > 0.9, "five records say little"
+
+
+def test_a_win_rates_interval_is_over_sources_too() -> None:
+    held = list(measure.conversations(Recorded(), "expert", 200))
+    rate = win_rate(held, held, Recorded().prefer)
+    few = win_rate(held[:5], held[:5], Recorded().prefer)
+    assert (rate.n, rate.clusters) == (200, 5)
+    assert (rate.mean, rate.low, rate.high) == pytest.approx((few.mean, few.low, few.high))

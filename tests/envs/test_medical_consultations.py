@@ -1,5 +1,6 @@
 """Recorded consultations as patients of `medical`: a file of the form of MTMedDialog's, written by hand."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_each_consultation_is_taken_once_and_belongs_to_one_split(file: str) -> 
     texts = {environment.context("train", index).hidden["description"] for index in range(60)}
     assert texts == {case["description"] for case in cases["train"]}
     assert all(text.startswith("Belly ache number") and "Decide" not in text for text in texts)
+
+
+def test_an_interval_is_over_consultations(file: str) -> None:
+    environment, test = make("medical", contexts=file), len(consultations(file)["test"])
+    measured = measure.mean_outcome(environment, "expert", 4 * test)
+    assert (measured.n, measured.clusters) == (4 * test, test)
+    sources = {environment.context("test", index).source for index in range(4 * test)}
+    assert len(sources) == test and not sources & {environment.context("train", n).source for n in range(20)}
+
+
+def test_the_figures_of_the_page_are_the_measurements() -> None:
+    """Of the scripted doctors on the published set, where the machine has it."""
+    path = Path(os.environ.get("MTRL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mtmed_train.parquet"
+    if not path.exists():
+        pytest.skip(f"the consultations are not at {path}; set MTRL_DATA to a folder that has mtmed_train.parquet")
+    environment = make("medical", contexts=str(path))
+    expert, greedy, random = (measure.mean_outcome(environment, agent, 195).mean for agent in measure.AGENTS)
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    assert f"`expert` {expert:.3f}, `greedy` {greedy:.3f}, `random` {random:.3f}" in page
 
 
 def test_questions_get_the_recorded_answers(file: str) -> None:

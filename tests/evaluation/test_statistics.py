@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.evaluation.statistics import (
+from mtrl_ray.statistics.calibration import calibration
+from mtrl_ray.statistics.estimates import (
     Estimate,
-    calibration,
     correlation,
     gap_closed,
     mean_interval,
@@ -92,6 +92,66 @@ def test_mean_interval_refuses(values, message):
         mean_interval(values)
 
 
+def test_repeated_contexts_have_the_interval_of_their_clusters():
+    means = np.random.default_rng(5).beta(2, 3, 22)
+    once = mean_interval(means)
+    often = mean_interval(np.repeat(means, 12), clusters=np.repeat(np.arange(22), 12))
+    assert (often.mean, often.low, often.high) == pytest.approx((once.mean, once.low, once.high))
+    assert (once.n, once.clusters, often.n, often.clusters) == (22, 22, 264, 22)
+    naive = mean_interval(np.repeat(means, 12))
+    assert often.high - often.low > 3 * (naive.high - naive.low)
+    assert (once.size("contexts"), often.size("contexts")) == ("22 contexts", "264 contexts in 22 clusters")
+
+
+def test_clusters_of_unequal_size_have_the_jackknifes_interval():
+    rng = np.random.default_rng(6)
+    names = [f"c{k}" for k in range(7) for _ in range(k + 1)]
+    values = rng.normal(size=len(names))
+    estimate = mean_interval(values, 0.9, None, names)
+    without = [np.mean([v for v, name in zip(values, names, strict=True) if name != f"c{k}"]) for k in range(7)]
+    error = math.sqrt(6 / 7 * sum((one - values.mean()) ** 2 for one in without))
+    half = stats.t.ppf(0.95, 6) * error
+    assert_interval(estimate, values.mean() - half, values.mean() + half)
+    difference = paired_difference(values + 1, np.ones(len(names)), 0.9, None, names)
+    assert_interval(difference, estimate.low, estimate.high)
+
+
+def test_equal_clusters_are_as_many_observations():
+    two, thirty = mean_interval([0.4] * 2), mean_interval([0.4] * 30, clusters=["a"] * 15 + ["b"] * 15)
+    assert (thirty.n, thirty.clusters) == (30, 2)
+    assert_interval(thirty, two.low, two.high)
+    assert mean_interval([0.0, 1.0, 1.0, 0.0], clusters="aabb").high > 0.9, "means alike, and only two of them"
+    assert mean_interval([1.0, 2.0], bounds=None, clusters="aa").high == math.inf
+    with pytest.raises(DataError, match="2 values have 3 clusters"):
+        mean_interval([0.1, 0.2], clusters="abc")
+
+
+def clustered(rng, clusters: int, spread: float):
+    """Pairs (x, y) with r = .5 in clusters of 1 to 20, `spread` of either's variance shared in a cluster; their names."""
+    sizes = rng.integers(1, 21, clusters)
+    names = np.repeat(np.arange(clusters), sizes)
+    covariance = [[1.0, 0.5], [0.5, 1.0]]
+    shared = rng.multivariate_normal([0, 0], covariance, clusters)[names]
+    own = rng.multivariate_normal([0, 0], covariance, len(names))
+    return math.sqrt(spread) * shared + math.sqrt(1 - spread) * own, names
+
+
+@pytest.mark.parametrize("clusters", [8, 22, 60])
+def test_clustered_intervals_cover_as_often_as_they_say(clusters):
+    rng = np.random.default_rng(clusters)
+    means, rs, naive = [], [], []
+    for _ in range(400):
+        pairs, names = clustered(rng, clusters, 0.6)
+        mean, r = mean_interval(pairs[:, 0], bounds=None, clusters=names), correlation(*pairs.T, clusters=names)
+        means.append(mean.low <= 0 <= mean.high)
+        rs.append(r.low <= 0.5 <= r.high)
+        alone = mean_interval(pairs[:, 0], bounds=None)
+        naive.append(alone.low <= 0 <= alone.high)
+    assert 0.92 < np.mean(means) < 0.985
+    assert 0.90 < np.mean(rs) < 0.985
+    assert np.mean(naive) < 0.7
+
+
 def test_paired_difference_is_the_paired_t_test():
     rng = np.random.default_rng(1)
     a = rng.random(40)
@@ -129,6 +189,32 @@ def test_correlation_at_its_edges():
     perfect = correlation([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
     assert (perfect.low, perfect.high) == pytest.approx((1.0, 1.0))
     assert math.isnan(correlation([1.0], [2.0]).mean)
+
+
+def naive_within(x, y, strata, keep):
+    found = [(x[mask], y[mask]) for kind in set(strata) if (mask := (strata == kind) & keep).sum() > 1]
+    return np.average([np.corrcoef(*pair)[0, 1] for pair in found], weights=[len(pair[0]) for pair in found])
+
+
+def test_correlation_over_clusters_and_within_strata_is_the_jackknifes():
+    pairs, names = clustered(np.random.default_rng(7), 12, 0.4)
+    x, y = pairs.T
+    strata = np.arange(len(names)) % 3
+    y = y + 10 * strata  # what only the stratum explains is no part of it
+    estimate = correlation(x, y, clusters=names, strata=strata)
+    z = np.arctanh(naive_within(x, y, strata, np.full(len(x), True)))
+    without = np.arctanh([naive_within(x, y, strata, names != name) for name in range(12)])
+    half = stats.t.ppf(0.975, 11) * math.sqrt(11 / 12 * np.square(without - z).sum())
+    assert estimate.mean == pytest.approx(np.tanh(z))
+    assert_interval(estimate, np.tanh(z - half), np.tanh(z + half))
+    assert (estimate.n, estimate.clusters) == (len(names), 12)
+
+
+def test_correlation_of_too_few_clusters_says_nothing():
+    assert correlation([1.0, 2.0, 3.0, 5.0], [3.0, 2.0, 1.0, 1.0], clusters="aabb").low == -1.0
+    assert math.isnan(correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], clusters="abc").mean)
+    line = correlation([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], clusters="abcd")
+    assert (line.mean, line.low, line.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
 def naive_calibration_error(predicted, actual, groups):
@@ -187,7 +273,8 @@ def test_gap_closed():
 
 
 def test_an_estimate_survives_json_with_its_infinities():
-    for estimate in (Estimate(0.5, 0.4, 0.6, 10), Estimate(7.0, -math.inf, math.inf, 1)):
+    assert Estimate.from_dict({"mean": 0.5, "low": 0.4, "high": 0.6, "n": 10}).clusters == 10, "as version 0.1 wrote it"
+    for estimate in (Estimate(0.5, 0.4, 0.6, 10, 3), Estimate(7.0, -math.inf, math.inf, 1)):
         assert Estimate.from_dict(json.loads(json.dumps(estimate.as_dict(), allow_nan=False))) == estimate
     with pytest.raises(DataError, match="is no estimate"):
         Estimate.from_dict({"mean": 0.5})

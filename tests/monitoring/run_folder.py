@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
-from mtrl_ray.evaluation.statistics import correlation, mean_interval
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.run.recipes import dump
 from mtrl_ray.settings.tree import MonitoringSettings, Settings
+from mtrl_ray.statistics.estimates import correlation, mean_interval
 
 CONTEXTS = 40
 ITERATIONS = 30

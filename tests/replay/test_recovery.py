@@ -67,7 +67,8 @@ def test_what_came_after_the_checkpoint_can_be_recalled(tmp_path: Path) -> None:
     resumed = ReplayBuffer(tmp_path)
     resumed.rebuild(state)
     assert resumed.ids(1) == []
-    assert resumed.outcomes(1) == {"counted": [], "id": [], "score": [], "agent_turns": [], "agent_tokens": []}
+    empty = {"id": [], "score": [], "agent_turns": [], "agent_tokens": [], "source": []}
+    assert resumed.outcomes(1) == {"counted": [], **empty}
     for _ in range(2):
         assert resumed.recall(1) == [one.id for one in batch(1)[:3]] == resumed.ids(1)
     found = resumed.outcomes(1)
@@ -182,13 +183,8 @@ def test_ids_of_an_iteration_include_what_memory_dropped(tmp_path: Path) -> None
     buffer.append([ref(batch(0))])
     buffer.append([ref(batch(1))])
     assert buffer.ids(0) == [one.id for one in batch(0)]
-    assert buffer.outcomes(0) == {
-        "counted": buffer.ids(0),
-        "id": [],
-        "score": [],
-        "agent_turns": [],
-        "agent_tokens": [],
-    }
+    empty = {"id": [], "score": [], "agent_turns": [], "agent_tokens": [], "source": []}
+    assert buffer.outcomes(0) == {"counted": buffer.ids(0), **empty}
     assert buffer.ids(2) == []
 
 

@@ -16,8 +16,8 @@ from scipy import stats
 from mtrl_ray import cli
 from mtrl_ray.dialogue.conversation import Conversation, StopReason, to_table
 from mtrl_ray.evaluation.holdout import keep, summarise
-from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.run.folder import prepare
+from mtrl_ray.statistics.estimates import mean_interval
 from mtrl_ray.studies import table
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition
@@ -166,6 +166,29 @@ def test_figures_have_thin_seeds_and_a_thick_mean(written):
         assert {"one", "two", "expert 0.95"} <= set(shown) and ("three" in shown) is (name == "near")
 
 
+def test_contexts_of_one_source_are_a_cluster():
+    rng = random.Random(1)
+    sources = {f"test-{n}": f"record-{n % 3}" for n in range(12)}
+    values = [0.5 + rng.random() / 20 for _ in range(3)]
+    start, end = ({context: own[int(name[-1])] for context, name in sources.items()} for own in (values[::-1], values))
+    alone = table.numbers([end], {}).as_dict()
+    found = table.numbers([end], sources).as_dict()
+    assert (alone["clusters"], found["clusters"], found["n"]) == (12, 3, 12)
+    low, high = naive_t(values)
+    assert (found["low"], found["high"]) == pytest.approx((max(low, 0), min(high, 1)))
+    change = table.difference([end], [start], sources).as_dict()
+    low, high = naive_t([b - a for a, b in zip(values[::-1], values, strict=True)])
+    assert (change["low"], change["high"]) == pytest.approx((max(low, -1), min(high, 1)))
+
+
+def test_the_page_says_how_many_clusters_there_are():
+    from mtrl_ray.studies.writing import _interval
+
+    entry = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 256, "clusters": 22}
+    assert _interval(entry) == "0.500 [0.250, 0.750] (22 clusters)"
+    assert _interval({**entry, "clusters": 256}) == "0.500 [0.250, 0.750]"
+
+
 def test_the_mean_curve_ends_where_a_seed_ends():
     from mtrl_ray.studies.figures import _average
 
@@ -176,12 +199,12 @@ def test_the_mean_curve_ends_where_a_seed_ends():
 @given(st.integers(1, 4), st.integers(2, 9), st.randoms(use_true_random=False))
 def test_numbers_on_any_scores(seeds, contexts, rng):
     scores = [{f"test-{n}": rng.random() for n in range(contexts)} for _ in range(seeds)]
-    found = table.numbers(scores).as_dict()
+    found = table.numbers(scores, {}).as_dict()
     everything = [value for one in scores for value in one.values()]
     assert found["mean"] == pytest.approx(statistics.mean(everything))
     assert found["interval"] == ("seeds" if seeds > 1 else "contexts")
     assert found["low"] <= found["mean"] <= found["high"]
     if seeds == 1:
         assert (found["low"], found["high"]) == (found["contexts"]["low"], found["contexts"]["high"])
-    same = table.difference(scores, scores)
+    same = table.difference(scores, scores, {})
     assert same.seeds.mean == same.contexts.mean == 0.0

@@ -11,8 +11,8 @@ import yaml
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.evaluation.holdout import keep, summarise
-from mtrl_ray.evaluation.statistics import mean_interval
 from mtrl_ray.run.folder import prepare
+from mtrl_ray.statistics.estimates import mean_interval
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition
 from mtrl_ray.studies.writing import Output, write_study

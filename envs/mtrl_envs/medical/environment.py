@@ -22,7 +22,7 @@ from mtrl_envs.medical.recorded import RecordedDoctor, RecordedPatient, recorded
 from mtrl_envs.medical.user import Patient
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share, user_kind
-from mtrl_envs.scripted.splits import Profile, draw
+from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Find out what the patient has. Ask for symptoms, history, risks. End with: Diagnosis: X. Then advice."
 SYSTEM_WITH_TABLE = (
@@ -68,8 +68,13 @@ class Medical(Environment):
         """The `index`-th patient of a split."""
         rng = random.Random(f"{self.name}/{split}/{index}/manner")
         drawn = draw(self.name, split, index, sample_case)
-        case = drawn | {"told": list(rng.choice(OPENINGS))} if self._contexts is None else self._recorded(split, index)
-        return Context(f"{split}-{index}", split, index, self._system, case | {"patience": rng.choice([2, 3, 4])})
+        if self._contexts is None:
+            case, source = drawn | {"told": list(rng.choice(OPENINGS))}, None
+        else:
+            cases = consultations(self._contexts)[split]
+            case, source = cases[index % len(cases)], f"consultation-{split}-{index % len(cases)}"
+        hidden = case | {"patience": rng.choice([2, 3, 4])}
+        return Context(f"{split}-{index}", split, index, self._system, hidden, source)
 
     def user(self, context: Context, seed: int) -> User:
         """The patient."""
@@ -87,8 +92,3 @@ class Medical(Environment):
         short = len(clean(response).split()) <= LONGEST_RESPONSE
         move = doctor_move(response) if self._contexts is None else recorded_move(response)
         return short and not template_markers(response) and move.understood
-
-    def _recorded(self, split: str, index: int) -> Profile:
-        assert self._contexts is not None
-        cases = consultations(self._contexts)[split]
-        return cases[index % len(cases)]
