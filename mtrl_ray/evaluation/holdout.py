@@ -1,6 +1,7 @@
 """Held-out evaluation: the policy, and the scripted agents, on the same contexts of the test split."""
 
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +11,18 @@ import pyarrow.parquet as pq
 
 from mtrl_envs.base import Environment
 from mtrl_envs.measure import converse
-from mtrl_ray.dialogue.conversation import from_table, sources
-from mtrl_ray.errors import DataError, EngineError
+from mtrl_envs.measure import mean_score as measured
+from mtrl_ray.dialogue.conversation import Conversation, from_table, sources
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import RolloutSettings
     from mtrl_ray.system.system import System
+
+logger = logging.getLogger(__name__)
 
 SCRIPTED = ("expert", "greedy", "random")
 TEST_TAG = 0
@@ -40,29 +45,31 @@ def scripted(
 ) -> Estimate:
     """Mean score of a scripted agent over the same contexts.
 
-    As in training: users that wait for a network are waited for side by side (`rollout.user_threads`), a conversation in
-    which one does not answer is held again (`rollout.retries`), one whose data are wrong is left out, up to a share of
-    `rollout.data_errors`. Raises the EngineError or DataError beyond.
+    As in the policy's own evaluation: users that wait for a network run side by side (`rollout.user_threads`); a
+    conversation that fails, for whatever reason, is tried again (`rollout.retries`), then left out, counted and named in
+    the log. Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
     """
+    tries = rollout.retries + 1
 
-    def score(index: int) -> float | DataError:
-        context, failed = environment.context(split, index), 0
-        while True:
+    def held(index: int) -> Conversation | Failure:
+        failure = Failure(f"{agent}/{split}/{index}", "", "")
+        for _ in range(tries):
             try:
-                return converse(environment, context, agent, seed=0).score
-            except DataError as error:
-                return error
-            except EngineError:
-                failed += 1
-                if failed > rollout.retries:
-                    raise
+                return converse(environment, environment.context(split, index), agent, seed=0)
+            except ConfigurationError:
+                raise
+            except Exception as error:  # whatever a user raises
+                failure = Failure.of(failure.id, error)
+        return failure
 
     with ThreadPoolExecutor(rollout.user_threads if environment.blocking else 1) as pool:
-        found = list(pool.map(score, range(contexts)))
-    wrong = [one for one in found if isinstance(one, DataError)]
-    if len(wrong) > rollout.data_errors * contexts:
-        raise wrong[0]
-    return mean_interval([one for one in found if not isinstance(one, DataError)])
+        found = list(pool.map(held, range(contexts)))
+    failed = [one for one in found if isinstance(one, Failure)]
+    work = f"conversations of the agent {agent!r}"
+    stop_at_too_many(failed, contexts, rollout.data_errors, work, tries)
+    if failed:
+        logger.warning("%d of %d %s are left out: %s", len(failed), contexts, work, causes(failed))
+    return measured([one for one in found if isinstance(one, Conversation)])
 
 
 def well_formed(environment: Environment, table: pa.Table) -> Estimate:

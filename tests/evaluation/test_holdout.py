@@ -12,6 +12,7 @@ from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.evaluation.holdout import scripted
 from mtrl_ray.run.recipes import load
 from tests.support.endpoint import Endpoint
+from tests.support.letters import Letters
 
 CONTEXTS = 6
 LEAVES, NONSENSE = "Bye. [END: left]", "I take it! [END: bought a unicorn]"
@@ -73,5 +74,22 @@ def test_nonsense_is_left_out_until_there_is_too_much_of_it(endpoint, environmen
 
     endpoint.answer = answer
     assert scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.4)).n == 4
-    with pytest.raises(DataError, match="unicorn"):
+    with pytest.raises(DataError, match=r"2 of 6 conversations of the agent 'greedy' failed .*unicorn"):
         scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.3))
+
+
+class Divider(Letters):
+    """Its user raises on every third context, with whatever comes to it."""
+
+    def user(self, context, seed):
+        if context.split == "test" and context.index % 3 == 0:
+            raise ValueError("division by nothing")
+        return super().user(context, seed)
+
+
+def test_a_user_that_raises_is_counted_named_and_left_out(caplog):
+    allowed = settings(data_errors=0.4, retries=1)
+    assert scripted(Divider(), "expert", CONTEXTS, allowed).n == 4
+    assert "2 of 6 conversations of the agent 'expert' are left out: 2 x ValueError: division by nothing" in caplog.text
+    with pytest.raises(DataError, match=r"failed 2 times each because of wrong data; .*expert/test/0: ValueError"):
+        scripted(Divider(), "expert", CONTEXTS, settings(data_errors=0.3, retries=1))
