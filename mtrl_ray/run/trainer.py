@@ -1,16 +1,15 @@
 """The loop: iterate, record, checkpoint, and begin again where a run was left.
 
-1. `Trainer` is a `ray.tune.Trainable`, so Tune can schedule many of them; `run` drives one to its end with the
-   evaluations before and after, the summary and the report. It knows nothing of any algorithm.
-2. Where the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
-   same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends it with a checkpoint
+1. `Trainer` does one iteration after another and knows nothing of any algorithm; `run` drives it to its end, with the
+   evaluations before and after, the summary and the report.
+2. If the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
+   same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends the run with a checkpoint
    (`stopping`).
 3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
    the buffer's index and position in the journal, this process's random states, the iteration, and the metrics so far,
-   to which the run's are brought back. Leases need not be held: they follow from the seed and the iteration.
+   to which the run's are brought back. Leases are not in it: they follow from the seed and the iteration.
 """
 
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from mtrl_envs.registry import make
@@ -30,9 +27,8 @@ from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.monitoring.report import write_report
 from mtrl_ray.monitoring.view import Silent, View
 from mtrl_ray.processes import failures
-from mtrl_ray.run import checkpoint
+from mtrl_ray.run import checkpoint, random_state
 from mtrl_ray.run.checkpoint_store import store_of
-from mtrl_ray.run.recipes import validate
 from mtrl_ray.run.recovery import Recovery
 from mtrl_ray.run.stopping import GRACE_SECONDS, StopSignal
 from mtrl_ray.run.tiny_model import tiny_model
@@ -43,32 +39,29 @@ BUDGET_SLACK = 1.0
 """An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
 
 
-class Trainer(tune.Trainable):
-    """One run. `config`: `settings` (a plain tree) and optionally `resume` (bool)."""
+class Trainer:
+    """One run: its model, its actors, and its place. The constructor starts the actors and publishes the first weights."""
 
-    def __init__(self, config: dict[str, Any] | None = None, storage: Any = None, view: View | None = None) -> None:
+    def __init__(self, settings: Settings, resume: bool = False, view: View | None = None) -> None:
+        """Continue from the newest checkpoint if `resume` and there is one; otherwise begin at iteration 0."""
         self.view: View = view or Silent()
-        super().__init__(config, storage)
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Make or find the model, start the actors, restore the newest checkpoint where the run is resumed."""
-        self.settings = validate(config["settings"], "settings")
-        self.folder = self.settings.run_folder
-        self.environment = make(self.settings.environment.name, **self.settings.environment.options)
-        self._seed()
-        self.algorithm = make_algorithm(self.settings.algorithm)
+        self.settings = settings
+        self.folder = settings.run_folder
+        self.environment = make(settings.environment.name, **settings.environment.options)
+        random_state.seed(settings.run.seed)
+        self.algorithm = make_algorithm(settings.algorithm)
         self.kept: int | None = None  # iteration of the newest checkpoint
-        self.checkpoints = store_of(self.settings)
+        self.checkpoints = store_of(settings)
         self.model_path = self._model_path()
-        self.recovery = Recovery(self.settings.run.recoveries, self.view.note)
-        self.recorder = Recorder(self.folder, self.settings.run.name, self.settings.monitoring)
-        self.system = System(self.settings, self.folder, self.model_path, self.view)
+        self.recovery = Recovery(settings.run.recoveries, self.view.note)
+        self.recorder = Recorder(self.folder, settings.run.name, settings.monitoring)
+        self.system = System(settings, self.folder, self.model_path, self.view)
         try:
-            self.recovery.carry(lambda: self._open(bool(config.get("resume"))), self._mend)
+            self.recovery.carry(lambda: self._open(resume), self._mend)
             self.recovery.progressed()
             self.workers = self.system.start()
         except BaseException:
-            self.cleanup()
+            self.stop()
             raise
 
     def step(self) -> dict[str, float]:
@@ -84,24 +77,13 @@ class Trainer(tune.Trainable):
         metrics["faults/recoveries"] = float(self.recovery.total)
         if scaling is not None:
             metrics |= scaling.follow(metrics)
-        self.system.iteration += 1
+        self.system.next_iteration()
         return metrics
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write an iteration's metrics where they are kept and show them."""
         self.recorder.record(self.system.iteration, metrics)
         self.view.iteration(self.system.iteration, metrics)
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Everything the next iteration needs, into a folder of Tune's."""
-        checkpoint.write_into(Path(checkpoint_dir), self._state(), self._save)
-
-    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
-        """Continue from what `save_checkpoint` wrote, its weights published under a version of their own."""
-        newest = self.system.version
-        self._restore(*checkpoint.read(Path(str(checkpoint_dir))))
-        self.system.version = max(newest, self.system.version)
-        self.system.publish()
 
     def keep_checkpoint(self) -> None:
         """Write a checkpoint where the run keeps them."""
@@ -117,26 +99,20 @@ class Trainer(tune.Trainable):
         if not self.checkpoints.restore(self._restore):
             if "learner" not in made:
                 self.system.renew_learner()
-            self._seed()
+            random_state.seed(self.settings.run.seed)
             self._begin()
         self.system.publish()
 
-    def cleanup(self) -> None:
+    def stop(self) -> None:
         """End the actors and close the files."""
         self.system.stop()
         self.recorder.close()
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "iteration": self.system.iteration,
-            "version": self.system.version,
-            "buffer": self.system.fetch(self.system.buffer.state.remote(), "the replay buffer's state"),
-            "random": _random_state(),
-            "recoveries": self.recovery.total,
-        }
+        return {**self.system.state(), "random": random_state.state(), "recoveries": self.recovery.total}
 
     def _save(self, folder: Path) -> None:
-        self.system.fetch(self.system.learner.save(folder), "the learner to write its state")
+        self.system.save(folder)
         self.recorder.keep(folder)
 
     def _open(self, resume: bool) -> None:
@@ -151,32 +127,22 @@ class Trainer(tune.Trainable):
         return made
 
     def _begin(self) -> None:
-        """At iteration 0. What the journal has, of a run killed before its first checkpoint, each iteration recalls itself."""
-        self.system.iteration, self.system.version = 0, -1
-        self._rebuild({"ids": [], "position": 0})
+        """Go to iteration 0. An iteration takes over what the journal already has of it."""
+        self.system.reset()
         self.recorder.rewind(0)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
-        self.system.fetch(self.system.learner.load(str(folder)), "the learner to read its state")
+        self.system.restore(folder, state)
         try:
-            self._rebuild(state["buffer"])
-            _set_random_state(state["random"])
+            random_state.restore(state["random"])
             self.recovery.total = max(self.recovery.total, int(state["recoveries"]))
-            self.system.iteration = self.kept = int(state["iteration"])
-            self.system.version = int(state["version"]) - 1
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"
             ) from None
+        self.kept = self.system.iteration
         self.recorder.rewind(self.system.iteration, folder)
         self.view.note(f"continuing after iteration {self.system.iteration}")
-
-    def _rebuild(self, state: dict[str, Any]) -> None:
-        self.system.fetch(self.system.buffer.rebuild.remote(state), "the replay buffer to read the journal")
-
-    def _seed(self) -> None:
-        random.seed(self.settings.run.seed)
-        np.random.seed(self.settings.run.seed)
 
     def _model_path(self) -> str:
         """The model's folder or hub name; the tiny model is copied into the run's folder, which then needs no cache."""
@@ -203,7 +169,7 @@ def run(
     """
     stop = StopSignal(ends_process=True)
     with explained(settings.run_folder), stop.listening():
-        trainer = Trainer({"settings": settings.model_dump(mode="json"), "resume": resume}, view=view)
+        trainer = Trainer(settings, resume, view)
         budget = _Budget(settings.run.minutes)
         try:
             if watch is not None:
@@ -294,22 +260,6 @@ def _standing(trainer: Trainer) -> str:
         return "stopped before the first checkpoint; a resumed run begins again with the conversations it has"
     repeated = f"; the {done - kept} after it will be repeated" if done > kept else ""
     return f"stopped; the checkpoint of iteration {kept} is kept{repeated}"
-
-
-def _random_state() -> dict[str, Any]:
-    """Of Python's and numpy's global generators, as JSON values."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(tuple(state["numpy"]))
 
 
 def _evaluate(trainer: Trainer, name: str) -> None:

@@ -36,7 +36,7 @@ def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempP
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
     overrides = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.data_errors=1"]
     settings = settings_of(quick, tmp_path_factory.mktemp("itpo"), "stepping", *overrides)
-    made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
+    made = trainer.Trainer(settings)
     yield made
     made.stop()
 

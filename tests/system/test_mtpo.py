@@ -48,7 +48,7 @@ def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempP
         "rollout.reference=true",
     ]
     settings = settings_of(quick, tmp_path_factory.mktemp("mtpo"), "stepping", TREE, *overrides)
-    made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
+    made = trainer.Trainer(settings)
     yield made
     made.stop()
 

@@ -38,7 +38,7 @@ def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempP
     ]
     settings = load("sales", [*quick, *mine])
     prepare(settings, fresh=False, command="mtrl train")
-    made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
+    made = trainer.Trainer(settings)
     yield made
     made.stop()
 

@@ -107,9 +107,13 @@ def test_the_checkpoint_is_a_model_that_transformers_opens_and_that_has_learned(
     assert len(AutoTokenizer.from_pretrained(found[-1] / "policy")) == start["model.embed_tokens.weight"].shape[0]
 
 
-def test_the_same_seed_gives_the_same_run(finished_run: Path, quick: list[str], tmp_path: Path):
+def test_the_same_seed_gives_the_same_run_and_the_home_folder_stays_as_it_is(
+    finished_run: Path, quick: list[str], tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     settings = begin(settings_of(quick, tmp_path, "again"))
     summary = trainer.run(settings, Silent())
+    assert not (tmp_path / "home").exists(), "a read-only home folder is enough"
     assert journaled(settings.run_folder) == journaled(finished_run)
     assert repeatable(settings.run_folder) == repeatable(finished_run)
     assert summary == json.loads((finished_run / "summary.json").read_text())
@@ -154,7 +158,7 @@ def test_a_checkpoint_that_the_learner_cannot_read_is_passed_over(finished_run: 
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves."""
     settings = begin(settings_of(quick, tmp_path_factory.mktemp("stepping"), "stepping"))
-    made = trainer.Trainer({"settings": settings.model_dump(mode="json")})
+    made = trainer.Trainer(settings)
     yield made
     made.stop()
 
@@ -180,14 +184,14 @@ def test_every_variant_of_the_algorithm_learns(stepping, variant):
     assert (ray.get(stepping.system.learner.weights(901)).buffer != before).any()
 
 
-def test_tune_can_save_and_restore_it(stepping, tmp_path):
+def test_going_back_to_a_checkpoint_repeats_the_iteration(stepping):
     stepping.algorithm = make_algorithm(stepping.settings.algorithm)
     stepping.step()
-    saved = stepping.save(str(tmp_path))
-    iteration, version = stepping.system.iteration, stepping.system.version
+    stepping.keep_checkpoint()
+    place = stepping.system.iteration, stepping.system.version
     first = stepping.step()
-    stepping.restore(saved)
-    assert stepping.system.iteration == iteration and stepping.system.version > version + 1
+    stepping.recover()
+    assert (stepping.system.iteration, stepping.system.version) == place
     again = stepping.step()
     assert again["faults/reused"] == 12, "the journal has that iteration already"
     same = ("collect/score_mean", "q/loss", "q/r", "improve/policy_loss", "improve/entropy")
