@@ -20,7 +20,7 @@ from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
 from tests.support.endpoint import Endpoint
 
 QUIET = Noise()
-ONCE = RolloutSettings(user_threads=1, retries=0, data_errors=0.7)
+ONCE = RolloutSettings(retries=0, data_errors=0.7)
 
 
 def talk(context: int, sample: int, score: float = 0.5, iteration: int = 0) -> Conversation:
@@ -88,6 +88,24 @@ def test_a_pair_that_cannot_be_compared_is_left_out_and_counted():
         compare(table.slice(4), prefer, QUIET, ONCE)
     with pytest.raises(EngineError, match=r"2 of 3 comparisons .*, 1 because of the infrastructure; .* is asleep"):
         compare(table, prefer, QUIET, ONCE.model_copy(update={"data_errors": 0.5}))
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("HTTP status 401"), KeyError("no such verdict")])
+def test_a_judge_that_refuses_or_raises_loses_that_pair_alone(error: Exception):
+    def prefer(first: Conversation, second: Conversation) -> float:
+        if first.context_id == "x1":
+            raise error
+        return 1.0
+
+    table = to_table([talk(context, sample) for context in range(2) for sample in range(2)])
+    kept, _, numbers, causes = compare(table, prefer, QUIET, ONCE)
+    assert (
+        ids(kept) == ["0-0-0", "0-0-1"]
+        and numbers["failed"] == 1.0
+        and causes == f"1 x {type(error).__name__}: {error}"
+    )
+    with pytest.raises(DataError, match=r"1 of 2 comparisons .* because of wrong data; the first, 0-1-0 and 0-1-1: "):
+        compare(table, prefer, QUIET, ONCE.model_copy(update={"data_errors": 0.1}))
 
 
 def test_a_share_of_the_pairs_is_turned_round_whatever_the_order():

@@ -1,8 +1,8 @@
 """Pairs of conversations and who is preferred, made beside the learner.
 
 1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
-   failed is left out; so is a pair that could not be compared, counted with its cause. Neither becomes a ½. Where too many
-   could not be, `compare` raises (`failures`).
+   failed is left out; so is a pair that could not be compared (the endpoint is away or refuses it, the answer is unusable,
+   the judge raises), counted with its cause. Neither becomes a ½. If too many could not be, `compare` raises (`failures`).
 2. `compared` gives the pairs' table, both members of a pair next to each other, and one number for each conversation:
    the probability that it is preferred to its partner. The two numbers of a pair sum to 1.
 3. `PreferenceSettings` says who compares.
@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from mtrl_envs.llm.completions import JUDGE, LLMSettings
 from mtrl_envs.llm.pair_judge import LLMPairJudge
-from mtrl_envs.llm.user import LLMSettings
 from mtrl_envs.preferences import Noise, Prefer, probability, require_oracle
 from mtrl_envs.registry import environment_class, make
 from mtrl_ray.dialogue.conversation import Conversation, from_table
-from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.errors import DataError
+from mtrl_ray.processes.failures import Failure, attempt, causes, stop_at_too_many
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.settings.section import Section
 from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
@@ -55,7 +55,7 @@ class PreferenceSettings(Section):
         if self.llm is not None:
             own = environment_class(environment.name).criterion
             criterion = own if self.criterion is None else self.criterion
-            return LLMPairJudge(LLMSettings.parse("preferences", self.llm), criterion).prefer
+            return LLMPairJudge(LLMSettings.parse("preferences", JUDGE | self.llm), criterion).prefer
         return require_oracle(make(environment.name, **environment.options))
 
 
@@ -116,13 +116,13 @@ def compare(
 ) -> tuple[pa.Table, np.ndarray, Numbers, str]:
     """The pairs that could be compared, float32 [conversations] probabilities to be preferred, numbers, causes of failures.
 
-    pairs: as `pairs_of` gives them. Of rollout: `user_threads`, `retries` (how often a judge that failed is asked again),
+    pairs: as `pairs_of` gives them. Of rollout: `concurrency`, `retries` (how often a judge that failed is asked again),
     `data_errors`. Numbers: `compared`, `failed`, `flipped` (pairs), `decided` (mean |P - ½| of the pairs, times 2). Raises
-    DataError or EngineError where too many could not be compared.
+    DataError or EngineError if too many could not be compared.
     """
     talks = from_table(pairs)
     both = list(zip(talks[::2], talks[1::2], strict=True))
-    with ThreadPoolExecutor(max_workers=rollout.user_threads, thread_name_prefix="judge") as pool:
+    with ThreadPoolExecutor(max_workers=rollout.concurrency, thread_name_prefix="judge") as pool:
         answers = list(pool.map(lambda pair: _ask(prefer, pair[0], pair[1], rollout.retries), both))
     failed = [answer for answer in answers if isinstance(answer, Failure)]
     stop_at_too_many(failed, len(both), rollout.data_errors, "comparisons of conversations", rollout.retries + 1)
@@ -144,15 +144,11 @@ def compare(
 
 def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | Failure:
     """P(first ≻ second), or why there is none after `retries` more tries."""
-    pair = f"{first.id} and {second.id}"
-    failure = Failure.of(pair, DataError("the judge was never asked"))
-    for _ in range(retries + 1):
-        try:
-            answer = prefer(first, second)
-        except (DataError, EngineError) as error:
-            failure = Failure.of(pair, error)
-            continue
-        if 0.0 <= answer <= 1.0:
-            return answer
-        failure = Failure.of(pair, DataError(f"the preference is {answer}; it has to lie in [0, 1]"))
-    return failure
+
+    def preference(trial: int) -> float:
+        answer = prefer(first, second)
+        if not 0.0 <= answer <= 1.0:
+            raise DataError(f"the preference is {answer}; it has to lie in [0, 1]")
+        return answer
+
+    return attempt(f"{first.id} and {second.id}", preference, retries)

@@ -1,9 +1,9 @@
 """A judge's weights of the agent's turns, as a column of the conversations they belong to.
 
-1. Runs as a Ray task beside the learner; conversations are judged side by side, on threads where the judge is an LLM.
-2. A conversation that cannot be judged is left out and counted with its cause: it never enters a batch with weights
-   that nobody gave. Groups may be of any size, so what is left stays unbiased. Where too many are, the judge raises
-   (`failures`).
+1. Runs as a Ray task beside the learner; conversations are judged side by side, `rollout.concurrency` at a time.
+2. A conversation that cannot be judged (the endpoint is away or refuses it, the answer is unusable, the judge raises) is
+   left out and counted with its cause: it never enters a batch with weights that nobody gave. Groups may be of any size,
+   so the rest stays unbiased. If too many are left out, the judge raises (`failures`).
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import model_validator
 
+from mtrl_envs.llm.completions import JUDGE, LLMSettings
 from mtrl_envs.llm.turn_judge import LLMJudge, recorded_weights
-from mtrl_envs.llm.user import LLMSettings
 from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, from_table
-from mtrl_ray.errors import ConfigurationError, DataError, EngineError
-from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.processes.failures import Failure, attempt, causes, stop_at_too_many
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.settings.section import Section
 from mtrl_ray.settings.tree import RolloutSettings
@@ -46,7 +46,7 @@ class JudgeSettings(Section):
         if self.llm is None:
             return lambda conversation, seed: recorded_weights(conversation)
         try:
-            return LLMJudge(LLMSettings.parse("judge", self.llm)).weights
+            return LLMJudge(LLMSettings.parse("judge", JUDGE | self.llm)).weights
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
 
@@ -62,10 +62,10 @@ def judged(
 def judge(conversations: pa.Table, weigh: Weigh, rollout: RolloutSettings) -> tuple[pa.Table, dict[str, float], str]:
     """The conversations that could be judged, with the column `turn_weights`; how many were `judged`, `unjudged`; why.
 
-    Of rollout: `user_threads`, `retries`, `data_errors`. Raises DataError or EngineError where too many could not be.
+    Of rollout: `concurrency`, `retries`, `data_errors`. Raises DataError or EngineError if too many could not be.
     """
     talks = from_table(conversations)
-    with ThreadPoolExecutor(max_workers=rollout.user_threads, thread_name_prefix="judge") as pool:
+    with ThreadPoolExecutor(max_workers=rollout.concurrency, thread_name_prefix="judge") as pool:
         answers = list(pool.map(lambda one: _weigh(weigh, one, rollout.retries), talks))
     failed = [answer for answer in answers if isinstance(answer, Failure)]
     stop_at_too_many(failed, len(talks), rollout.data_errors, "judgements of turns", rollout.retries + 1)
@@ -77,10 +77,4 @@ def judge(conversations: pa.Table, weigh: Weigh, rollout: RolloutSettings) -> tu
 
 def _weigh(weigh: Weigh, conversation: Conversation, retries: int) -> list[float] | Failure:
     """Weights, or why there are none after `retries` more tries, each with a seed of its own."""
-    failure = Failure.of(conversation.id, DataError("the judge was never asked"))
-    for trial in range(retries + 1):
-        try:
-            return weigh(conversation, conversation.seed + trial)
-        except (DataError, EngineError) as error:
-            failure = Failure.of(conversation.id, error)
-    return failure
+    return attempt(conversation.id, lambda trial: weigh(conversation, conversation.seed + trial), retries)

@@ -8,13 +8,18 @@
    EngineError if Ray lost an actor or an object. `sentence` gives the cause of any error in one line.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from mtrl_ray.errors import DataError, EngineError, MtrlError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SHOWN = 3
 """Causes of failures that are shown."""
@@ -45,6 +50,22 @@ class Failure:
     def cause(self) -> str:
         """Kind and sentence."""
         return f"{self.kind}: {self.message}"
+
+
+def attempt(identity: str, work: Callable[[int], T], retries: int) -> T | Failure:
+    """What `work(trial)` gives, or why each of `retries` + 1 trials failed: the last failure.
+
+    Any exception is the piece's own failure; one that this project does not explain is logged with its traceback.
+    """
+    failure = Failure.of(identity, DataError("it was never tried"))
+    for trial in range(retries + 1):
+        try:
+            return work(trial)
+        except Exception as error:
+            if not isinstance(error, MtrlError):
+                logger.exception("%s failed", identity)
+            failure = Failure.of(identity, error)
+    return failure
 
 
 def stop_at_too_many(left_out: Sequence[Failure], asked: int, allowed: float, work: str, tries: int) -> None:

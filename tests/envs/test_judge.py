@@ -39,6 +39,16 @@ def test_the_judge_reads_everything_and_its_last_line_counts():
     read = transcript(talk("a", {}))
     assert "Assistant turn 1: What about 0?" in read and "User: My text is long." in read and "Outcome: 0.50" in read
     assert parse_weights("WEIGHTS: 1, 1, 1 was my first idea\nWEIGHTS: 2, 0, 8.5\n", 3) == [2, 0, 8.5]
+    for written in (
+        "**WEIGHTS:** 2, 0, 8.5",
+        "WEIGHTS: [2, 0, 8.5]",
+        "**WEIGHTS: 2, 0, 8.5**.",
+        "Weights = 2; 0; 8.5",
+        "`WEIGHTS: 2/10, 0/10, 8.5/10`",
+        '{"WEIGHTS": [2, 0, 8.5]}',
+        "WEIGHTS:\n2, 0, 8.5",
+    ):
+        assert parse_weights(written, 3) == [2, 0, 8.5], written
     for wrong in ("", "2, 0, 8", "WEIGHTS: 1, 2", "WEIGHTS: 1, 2, 11", "WEIGHTS: 1, , 2", "WEIGHTS: a, b, c"):
         with pytest.raises(DataError, match="no 3 numbers from 0 to 10"):
             parse_weights(wrong, 3)
@@ -82,6 +92,30 @@ def test_conversations_that_cannot_be_judged_are_left_out_and_counted(endpoint: 
     )
     with pytest.raises(EngineError, match=away):
         judge(to_table([talk("d", {}, turns=2), *talks[:2]]), llm, once)
+
+
+def test_a_judge_that_refuses_or_raises_loses_that_conversation_alone(endpoint: Endpoint):  # noqa: F811
+    endpoint.answer = lambda body: (400, {}) if "about 2" in body["messages"][1]["content"] else (200, "WEIGHTS: 1, 3")
+    talks, once = [talk("a", {}), talk("b", {}, turns=2)], RolloutSettings(retries=0)
+    table, numbers, causes = judge(to_table(talks), LLMJudge(settings_for(endpoint)).weights, once)
+    assert [one.id for one in from_table(table)] == ["b"] and numbers == {"judged": 1, "unjudged": 1}
+    assert "HTTP status 400" in causes
+    few = RolloutSettings(retries=0, data_errors=0.1)
+    with pytest.raises(
+        DataError, match=r"1 of 2 judgements of turns failed .*the first, a: DataError: .*HTTP status 400"
+    ):
+        judge(to_table(talks), LLMJudge(settings_for(endpoint)).weights, few)
+    table, _, causes = judge(to_table(talks), lambda one, seed: {"b": [0.5, 0.5]}[one.id], once)
+    assert [one.id for one in from_table(table)] == ["b"] and causes == "1 x KeyError: 'a'"
+
+
+def test_judges_have_room_to_think(endpoint: Endpoint):  # noqa: F811
+    endpoint.answer = lambda body: (200, "Let me see. " * 500 + "WEIGHTS: 1, 3, 0")
+    llm = {"base_url": endpoint.url, "model": "m"}
+    assert JudgeSettings(source="llm", llm=llm).weigh()(talk("a", {}), 3) == pytest.approx([0.25, 0.75, 0.0])
+    assert endpoint.requests[0]["max_tokens"] == 1024
+    JudgeSettings(source="llm", llm=llm | {"max_tokens": 90}).weigh()(talk("a", {}), 3)
+    assert endpoint.requests[1]["max_tokens"] == 90
 
 
 def test_no_conversations_are_judged_to_none():

@@ -1,7 +1,9 @@
 """The LLM user against a real HTTP server that speaks the chat-completions protocol."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -192,6 +194,43 @@ def test_a_silent_endpoint_times_out(endpoint: Endpoint) -> None:
     given_up.set()
 
 
+def test_an_endpoint_that_sends_a_byte_now_and_then_times_out_as_a_whole(endpoint: Endpoint) -> None:
+    """As gateways do that keep a connection open with white space."""
+    given_up = threading.Event()
+
+    def trickle(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.end_headers()
+        while not given_up.wait(0.1):
+            handler.wfile.write(b"\n")
+            handler.wfile.flush()
+
+    endpoint.stream = trickle
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=r"no answer within 0\.5 s, 2 times"):
+        llm_user(endpoint, timeout=0.5, retries=1).opening()
+    given_up.set()
+    assert time.monotonic() - began < 5
+
+
+def test_a_request_that_is_refused_is_wrong_data_and_says_why(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTRL_TEST_KEY", "sk-secret-123")
+    endpoint.answer = lambda body: (400, {"error": {"message": "too long for sk-secret-123"}})
+    with pytest.raises(DataError, match=r"HTTP status 400: .*too long for \*\*\*") as caught:
+        llm_user(endpoint, api_key_env="MTRL_TEST_KEY").opening()
+    assert "sk-secret-123" not in str(caught.value)
+
+
+def test_as_many_users_wait_as_there_are_threads_that_ask(endpoint: Endpoint) -> None:
+    meeting = threading.Barrier(60)
+    endpoint.answer = lambda body: (meeting.wait(20) >= 0 and 200, "Hello.")
+    with ThreadPoolExecutor(60) as pool:
+        assert list(pool.map(lambda _: llm_user(endpoint, timeout=20).opening(), range(60))) == ["Hello."] * 60
+
+
 def test_nobody_listening_is_an_engine_error() -> None:
     environment = make("sales", user="llm", llm={"base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0})
     with pytest.raises(EngineError, match="cannot be used"):
@@ -254,3 +293,7 @@ def test_hostile_agent_text_reaches_the_endpoint_bounded(endpoint: Endpoint) -> 
 def test_parse_ending() -> None:
     assert parse_ending("Fine. [end: LEFT] \n")[1] == parse_ending("[END: left]")[1]
     assert parse_ending("The end [of it].") == ("The end [of it].", None)
+    for marker in ("[END: bought the Falcon].", "**[END: bought the Falcon]**", "[END: bought the Falcon] :)"):
+        written = f"Deal! {marker}"
+        text, ending = parse_ending(written)
+        assert (text, ending and ending.detail) == ("Deal!", "the Falcon")

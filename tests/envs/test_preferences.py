@@ -201,6 +201,16 @@ def test_what_the_llm_reads(endpoint: Endpoint):  # noqa: F811
 def test_answers_of_the_llm():
     good = {"PREFERENCE: 7": 7, "preference : 0": 0, "PREFERENCE: 3 no\nPREFERENCE: 9.5.": 9.5, "PREFERENCE: 10": 10}
     assert {answer: parse_preference(answer) for answer in good} == good
+    for written in (
+        "PREFERENCE: **7**",
+        "**PREFERENCE:** 7",
+        "**PREFERENCE: 7**",
+        "`PREFERENCE: 7/10`",
+        "PREFERENCE: n = 7",
+        "PREFERENCE: [7]",
+        '{"preference": 7}',
+    ):
+        assert parse_preference(written) == 7, written
     for wrong in ("", "7", "PREFERENCE: A", "PREFERENCE: 11", "PREFERENCE: 1000", "PREFERENCE: -1"):
         assert parse_preference(wrong) is None, wrong
 

@@ -244,7 +244,7 @@ def test_one_that_waits_for_a_node_may_wait_for_ever(ray_cluster: None, broken: 
     made.want(1)
     for _ in range(5):
         now[0] += START_SECONDS
-        made.attend()
+        made.poll()
     assert made.count() == {Phase.STARTING: 1} and not made.drain_abandoned()
     made.stop()
 

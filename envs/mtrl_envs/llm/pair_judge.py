@@ -8,7 +8,7 @@
 
 import re
 
-from mtrl_envs.llm.user import LLMSettings, complete
+from mtrl_envs.llm.completions import LLMSettings, complete
 from mtrl_envs.preferences import probability
 from mtrl_ray.dialogue.conversation import Conversation, Role
 from mtrl_ray.errors import ConfigurationError, DataError
@@ -20,7 +20,9 @@ INSTRUCTION = (
     "to 10 (A is far better)."
 )
 
-_PREFERENCE = re.compile(r"PREFERENCE\s*:\s*(\d{1,3}(?:\.\d{1,6})?)(?![\d.]*\d)", re.IGNORECASE)
+_PREFERENCE = re.compile(
+    r"PREFERENCE\W{0,6}[:=]\W{0,6}(?:n\s*=\s*)?(?<![-−.\d])(\d{1,3}(?:\.\d{1,6})?)(?![\d.]*\d)", re.IGNORECASE
+)
 
 
 class LLMPairJudge:
@@ -72,7 +74,7 @@ def transcript(conversation: Conversation) -> str:
 
 
 def parse_preference(answer: str) -> float | None:
-    """The number of the last PREFERENCE line; None where there is none from 0 to 10."""
+    """The number of the last PREFERENCE line, whatever Markdown surrounds it; None if there is none from 0 to 10."""
     found = _PREFERENCE.findall(answer)
     number = float(found[-1]) if found else None
     return number if number is not None and number <= 10 else None

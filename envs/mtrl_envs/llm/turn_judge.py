@@ -11,7 +11,7 @@
 import re
 from collections.abc import Sequence
 
-from mtrl_envs.llm.user import LLMSettings, complete
+from mtrl_envs.llm.completions import LLMSettings, complete
 from mtrl_ray.dialogue.conversation import GAIN, Conversation, Role
 from mtrl_ray.errors import DataError
 
@@ -25,7 +25,9 @@ INSTRUCTION = (
     "order: WEIGHTS: w1, w2, ..."
 )
 
-_WEIGHTS = re.compile(r"WEIGHTS\s*:\s*([0-9.,\s]+)", re.IGNORECASE)
+_WEIGHTS = re.compile(r"WEIGHTS\W{0,6}[:=][\s\[({]*([0-9.,;\s]+)", re.IGNORECASE)
+_MARKUP = re.compile(r"[*_`]|(?<=\d)\s?/\s?10\b")
+"""Markdown around numbers, and "out of ten" behind one."""
 
 
 def recorded_weights(conversation: Conversation) -> list[float]:
@@ -73,10 +75,13 @@ def transcript(conversation: Conversation) -> str:
 
 
 def parse_weights(answer: str, turns: int) -> list[float]:
-    """The numbers of the last WEIGHTS line. Raises DataError where they are not `turns` numbers from 0 to 10."""
-    found = _WEIGHTS.findall(answer)
+    """The numbers of the last WEIGHTS line, whatever Markdown surrounds them.
+
+    Raises DataError if they are not `turns` numbers from 0 to 10.
+    """
+    found = _WEIGHTS.findall(_MARKUP.sub("", answer))
     try:
-        weights = [float(part) for part in found[-1].strip().strip(",").split(",")] if found else []
+        weights = [float(part) for part in re.split("[,;]", found[-1].strip(",; \n").rstrip("."))] if found else []
     except ValueError:
         weights = []
     if len(weights) != turns or not all(0 <= weight <= 10 for weight in weights):

@@ -5,23 +5,22 @@
 2. The conversation ends when a reply carries the end marker: `[END: bought ...]` or `[END: left]`. What may follow
    "bought" is the environment's: a product's name, a price. The marker is removed from what the agent reads.
 3. Where the agent's final answer is graded (`Role.final`), giving one ends the conversation; the LLM can only leave before.
-4. Only a well-formed marker that fits what was said before ends a conversation. A torn or contradictory one is a
-   `DataError`; an endpoint that does not answer, or answers nothing, is an `EngineError`. Neither is ever a reward.
-5. The API key is read from the environment variable whose name is given, and appears in no message of this module.
+4. Only a well-formed marker that fits what was said before ends a conversation; it closes the reply, but for punctuation.
+   A torn or contradictory one is a `DataError`, never a reward. Errors of the endpoint: `mtrl_envs.llm.completions`.
 """
 
-import functools
-import os
 import random
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mtrl_envs.base import Outcome, Reply, User
+from mtrl_envs.llm.completions import LLMSettings as LLMSettings
+from mtrl_envs.llm.completions import complete
 from mtrl_envs.scripted.intents import LIMIT
 from mtrl_ray.dialogue.conversation import StopReason
-from mtrl_ray.errors import ConfigurationError, DataError, EngineError
+from mtrl_ray.errors import DataError
 
 END_RULES = (
     "Speak only as this person, one or two short sentences per message. When you buy, end your message with "
@@ -36,68 +35,9 @@ LEAVE_RULES = (
 )
 """The same where the agent's final answer ends the conversation."""
 
-_MARKER = re.compile(r"\[END:\s*(?P<event>bought|left)\b\s*(?P<detail>[^\[\]]{0,60})\]\s*$", re.IGNORECASE)
+_MARKER = re.compile(r"\[END:\s*(?P<event>bought|left)\b\s*(?P<detail>[^\[\]]{0,60})\][\s.,;:!?*_`)]*$", re.IGNORECASE)
 _TORN = re.compile(r"\[\s*END\b", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"^\w+://[^/]*@|\?")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _CALL = "Hello, how can I help you?"
-
-
-@dataclass(frozen=True)
-class LLMSettings:
-    """Where the LLM is and how it is asked; `timeout` in seconds per request, `retries` after the first try."""
-
-    base_url: str
-    model: str
-    api_key_env: str | None = None
-    timeout: float = 30.0
-    retries: int = 3
-    temperature: float = 0.8
-    max_tokens: int = 120
-
-    @classmethod
-    def parse(cls, environment: str, given: Mapping[str, Any]) -> "LLMSettings":
-        """Settings from a mapping. Raises ConfigurationError naming the key that cannot work."""
-        known = [entry.name for entry in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        missing = [key for key in ("base_url", "model") if not given.get(key)]
-        if unknown or missing:
-            fault = f"unknown key {unknown[0]!r}" if unknown else f"{missing[0]} is missing"
-            raise ConfigurationError(f"{environment}: llm: {fault}; the keys are {', '.join(known)}")
-        settings = cls(**given)
-        settings._check(environment)
-        return settings
-
-    def _check(self, environment: str) -> None:
-        texts = {"base_url": self.base_url, "model": self.model}
-        faults = [
-            f"{key} is {value!r}, it has to be text" for key, value in texts.items() if not isinstance(value, str)
-        ]
-        if not faults and not self.base_url.startswith(("http://", "https://")):
-            faults.append(f"base_url is {self.base_url!r}, it has to start with http:// or https://")
-        if not faults and _CREDENTIALS.search(self.base_url):
-            faults.append(
-                "base_url carries a password or a query; it has to be an address alone, and api_key_env to "
-                "name the environment variable that holds the key"
-            )
-        least = {"timeout": 0.001, "retries": 0, "temperature": 0, "max_tokens": 1}
-        for key, bound in least.items():
-            value = asdict(self)[key]
-            whole = key in ("retries", "max_tokens")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < bound:
-                faults.append(
-                    f"{key} is {value!r}, it has to be a {'whole ' if whole else ''}number of at least {bound}"
-                )
-        if self.api_key_env is not None and not os.environ.get(str(self.api_key_env)):
-            named = isinstance(self.api_key_env, str) and _VARIABLE.fullmatch(self.api_key_env)
-            faults.append(
-                f"the environment variable {self.api_key_env!r} named by api_key_env is not set"
-                if named
-                else "api_key_env has to be the name of an environment variable that is set, such as OPENAI_API_KEY; what is "
-                "given is none, and is not repeated here, for it may be the key itself"
-            )
-        if faults:
-            raise ConfigurationError(f"{environment}: llm: {faults[0]}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +117,7 @@ class LLMUser(User):
     def _ask(self, message: str) -> tuple[str, Ending | None]:
         readable = message.encode("utf-8", "replace").decode()
         self._said.append(("user", readable if readable.strip() else "(silence)"))
-        content = complete(self._settings, self._role.persona, self._said, self._seed)
+        content = complete(self._settings, self._role.persona, self._said, self._seed)[:LIMIT]
         text, ending = parse_ending(content)
         self._said.append(("assistant", text))
         return text, ending
@@ -186,7 +126,7 @@ class LLMUser(User):
 def parse_ending(content: str) -> tuple[str, Ending | None]:
     """The words of a reply, and the ending its marker states. Raises DataError for a marker that cannot be read."""
     match = _MARKER.search(content)
-    text = content[: match.start()].strip() if match else content.strip()
+    text = content[: match.start()].rstrip().rstrip("*_`").strip() if match else content.strip()
     if _TORN.search(text):
         raise DataError(
             f"the LLM user wrote an end marker that cannot be read, near {_TORN.split(text, 1)[1][:40]!r}; "
@@ -195,47 +135,3 @@ def parse_ending(content: str) -> tuple[str, Ending | None]:
     if match is None:
         return text, None
     return text, Ending(match["event"].lower() == "bought", match["detail"].strip())
-
-
-def complete(
-    settings: LLMSettings, system: str, messages: list[tuple[str, str]], seed: int, who: str = "LLM user"
-) -> str:
-    """One chat completion; `messages` are (role, content). Raises EngineError, ConfigurationError if it is refused."""
-    import openai
-
-    chat: list[Any] = [{"role": "system", "content": system}]
-    chat += [{"role": role, "content": content} for role, content in messages]
-    where = f"the {who}'s endpoint {settings.base_url} (model {settings.model!r})"
-    try:
-        answer = _client(settings).chat.completions.create(
-            model=settings.model,
-            messages=chat,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
-            seed=seed % 2**31,
-        )
-        content = answer.choices[0].message.content
-    except openai.APITimeoutError:
-        raise EngineError(
-            f"{where} gave no answer within {settings.timeout:g} s, {settings.retries + 1} times"
-        ) from None
-    except openai.APIStatusError as error:
-        refused = error.status_code in (400, 401, 403, 404, 422)
-        kind = ConfigurationError if refused else EngineError
-        raise kind(f"{where} answered with HTTP status {error.status_code}") from None
-    except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise EngineError(f"{where} cannot be used: {type(error).__name__}") from None
-    if not isinstance(content, str) or not content.strip():
-        raise EngineError(f"{where} answered without any text")
-    return content[:LIMIT]
-
-
-@functools.lru_cache(maxsize=8)
-def _client(settings: LLMSettings) -> Any:
-    """One client, with its connections, per settings and process."""
-    import openai
-
-    key = os.environ.get(settings.api_key_env or "") or "none"
-    return openai.OpenAI(
-        base_url=settings.base_url, api_key=key, timeout=settings.timeout, max_retries=settings.retries
-    )
