@@ -1,4 +1,4 @@
-"""`mtrl theory`: the theorems behind the algorithms, checked on random games."""
+"""`mtrl theory`: check the theorems behind the algorithms on random games."""
 
 import os
 import shlex
@@ -19,25 +19,25 @@ GAMES, SEED = 240, 0
 
 
 def folder(path: Path) -> Path:
-    """Make the folder before the work starts. Raises ConfigurationError."""
+    """Create the folder before the checks start. Raises ConfigurationError if it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
-            raise PermissionError(0, "it may not be written")
+            raise PermissionError(0, "no permission to write")
     except OSError as error:
         raise ConfigurationError(f"--out {path}: {error.strerror}; give a folder that can be written") from None
     return path
 
 
 def theory(
-    games: Annotated[int, typer.Option(help="How many random preference games, at least 20.")] = GAMES,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = SEED,
+    games: Annotated[int, typer.Option(help="Number of random preference games, at least 20.")] = GAMES,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = SEED,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where page and figure are written.", callback=folder)
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for the page and the figure.", callback=folder)
     ] = Path("runs/theory"),
     json_path: JsonOption = None,
 ) -> None:
-    """Check the theorems of Iterative PPO, ITPO and MTPO on small games, exactly; 1 where one does not hold."""
+    """Check the theorems of Iterative PPO, ITPO and MTPO on small games, with exact values. Exits with 1 if one fails."""
     from rich.console import Console
 
     from mtrl_ray.tabular.checks import Suite
@@ -75,8 +75,8 @@ def _show(console: "Console", results: "list[Check]") -> None:
     for column in ("error", "bound", "games"):
         table.add_column(column, justify="right")
     for check in results:
-        said = Text("holds", style="green") if check.holds else Text("FAILS", style="bold red")
-        table.add_row(said, check.name, f"{check.error:.1e}", f"{check.bound:.1e}", str(check.games))
+        result = Text("holds", style="green") if check.holds else Text("FAILS", style="bold red")
+        table.add_row(result, check.name, f"{check.error:.1e}", f"{check.bound:.1e}", str(check.games))
     console.print(table)
     failed = sum(not check.holds for check in results)
     console.print(f"{len(results) - failed} hold, {failed} fail", highlight=False)

@@ -1,9 +1,10 @@
 """The setting of Iterative PPO (2511.21638 §2): discounted decision processes, exact policy iteration.
 
-1. Rewards come on arrival: Q(s, a) = E[R(s') + γ V(s')]. A state whose outcome has fired leads to one that never ends
-   and pays nothing. Arrays start with [games]; policies are log-probabilities [games, states, actions].
-2. One iteration maximises E_π' Q − β KL in every state. With KL(π'‖π), the penalty of RLHF, the answer is
-   `π' ∝ π exp(Q/β)`; with KL(π‖π'), that of the paper's theorem 2, it is `π' = βπ / (λ − Q)`, λ such that it sums to one.
+1. Rewards are paid on arrival: Q(s, a) = E[R(s') + γ V(s')]. The outcome state leads to an absorbing state without
+   reward. Arrays start with [games]; policies are log-probabilities [games, states, actions].
+2. One iteration maximises E_π' Q − β KL in every state. With KL(π'‖π), the penalty of RLHF, the maximiser is
+   `π' ∝ π exp(Q/β)`. With KL(π‖π'), the penalty of the paper's theorem 2, it is `π' = βπ / (λ − Q)`, with λ such that
+   it sums to one.
 """
 
 from collections.abc import Callable
@@ -41,14 +42,14 @@ class DiscountedMDP:
 
 
 def evaluate(mdp: DiscountedMDP, policy: Array) -> tuple[Array, Array]:
-    """V, [games, states], and Q, [games, states, actions], of a policy."""
+    """V [games, states] and Q [games, states, actions] of a policy."""
     immediate = np.einsum("gsa,gsat,gt->gs", np.exp(policy), mdp.transitions, mdp.reward)
     v = np.einsum("gst,gt->gs", mdp.resolvent(policy), immediate)
     return v, mdp.backup(v)
 
 
 def occupancy(mdp: DiscountedMDP, policy: Array) -> Array:
-    """Discounted occupancy d(x | start s), [games, s, x], rows sum to one."""
+    """Discounted occupancy d(x | start s), [games, s, x]; each row sums to one."""
     return (1.0 - mdp.discount)[:, None, None] * mdp.resolvent(policy)
 
 
@@ -68,13 +69,13 @@ def optimal_values(mdp: DiscountedMDP) -> Array:
 
 @dataclass(frozen=True)
 class Penalty:
-    """A direction of the KL penalty: the best policy for it, and the divergence itself, both per state."""
+    """One direction of the KL penalty: the policy that maximises the objective, and the divergence, both per state."""
 
     name: str
     best: Callable[[Array, Array, Array], Array]
-    """(π, Q, β [games]) to π'."""
+    """(π, Q, β [games]) → π'."""
     between: Callable[[Array, Array], Array]
-    """(π', π) to [games, states]."""
+    """(π', π) → [games, states]."""
 
     def objective(self, new: Array, current: Array, q: Array, beta: Array) -> Array:
         """L_s(π') = E_π' Q − β KL, [games, states]."""
@@ -94,8 +95,8 @@ def exponential_step(policy: Array, q: Array, beta: Array) -> Array:
 def reciprocal_step(policy: Array, q: Array, beta: Array) -> Array:
     """argmax of E_π' Q − β KL(π‖π').
 
-    λ − max Q lies between β π(argmax Q) and β; Σ βπ/(λ − Q) is convex and falling there, so Newton's method from the
-    left end climbs to the root without passing it.
+    λ − max Q lies between β π(argmax Q) and β. Σ βπ/(λ − Q) is convex and decreasing there, so Newton's method from
+    the left end approaches the root without overshooting.
     """
     scale = beta[:, None, None]
     below = q.max(axis=-1, keepdims=True) - q
@@ -118,19 +119,19 @@ PENALTIES = (
 
 
 def random_processes(games: int, rng: np.random.Generator, states: int = 6, actions: int = 3) -> DiscountedMDP:
-    """Half of them ergodic with rewards everywhere, half of them conversations: rewards only for arriving at the
-    outcome, which leads to the end. γ is uniform in [0.5, 0.95].
+    """Random processes, γ uniform in [0.5, 0.95]. Half are ergodic with a reward in every state; half are conversations,
+    with a reward only on arrival at the outcome, after which they end.
     """
     weights = rng.gamma(0.4, size=(games, states, actions, states)) + 1e-3
     reward = rng.uniform(0.0, 1.0, (games, states))
-    talks = np.arange(games) % 2 == 1
+    conversations = np.arange(games) % 2 == 1
     outcome, end = states - 2, states - 1
-    weights[talks, outcome:] = 0.0
-    weights[talks, outcome:, :, end] = 1.0
-    reward[talks] = np.eye(states)[outcome]
+    weights[conversations, outcome:] = 0.0
+    weights[conversations, outcome:, :, end] = 1.0
+    reward[conversations] = np.eye(states)[outcome]
     return DiscountedMDP(weights / weights.sum(axis=-1, keepdims=True), reward, rng.uniform(0.5, 0.95, games))
 
 
 def random_stationary_policy(mdp: DiscountedMDP, rng: np.random.Generator, spread: float = 1.0) -> Array:
-    """Normal logits of standard deviation `spread`."""
+    """A policy with normal logits of standard deviation `spread`."""
     return log_softmax(spread * rng.standard_normal(mdp.transitions.shape[:3]))

@@ -1,4 +1,4 @@
-"""The figure of `mtrl theory`: what converges, how fast, and the bounds above it. One SVG, the same bytes for the same data."""
+"""The figure of `mtrl theory`: convergence and its bounds, as one SVG file; the same data give the same bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mtrl theory", "font.size": 9, 
 
 
 def draw(suite: Suite, path: Path) -> None:
-    """Write the figure: divergence of MTPO and MTPO-τ under their bounds, duality gaps on cycles, Iterative PPO."""
+    """Write the figure: divergence of MTPO and MTPO-τ with their bounds, duality gaps on cycles, Iterative PPO."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 6.4), layout="constrained")
         panels = figure.subplots(2, 2)
@@ -44,7 +44,7 @@ def _convergence(panel: Any, suite: Suite, name: str, runs: Sequence[Run], facto
 
 def _gaps(panel: Any, suite: Suite) -> None:
     marks = np.array(suite.marks)
-    cyclic = [game.are("cyclic") for game in suite.batches]
+    cyclic = [game.of_kind("cyclic") for game in suite.batches]
     runs = (("MTPO", suite.mtpo, BLUE), ("MTPO-τ", suite.mtpo_tau, ORANGE), ("Nash-MD", suite.nash_md, GREEN))
     for name, batches, colour in runs:
         gaps = np.concatenate([run.gap[:, chosen] for run, chosen in zip(batches, cyclic, strict=True)], axis=1)
@@ -65,6 +65,6 @@ def _improvement(panel: Any, suite: Suite) -> None:
 
 
 def _spread(panel: Any, x: np.ndarray, values: Array, name: str, colour: str) -> None:
-    """Median over games (the last axis), and the band between the smallest and the largest."""
+    """Plot the median over games (the last axis) and the range from smallest to largest."""
     panel.fill_between(x, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     panel.loglog(x, np.median(values, axis=1), color=colour, label=f"{name} (median, range)")

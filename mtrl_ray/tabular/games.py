@@ -1,12 +1,12 @@
 """Random games: a layered process, a preference between final states, a reference policy and a regularisation.
 
-1. Structures (`Shape`): one turn with as many outcomes as actions; layers whose states mix (stochastic transitions, histories
-   forgotten); trees in which a state is its history.
+1. Structures (`Shape`): one turn with as many outcomes as actions; layers with stochastic transitions, whose states do
+   not determine the history; trees, whose states do.
 2. Preferences (`KINDS`), P(x ≻ y) = 1 − P(y ≻ x): `random` for every pair; `bradley_terry`, σ(r_x − r_y); `cyclic`, an
-   odd number of groups in a circle of which each beats the next ones and loses to those before, with margins of any
-   size; `contextual`, a Bradley-Terry order that the second context reverses; `noisy`, a cycle on top of random
-   preferences whose answers are flipped with some probability.
-3. A batch mixes all kinds: game i is of kind i modulo their number. A seed gives the same games everywhere.
+   odd number of groups in a circle, each of which beats the next ones and loses to the previous ones, with random
+   margins; `contextual`, a Bradley-Terry order that the second context reverses; `noisy`, a cycle added to random
+   preferences, with answers flipped with some probability.
+3. A batch mixes all kinds: game i has kind i modulo their number. The same seed gives the same games on every machine.
 """
 
 from dataclasses import dataclass
@@ -32,21 +32,21 @@ class PreferenceGame:
     alpha: Array
     """[games], the weight of KL_p(π‖μ)."""
     kinds: tuple[str, ...]
-    """Which kind of preference each game has."""
+    """Kind of preference of each game."""
 
     @property
     def games(self) -> int:
         """Number of games in the batch."""
         return self.mdp.games
 
-    def are(self, kind: str) -> np.ndarray:
-        """Which games are of a kind, bool [games]."""
+    def of_kind(self, kind: str) -> np.ndarray:
+        """Mask of the games of a kind, bool [games]."""
         return np.array([entry == kind for entry in self.kinds])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the games of a batch have in common. `branching`: next states per action of a tree."""
+    """Structure and sizes of the games of a batch. `branching`: next states per action of a tree."""
 
     structure: Literal["one_turn", "layered", "tree"]
     horizon: int
@@ -88,12 +88,12 @@ def random_mdp(shape: Shape, games: int, rng: np.random.Generator) -> LayeredMDP
 
 
 def random_policy(mdp: LayeredMDP, rng: np.random.Generator, spread: float = 1.0) -> Policy:
-    """Normal logits of standard deviation `spread`."""
+    """A policy with normal logits of standard deviation `spread`."""
     return tuple(log_softmax(spread * rng.standard_normal(layer.shape[:-1])) for layer in mdp.transitions)
 
 
 def random_preference(kind: str, contexts: int, finals: int, rng: np.random.Generator) -> Array:
-    """[contexts, finals, finals] of a kind; only `contextual` differs between contexts."""
+    """A random preference of a kind, [contexts, finals, finals]; only `contextual` differs between contexts."""
     if kind == "contextual":
         signs = np.where(np.arange(contexts) % 2 == 0, 1.0, -1.0)
         scores = signs[:, None] * 2.0 * rng.standard_normal(finals)
@@ -110,7 +110,7 @@ def random_preference(kind: str, contexts: int, finals: int, rng: np.random.Gene
         clean = 0.5 + 0.5 * _cycle(finals, rng) + 0.5 * _skew(rng.uniform(-0.48, 0.48, (finals, finals)))
         single = (1.0 - 2.0 * flips) * clean + flips
     else:
-        raise ValueError(f"{kind!r} is no kind of preference; there are {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of preference {kind!r}; the kinds are {', '.join(KINDS)}")
     return np.broadcast_to(single, (contexts, finals, finals)).copy()
 
 
@@ -121,12 +121,12 @@ def is_cyclic(preference: Array) -> np.ndarray:
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function; by tanh, which overflows nowhere and is symmetric to the last bit."""
+    """The logistic function, computed with tanh, which never overflows and is exactly symmetric."""
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def _cycle(finals: int, rng: np.random.Generator) -> Array:
-    """Margins P − ½ of an odd number of groups in a circle, members of a group being equal among themselves."""
+    """Margins P − ½ of an odd number of groups in a circle; members of one group tie."""
     groups = 5 if finals >= 5 and rng.random() < 0.5 else 3
     place = rng.permutation(finals) % groups
     ahead = (place[None, :] - place[:, None]) % groups
@@ -147,7 +147,7 @@ def _simplex(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 def _branches(lead: tuple[int, int], turn: int, shape: Shape, rng: np.random.Generator) -> Array:
-    """Transitions of a tree: action a in state s leads to one of `branching` states that nothing else leads to."""
+    """Transitions of a tree: each (state, action) leads to `branching` states of its own."""
     states = (shape.actions * shape.branching) ** turn
     pairs = states * shape.actions
     layer = np.zeros((*lead, pairs, pairs, shape.branching))

@@ -1,11 +1,10 @@
-"""Implicit process rewards in a tree of tokens (2603.23550), where everything a prefix is worth can be enumerated.
+"""Implicit process rewards in a tree of tokens (2603.23550) that is small enough to enumerate the value of every prefix.
 
-1. A tree has `actions` tokens in each position; a prefix of t tokens is one of actions^t states, and the deterministic
-   next state is the prefix with the token appended. A language model is, per position, log-probabilities
-   [games, prefixes, tokens].
+1. A tree has `actions` tokens in each position. A prefix of t tokens is one of actions^t states, and the next state is
+   the prefix with the token appended. A language model is, per position, log-probabilities [games, prefixes, tokens].
 2. r_t = β [log π_φ(y_t|y_<t) − log π_ref(y_t|y_<t)]; their sum along a prefix is its implicit value,
-   Q(y_≤t) = β log E_{π_ref}[exp(r/β) | y_≤t], r being the sum over the whole sequence.
-3. Turn k owns a span of tokens: R_k = Σ_{t∈T_k} r_t. Norm-ITPO pays it w_k · R, w = softmax_k(R_k/η), R the outcome.
+   Q(y_≤t) = β log E_{π_ref}[exp(r/β) | y_≤t], with r the sum over the whole sequence.
+3. Turn k has the tokens T_k: R_k = Σ_{t∈T_k} r_t. Norm-ITPO gives it the reward w_k · R, w = softmax_k(R_k/η), R the outcome.
 """
 
 import numpy as np
@@ -17,7 +16,7 @@ TokenModel = tuple[Array, ...]
 
 
 def random_model(games: int, tokens: int, length: int, rng: np.random.Generator) -> TokenModel:
-    """Normal logits."""
+    """A random model: standard normal logits for every prefix of up to `length` tokens."""
     return tuple(log_softmax(rng.standard_normal((games, tokens**position, tokens))) for position in range(length))
 
 
@@ -36,7 +35,7 @@ def prefix_sums(rewards: tuple[Array, ...]) -> tuple[Array, ...]:
 
 
 def prefix_values(reference: TokenModel, outcome: Array, beta: Array) -> tuple[Array, ...]:
-    """β log E_{π_ref}[exp(r/β) | y_≤t] for t = 0 … length, by enumerating the sequences below every prefix.
+    """β log E_{π_ref}[exp(r/β) | y_≤t] for t = 0 … length, by enumerating the completions of every prefix.
 
     outcome: r of every sequence, [games, actions^length].
     """
@@ -62,7 +61,7 @@ def tilted_model(reference: TokenModel, outcome: Array, beta: Array) -> TokenMod
 
 
 def turn_scores(rewards: Array, turns: np.ndarray, count: int) -> Array:
-    """R_k, [sequences, count], of token rewards [sequences, tokens] whose turns are the integers `turns`."""
+    """R_k [sequences, count] from token rewards [sequences, tokens]; `turns` has the turn index of every token."""
     members = turns[..., None] == np.arange(count)
     return np.einsum("st,stk->sk", rewards, members)
 

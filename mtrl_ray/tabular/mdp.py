@@ -1,10 +1,10 @@
-"""Finite-horizon contextual decision processes, many of one shape at once.
+"""Finite-horizon contextual decision processes, in batches of one shape.
 
-1. A turn is a layer: turn h has its own states, all policies choose among the same number of actions, and the action
-   leads to a state of the next layer. The first layer has one state per context, the last one holds the finished
-   conversations, in which nobody acts.
-2. Arrays start with [games, contexts]. Contexts share no states; they meet only in averages over contexts.
-3. A policy is one array of log-probabilities [games, contexts, states, actions] per turn, everywhere finite.
+1. A turn is a layer: turn h has its own states, every state has the same number of actions, and an action leads to a
+   state of the next layer. The first layer has one state per context; the states of the last one are finished
+   conversations, without actions.
+2. Arrays start with [games, contexts]. Contexts share no states; only averages over contexts combine them.
+3. A policy is one array of finite log-probabilities [games, contexts, states, actions] per turn.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ Policy = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class LayeredMDP:
-    """Transitions per turn, [games, contexts, states, actions, next states], and the contexts' probabilities."""
+    """Transitions per turn, [games, contexts, states, actions, next states], and the probabilities of the contexts."""
 
     transitions: tuple[Array, ...]
     contexts: Array
-    """[games, contexts], rows sum to one."""
+    """[games, contexts]; each row sums to one."""
 
     @property
     def horizon(self) -> int:
@@ -41,11 +41,11 @@ class LayeredMDP:
         return self.transitions[-1].shape[-1]
 
     def expected(self, turn: int, following: Array) -> Array:
-        """E[f(s') | s, a] of a function of the next state: [games, contexts, next states] to [..., states, actions]."""
+        """E[f(s') | s, a] of a function of the next state: [games, contexts, next states] → [..., states, actions]."""
         return np.einsum("gcsat,gct->gcsa", self.transitions[turn], following)
 
     def average(self, by_context: Array) -> Array:
-        """Expectation over contexts: [games, contexts] to [games]."""
+        """Expectation over contexts: [games, contexts] → [games]."""
         return np.einsum("gc,gc->g", self.contexts, by_context)
 
 
@@ -65,8 +65,8 @@ def log_mean_exp(log_weights: Array, values: Array) -> Array:
 def divergence(first: Array, second: Array) -> Array:
     """KL(first‖second) over the last axis of two arrays of log-probabilities.
 
-    Σ p (e^δ − 1 − δ) with δ = log(second / first): every term is non-negative, and nothing cancels where the two are
-    close, so divergences far below the rounding error of p log p are still right.
+    Computed as Σ p (e^δ − 1 − δ) with δ = log(second / first). Every term is non-negative, so nothing cancels if the
+    two are close, and divergences far below the rounding error of p log p are still accurate.
     """
     delta = second - first
     near = np.abs(delta) < 0.5

@@ -1,12 +1,12 @@
 """Q from sampled conversations: regression of returns on (state, response) pairs (2511.21638, Monte Carlo targets).
 
 1. Conversations of a layered process are sampled for all games at once. The return of turn h is G_h = Σ_k γ^k r_{h+k},
-   r_h being the reward on arrival in the state after it.
-2. The least-squares fit on the indicator of every pair is the mean return of its visits. A conversation passes each pair
-   at most once, so the returns of a pair are independent, and the standard error of their mean is σ/√n, with the exact
+   with r_h the reward on arrival in the state after turn h.
+2. The least-squares fit on the indicator of a pair is the mean return of its visits. A conversation visits a pair at
+   most once, so the returns of a pair are independent, and the standard error of their mean is σ/√n, with the exact
    variance σ² from the recursion E[G²] = E[r² + 2γ r V(s') + γ² E[G'²]].
-3. By Bernstein's inequality that mean misses Q by more than `√(2L) σ/√n + L B/(3n)` with probability at most 2 exp(−L), B
-   being the largest return: a tolerance that holds however skewed returns are and however few the visits.
+3. By Bernstein's inequality the mean differs from Q by more than `√(2L) σ/√n + L B/(3n)` with probability at most
+   2 exp(−L), with B the largest return. This tolerance holds for skewed returns and for few visits.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class RewardProcess:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What sampling says of the pairs of a turn, [games, contexts, states, actions]: mean return, and visits."""
+    """Mean sampled return and number of visits of every pair of a turn, [games, contexts, states, actions] each."""
 
     mean: Array
     visits: Array
@@ -36,13 +36,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Moments:
-    """Exact mean (Q) and variance of the return of the pairs of a turn, [games, contexts, states, actions]."""
+    """Exact mean (Q) and variance of the return of every pair of a turn, [games, contexts, states, actions] each."""
 
     q: Array
     variance: Array
 
     def tolerance(self, visits: Array, level: float, largest: float) -> Array:
-        """How far the mean of `visits` returns in [0, largest] may lie from Q; infinite without visits (rule 3)."""
+        """Largest allowed distance of the mean of `visits` returns in [0, largest] from Q (rule 3); infinite for no visits."""
         with np.errstate(divide="ignore"):
             share = level / visits
         return np.sqrt(2.0 * share * np.maximum(self.variance, 0.0)) + share * largest / 3.0
@@ -51,7 +51,7 @@ class Moments:
 def random_process(
     shape: Shape, games: int, rng: np.random.Generator, discount: float = 0.9
 ) -> tuple[RewardProcess, Policy]:
-    """A random process with rewards in [0, 1] on every turn, and the policy that talks."""
+    """A random process with rewards in [0, 1] in every turn, and a random policy for it."""
     mdp = random_mdp(shape, games, rng)
     rewards = tuple(rng.uniform(0.0, 1.0, (*layer.shape[:2], layer.shape[-1])) for layer in mdp.transitions)
     return RewardProcess(mdp, rewards, discount), random_policy(mdp, rng)
@@ -75,7 +75,7 @@ def exact_moments(process: RewardProcess, policy: Policy) -> tuple[Moments, ...]
 def monte_carlo_q(
     process: RewardProcess, policy: Policy, conversations: int, rng: np.random.Generator
 ) -> tuple[Estimate, ...]:
-    """Regression of the returns of `conversations` sampled conversations per game, per turn."""
+    """Sample `conversations` conversations per game and regress their returns on the pairs, per turn."""
     pairs, rewards = _converse(process, policy, conversations, rng)
     estimates, returns = [], np.zeros_like(rewards[0])
     for turn in reversed(range(process.mdp.horizon)):
@@ -87,7 +87,7 @@ def monte_carlo_q(
 def _converse(
     process: RewardProcess, policy: Policy, conversations: int, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[Array]]:
-    """Per turn: the flat index of each conversation's (game, context, state, action), and its reward."""
+    """Per turn: the flat index of each conversation's (game, context, state, action), and its reward on arrival."""
     mdp = process.mdp
     game = np.broadcast_to(np.arange(mdp.games)[:, None], (mdp.games, conversations))
     context = _draw(mdp.contexts, (game,), rng)
@@ -102,7 +102,7 @@ def _converse(
 
 
 def _draw(probabilities: Array, where: tuple[np.ndarray, ...], rng: np.random.Generator) -> np.ndarray:
-    """One index from each of the distributions (over the last axis) at the indices `where`."""
+    """Draw one index from each of the distributions (over the last axis) at the indices `where`."""
     thresholds = probabilities.cumsum(axis=-1)
     thresholds /= thresholds[..., -1:]
     return (rng.random((*where[0].shape, 1)) >= thresholds[where]).sum(axis=-1)

@@ -1,8 +1,8 @@
 """The reward model of RLHF in the limit of infinite data: Bradley-Terry by maximum likelihood, and its best policy.
 
-1. Pairs of conversations are drawn from the reference; P(x ≻ y) answers. The score r of the final states maximises
+1. Pairs of conversations come from the reference and are labelled by P(x ≻ y). The reward r of the final states maximises
    Σ_xy d(x) d(y) P(x ≻ y) log σ(r_x − r_y), a concave function, by Newton's method. It is normalised to Σ_x d(x) r_x = 0.
-2. Where the preference is Bradley-Terry, σ(r_x − r_y) is the preference. Where it is not, r is the nearest order.
+2. If the preference is Bradley-Terry, σ(r_x − r_y) is the preference. If not, r is the maximum-likelihood fit to it.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from mtrl_ray.tabular.values import best_policy, final_distribution
 
 
 def fit_bradley_terry(game: PreferenceGame, steps: int = 60) -> Array:
-    """r, [games, contexts, finals], from preferences between conversations of the reference."""
+    """Fit r, [games, contexts, finals], to preferences between conversations of the reference."""
     finals = final_distribution(game.mdp, game.reference)
     pairs = finals[..., :, None] * finals[..., None, :]
     reward = np.zeros(finals.shape)
@@ -31,5 +31,5 @@ def fit_bradley_terry(game: PreferenceGame, steps: int = 60) -> Array:
 
 
 def best_rlhf_policy(game: PreferenceGame, reward: Array, alpha: Array | None = None) -> Policy:
-    """What RLHF converges to: the best policy for E r − α KL_p(π‖μ); alpha [games], by default the game's."""
+    """The limit of RLHF: the policy that maximises E r − α KL_p(π‖μ). `alpha`: [games], by default the game's."""
     return best_policy(game.mdp, game.reference, game.alpha if alpha is None else alpha, reward)[0]

@@ -1,7 +1,7 @@
-"""The same quantities by enumerating every conversation: slow, and independent of the recursions.
+"""The quantities of `values` by enumerating every conversation: slow, and independent of the recursions.
 
-A trajectory (s_1, a_1, s_2, …, a_H, s_{H+1}) has probability Π_h π(a_h|s_h) p(s_{h+1}|s_h, a_h). All of them lie in one
-array per policy, [games, contexts, trajectories], whose order is that of the index (a_1, s_2, a_2, …, s_{H+1}).
+A trajectory (s_1, a_1, s_2, …, a_H, s_{H+1}) has probability Π_h π(a_h|s_h) p(s_{h+1}|s_h, a_h). One array per policy,
+[games, contexts, trajectories], has all of them, ordered by the index (a_1, s_2, a_2, …, s_{H+1}).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from mtrl_ray.tabular.mdp import Array, LayeredMDP, Policy
 
 
 def log_probabilities(mdp: LayeredMDP, policy: Policy) -> Array:
-    """Log-probability of every trajectory, [games, contexts, trajectories]; −∞ for what cannot happen."""
+    """Log-probability of every trajectory, [games, contexts, trajectories]; −∞ for impossible ones."""
     paths = np.zeros((*mdp.contexts.shape, 1, 1))
     """[games, contexts, histories, states]"""
     for choices, transitions in zip(policy, mdp.transitions, strict=True):
@@ -31,7 +31,7 @@ def trajectory_kl(mdp: LayeredMDP, first: Policy, second: Policy) -> Array:
 
 
 def preference(game: PreferenceGame, first: Policy, second: Policy) -> Array:
-    """P(first ≻ second) over pairs of trajectories, [games]; those with the same end are counted together."""
+    """P(first ≻ second) over pairs of trajectories, [games]; trajectories with the same final state are pooled."""
     finals = [
         np.exp(log_probabilities(game.mdp, policy)).reshape(*game.mdp.contexts.shape, -1, game.mdp.finals).sum(axis=2)
         for policy in (first, second)

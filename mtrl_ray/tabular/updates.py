@@ -1,8 +1,8 @@
 """One iteration of each algorithm on exact values, in closed form.
 
-Mirror descent with an anchor at the reference μ: `π_{t+1} ∝ μ^{αη} π_t^{1−αη} exp(η Q)`. What differs is Q:
+Mirror descent regularised towards the reference μ: `π_{t+1} ∝ μ^{αη} π_t^{1−αη} exp(η Q)`. The algorithms differ in Q:
 
-| | opponent | own continuation | stands in |
+| | opponent | own continuation | source |
 |---|---|---|---|
 | `mtpo` | π_t | π_t | 2405.14655 §3 |
 | `mtpo_tau` | the mixture π_t^{1−αη} μ^{αη} | the mixture | 2405.14655 §3 |
@@ -10,8 +10,8 @@ Mirror descent with an anchor at the reference μ: `π_{t+1} ∝ μ^{αη} π_t^
 | `rlhf` | none: a terminal reward | π_t | 2405.14655 §3 |
 
 1. η_t = 2/(α(t+2)), t = 1, 2, …, and π_1 = μ.
-2. With one turn there is no continuation, and `mtpo_tau` and `nash_md` are the same algorithm.
-3. The mixture is normalised before it plays; `π ∝ mixture · exp(ηQ)` is then the update above.
+2. For one turn there is no continuation, and `mtpo_tau` and `nash_md` are the same algorithm.
+3. The mixture is normalised; `π ∝ mixture · exp(ηQ)` is then the update above.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ from mtrl_ray.tabular.mdp import Array, Policy, log_softmax
 from mtrl_ray.tabular.values import evaluate, preference_values
 
 Update = Callable[[PreferenceGame, Policy, Array], Policy]
-"""(game, π_t, η_t [games]) to π_{t+1}."""
+"""(game, π_t, η_t [games]) → π_{t+1}."""
 
 
 def learning_rate(alpha: Array, step: int) -> Array:
-    """η_t of the theorems, [games], for t = 1, 2, …"""
+    """η_t = 2/(α(t+2)) of the theorems, [games], for t = 1, 2, …"""
     return 2.0 / (alpha * (step + 2))
 
 
@@ -72,7 +72,7 @@ def mirror_step(policy: Policy, q: tuple[Array, ...], eta: Array) -> Policy:
 
 
 def iterates(game: PreferenceGame, update: Update, steps: int, start: Policy | None = None) -> Iterator[Policy]:
-    """π_1, …, π_steps, with the learning rate of rule 1; π_1 is the reference unless `start` is given."""
+    """Yield π_1, …, π_steps, with the learning rate of rule 1; π_1 is `start`, by default the reference."""
     policy = game.reference if start is None else start
     for step in range(1, steps + 1):
         yield policy

@@ -1,4 +1,4 @@
-"""Exact values by recursion over the turns.
+"""Exact values by backward recursion over the turns.
 
 With μ the reference and π' the opponent (2405.14655 §3):
 
@@ -6,9 +6,9 @@ With μ the reference and π' the opponent (2405.14655 §3):
     P_α(π ≻ π') = P(π ≻ π') − α KL_p(π‖μ) + α KL_p(π'‖μ)
     V(s_{H+1}) = P(s_{H+1} ≻ π'),  Q(s, a) = E[V(s') | s, a] − α KL(π‖μ)[s],  V(s) = E_π Q(s, ·)
 
-1. Against a fixed opponent a game is a decision process whose only reward is that of its final states ("terminal",
-   [games, contexts, finals]): their probability to win, or, for RLHF, the score of a reward model.
-2. The best policy of such a process is closed-form, backwards: V(s) = α log E_μ exp(Q(s, ·)/α), π ∝ μ exp(Q/α).
+1. Against a fixed opponent a game is a decision process with a reward only in its final states (`terminal`,
+   [games, contexts, finals]): the probability to win or, for RLHF, the output of a reward model.
+2. Such a process has a closed-form best policy, by backward recursion: V(s) = α log E_μ exp(Q(s, ·)/α), π ∝ μ exp(Q/α).
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from mtrl_ray.tabular.mdp import Array, LayeredMDP, Policy, divergence, log_mean
 
 @dataclass(frozen=True)
 class Values:
-    """Q per turn, [games, contexts, states, actions], and V per layer (the final one too), [games, contexts, states]."""
+    """Q per turn, [games, contexts, states, actions], and V per layer (including the last), [games, contexts, states]."""
 
     q: tuple[Array, ...]
     v: tuple[Array, ...]
 
 
 def occupancy(mdp: LayeredMDP, policy: Policy) -> tuple[Array, ...]:
-    """P(s_h = s | context) per layer, the final one too: [games, contexts, states] each."""
+    """P(s_h = s | context) per layer, including the last: [games, contexts, states] each."""
     layers = [np.ones((*mdp.contexts.shape, 1))]
     for log_probabilities, transitions in zip(policy, mdp.transitions, strict=True):
         pairs = layers[-1][..., None] * np.exp(log_probabilities)
@@ -42,7 +42,7 @@ def final_distribution(mdp: LayeredMDP, policy: Policy) -> Array:
 
 
 def trajectory_kl(mdp: LayeredMDP, first: Policy, second: Policy) -> Array:
-    """KL_p(first‖second), [games]: divergence of the distributions of whole conversations."""
+    """KL_p(first‖second), [games]: the divergence between the distributions over conversations."""
     return mdp.average(expected_divergence(mdp, first, first, second))
 
 
@@ -55,7 +55,7 @@ def expected_divergence(mdp: LayeredMDP, visitor: Policy, first: Policy, second:
 
 
 def evaluate(mdp: LayeredMDP, policy: Policy, reference: Policy, alpha: Array, terminal: Array) -> Values:
-    """Q and V of a policy for a terminal reward, regularised with weight alpha, [games], towards the reference."""
+    """Q and V of a policy for a terminal reward, regularised towards the reference with weight alpha [games]."""
     q: list[Array] = []
     v = [terminal]
     for turn in reversed(range(mdp.horizon)):
@@ -66,7 +66,7 @@ def evaluate(mdp: LayeredMDP, policy: Policy, reference: Policy, alpha: Array, t
 
 
 def best_policy(mdp: LayeredMDP, reference: Policy, alpha: Array, terminal: Array) -> tuple[Policy, Array]:
-    """The policy that maximises the regularised value (rule 2), and its value by context, [games, contexts]."""
+    """The policy that maximises the regularised value (rule 2), and its value per context, [games, contexts]."""
     policy: list[Array] = []
     v, scale = terminal, alpha[:, None, None]
     for turn in reversed(range(mdp.horizon)):
@@ -78,12 +78,12 @@ def best_policy(mdp: LayeredMDP, reference: Policy, alpha: Array, terminal: Arra
 
 
 def win_probability(game: PreferenceGame, finals: Array) -> Array:
-    """P(x ≻ opponent) of every final state x, for the opponent's distribution of final states."""
+    """P(x ≻ opponent) of every final state x; `finals` is the opponent's distribution of final states."""
     return np.einsum("gcxy,gcy->gcx", game.preference, finals)
 
 
 def preference_values(game: PreferenceGame, policy: Policy, opponent: Policy) -> Values:
-    """Q^{π,π'} and V^{π,π'}."""
+    """Q^{π,π'} and V^{π,π'}, with π = `policy` and π' = `opponent`."""
     terminal = win_probability(game, final_distribution(game.mdp, opponent))
     return evaluate(game.mdp, policy, game.reference, game.alpha, terminal)
 

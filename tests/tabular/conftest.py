@@ -1,4 +1,4 @@
-"""One suite for all tests that only read it: games, equilibria and runs are made once."""
+"""One suite for all tests that only read it: its games, equilibria and runs are computed once."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from mtrl_ray.tabular.checks.suite import LEAST_GAMES
 
 
 @pytest.fixture(scope="session")
-def whole() -> Suite:
-    """The least number of games, and as many iterations as `mtrl theory` takes."""
+def small_suite() -> Suite:
+    """The smallest allowed number of games, and as many iterations as `mtrl theory` runs."""
     return Suite(LEAST_GAMES, seed=11)

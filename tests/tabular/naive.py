@@ -1,4 +1,4 @@
-"""The definitions of the tabular games as loops over conversations, one game and context at a time."""
+"""The definitions for the tabular games as loops over conversations, one game and context at a time."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def small_games(index: int, seed: int, games: int = 5) -> tuple[PreferenceGame, np.random.Generator]:
-    """A batch of a small shape, one game of each kind, and the generator for what else a test draws."""
+    """A batch of a small shape with one game of each kind, and the generator for a test's other random numbers."""
     rng = np.random.default_rng(seed)
     return random_games(SMALL[index], games, rng), rng
 
@@ -25,7 +25,7 @@ def small_games(index: int, seed: int, games: int = 5) -> tuple[PreferenceGame, 
 def conversations(
     game: PreferenceGame, where: tuple[int, int], policy: Policy, turn: int = 0, state: int = 0
 ) -> Iterator[tuple[float, list[tuple[int, int]], int]]:
-    """(probability, [(state, action) of every turn], final state) of every conversation from a state on."""
+    """Yield (probability, [(state, action) per turn], final state) of every conversation that continues from a state."""
     if turn == game.mdp.horizon:
         yield 1.0, [], state
         return
@@ -55,7 +55,7 @@ def preference(game: PreferenceGame, first: Policy, second: Policy, number: int)
 
 
 def trajectory_kl(game: PreferenceGame, first: Policy, second: Policy, number: int) -> float:
-    """Σ over conversations of p log(p / q), the transitions cancelling."""
+    """Σ over conversations of p log(p / q); the transition probabilities cancel."""
     total = 0.0
     for context, weight in enumerate(game.mdp.contexts[number]):
         where = (number, context)

@@ -1,4 +1,4 @@
-"""Every check holds, and fails where what it checks is wrong."""
+"""Every check holds, and fails if the code it checks has a mistake."""
 
 import dataclasses
 import math
@@ -22,15 +22,15 @@ def names() -> list[str]:
 
 
 @pytest.mark.parametrize("check", checks.CHECKS, ids=names())
-def test_check(whole, check):
-    result = check(whole)
+def test_check(small_suite, check):
+    result = check(small_suite)
     assert result.holds and result.error <= result.bound, result
-    assert 1 <= result.games <= whole.games
+    assert 1 <= result.games <= small_suite.games
     assert len(checks.statement(check)) > 20
 
 
-def test_checks_have_names_of_their_own(whole):
-    assert [check(whole).name for check in checks.CHECKS] == names()
+def test_names_of_checks_are_unique(small_suite):
+    assert [check(small_suite).name for check in checks.CHECKS] == names()
     assert len(set(names())) == len(names())
 
 
@@ -57,7 +57,7 @@ def downhill(policy, q, eta):
 
 
 def constant_rate(alpha, step):
-    """A learning rate that does not fall: MTPO-τ keeps its distance."""
+    """A constant learning rate: MTPO-τ does not converge to the equilibrium."""
     return 0.3 / alpha
 
 
@@ -72,7 +72,7 @@ def of_another_game(game):
 
 
 def halved_reward(game):
-    """Scores on the wrong scale."""
+    """Rewards on the wrong scale."""
     return 0.5 * fit_bradley_terry(game)
 
 
@@ -92,7 +92,7 @@ def uniform_draw(probabilities, where, rng):
 
 
 def without_reference(model, reference, beta):
-    """β log π_φ, the reference forgotten."""
+    """β log π_φ, without the reference."""
     return token_rewards(model, tuple(0.0 * step for step in reference), beta)
 
 
@@ -152,7 +152,7 @@ def test_a_step_in_the_wrong_direction_breaks_theorem_2():
     assert not iterative_ppo.noisy_improvement(FALLING, checks.Suite(suite.LEAST_GAMES)).holds
 
 
-def test_an_error_that_is_no_number_does_not_hold():
+def test_a_nan_error_does_not_hold():
     assert not suite.verdict("mtpo_bound", math.nan, 1.0, 5).holds
 
 
@@ -160,7 +160,7 @@ def test_a_suite_too_small_for_its_kinds_is_refused():
     for wrong, said in (
         ({"games": 19}, "--games 19: 5 kinds of preference in 4 shapes need at least 20"),
         ({"seed": -1}, "--seed -1"),
-        ({"steps": 3}, "3 iterations show no rate"),
+        ({"steps": 3}, "3 iterations are too few to estimate a rate"),
     ):
         with pytest.raises(ConfigurationError, match=said):
             checks.Suite(**wrong)

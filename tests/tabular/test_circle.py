@@ -1,7 +1,7 @@
-"""The game of the study `mtpo_cyclic` as an exact one: lessons of 7 messages, each in one of three manners or in none.
+"""The study `mtpo_cyclic` as an exact game: lessons of 7 messages, each with one of three manners or with none.
 
-A state is how often each was used; preferences are those of `mtrl_envs.education.conduct` at `cyclic: 1`. No student: such a
-preference does not see him. μ has the shares that the study's warm-started policy has.
+A state counts how often each manner was used. Preferences are those of `mtrl_envs.education.conduct` at `cyclic: 1`. There
+is no student, because these preferences ignore the student. μ uses the manners as often as the study's warm-started policy.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from mtrl_ray.tabular.values import final_distribution, trajectory_kl, win_proba
 
 MESSAGES = 7
 REFERENCE = (0.58, 0.11, 0.14, 0.17)
-"""Of lecturing, questioning, coaching, and none of them."""
+"""Probabilities of lecturing, questioning, coaching, and none of them."""
 SHARPNESS = 10.0
 
 
 def counted(messages: int) -> list[tuple[int, ...]]:
-    """The states after so many messages."""
+    """The states after `messages` messages."""
     return [counts for counts in itertools.product(range(messages + 1), repeat=4) if sum(counts) == messages]
 
 
@@ -47,8 +47,8 @@ def circle(alpha: float) -> PreferenceGame:
     )
 
 
-def answer(game: PreferenceGame, policy: Policy) -> float:
-    """How often a best response without any KL wins: any final state can be reached for sure."""
+def exploitability(game: PreferenceGame, policy: Policy) -> float:
+    """Win rate of the best response without a KL penalty, which can reach any final state with certainty."""
     return float(win_probability(game, final_distribution(game.mdp, policy)).max())
 
 
@@ -57,19 +57,20 @@ def shares(game: PreferenceGame, policy: Policy) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("alpha", "wins", "nats"), [(0.05, 0.696, 2.96), (0.02, 0.578, 3.26), (0.01, 0.540, 3.30)])
-def test_a_regularised_equilibrium_can_be_beaten_the_less_the_smaller_alpha_is(alpha: float, wins: float, nats: float):
+def test_a_smaller_alpha_makes_the_regularised_equilibrium_harder_to_beat(alpha: float, wins: float, nats: float):
     game = circle(alpha)
     equilibrium = nash_equilibrium(game)
-    assert answer(game, equilibrium) == pytest.approx(wins, abs=5e-4)
+    assert exploitability(game, equilibrium) == pytest.approx(wins, abs=5e-4)
     assert trajectory_kl(game.mdp, equilibrium, game.reference)[0] == pytest.approx(nats, abs=5e-3)
     assert shares(game, equilibrium).min() > 0.22
 
 
-def test_mtpo_comes_there_and_a_reward_does_not():
+def test_mtpo_converges_to_the_equilibrium_and_rlhf_does_not():
     game = circle(0.05)
     policy = game.reference
     for step in range(1, 400):
         policy = mtpo(game, policy, learning_rate(game.alpha, step))
     np.testing.assert_allclose(shares(game, policy), shares(game, nash_equilibrium(game)), atol=5e-3)
     rewarded = best_rlhf_policy(game, fit_bradley_terry(game), np.array([0.2]))
-    assert answer(game, policy) < 0.71 and answer(game, rewarded) > 0.95 and answer(game, game.reference) > 0.95
+    assert exploitability(game, policy) < 0.71
+    assert exploitability(game, rewarded) > 0.95 and exploitability(game, game.reference) > 0.95

@@ -1,4 +1,4 @@
-"""Best responses and the equilibrium against numerical optimisation, and the algorithms that lead to it."""
+"""Best responses and the equilibrium compared with numerical optimisation; convergence of the algorithms to it."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def rock_paper_scissors(alpha: float = 0.2, reference=(0.6, 0.3, 0.1)) -> Prefer
 
 
 def optimised(game: PreferenceGame, opponent, sign: float) -> float:
-    """max over π of sign · P_α, by a numerical optimiser over logits; one game, one turn after the other in a vector."""
+    """max over π of sign · P_α, by a numerical optimiser over the logits of all turns in one vector; one game."""
     shapes = [layer.shape for layer in game.reference]
     sizes = np.cumsum([0, *[int(np.prod(shape)) for shape in shapes]])
 
@@ -65,13 +65,13 @@ def test_nobody_gains_by_leaving_the_equilibrium(shape, seed: int):
         assert (equilibrium.duality_gap(game, other) > 0.0).all()
 
 
-def test_the_equilibrium_is_found_where_regularisation_is_weak():
+def test_the_equilibrium_is_found_if_regularisation_is_weak():
     game = random_games(SHAPES[1], 10, np.random.default_rng(5))
     weak = PreferenceGame(game.mdp, game.preference, game.reference, np.full(10, 0.01), game.kinds)
     assert equilibrium.duality_gap(weak, equilibrium.nash_equilibrium(weak)).max() < 1e-12
 
 
-def test_an_equilibrium_that_is_not_found_is_an_error(monkeypatch):
+def test_a_solver_that_does_not_converge_is_an_error(monkeypatch):
     game = rock_paper_scissors()
     monkeypatch.setattr(equilibrium, "HALVINGS", 0)
     monkeypatch.setattr(equilibrium, "_newton", lambda game, alpha, finals: (finals, np.full((1, 1), 0.3)))
@@ -87,7 +87,7 @@ def test_rock_paper_scissors_has_the_equilibrium_of_its_symmetry():
 
 
 @pytest.mark.parametrize("update", [updates.mtpo, updates.mtpo_tau, updates.nash_md])
-def test_the_last_iterate_converges_from_any_start_where_plain_self_play_circles(update):
+def test_the_last_iterate_converges_and_plain_self_play_cycles(update):
     game = rock_paper_scissors()
     star = equilibrium.nash_equilibrium(game)
     start = (log_softmax(np.array([3.0, 0.0, -2.0])[None, None, None]),)

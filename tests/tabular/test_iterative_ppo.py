@@ -1,4 +1,4 @@
-"""Policy iteration, the two directions of the penalty, and the regression of Q, each against its definition."""
+"""Policy iteration, the two directions of the penalty, and the regression of Q, each compared with its definition."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def test_values_and_occupancies_are_sums_over_time():
         np.testing.assert_allclose(q[number], backed_up, atol=1e-12)
 
 
-def test_a_conversation_is_paid_once():
+def test_a_conversation_gets_its_reward_once():
     mdp = discounted.random_processes(4, np.random.default_rng(1))
     best = discounted.optimal_values(mdp)
-    talks = np.arange(4) % 2 == 1
-    assert (best[talks, -2:] == 0.0).all()
-    assert (best[talks] <= 1.0).all() and (best[talks, :-2] > 0.0).all()
+    conversations = np.arange(4) % 2 == 1
+    assert (best[conversations, -2:] == 0.0).all()
+    assert (best[conversations] <= 1.0).all() and (best[conversations, :-2] > 0.0).all()
 
 
 def test_the_optimum_satisfies_bellmans_equation():
@@ -53,15 +53,15 @@ def test_the_improved_policy_is_what_an_optimiser_finds(penalty):
     rng = np.random.default_rng(3)
     policy, q = log_softmax(rng.standard_normal((3, 2, 4))), rng.standard_normal((3, 2, 4))
     beta = np.array([0.05, 0.3, 2.0])
-    found = penalty.objective(penalty.best(policy, q, beta), policy, q, beta)
-    for game, state in np.ndindex(found.shape):
+    objective = penalty.objective(penalty.best(policy, q, beta), policy, q, beta)
+    for game, state in np.ndindex(objective.shape):
 
         def loss(x, game=game, state=state):
             one = (slice(game, game + 1), slice(state, state + 1))
             return -penalty.objective(log_softmax(x)[None, None], policy[one], q[one], beta[game : game + 1])[0, 0]
 
         best = -minimize(loss, policy[game, state], method="BFGS", options={"gtol": 1e-9}).fun
-        assert found[game, state] == pytest.approx(best, abs=1e-7)
+        assert objective[game, state] == pytest.approx(best, abs=1e-7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,8 +86,8 @@ def test_theorem_2_needs_its_allowance_for_a_wrong_q(penalty):
     v, q = discounted.evaluate(mdp, policy)
     misleading = q - 0.1 * np.sign(q - v[..., None])
     new = penalty.best(policy, misleading, beta)
-    kept = discounted.expectation(new, q - v[..., None]) - beta[:, None] * penalty.between(new, policy)
-    assert -0.2 - 1e-12 <= kept.min() < -0.02
+    improvement = discounted.expectation(new, q - v[..., None]) - beta[:, None] * penalty.between(new, policy)
+    assert -0.2 - 1e-12 <= improvement.min() < -0.02
 
 
 SHAPE = Shape("layered", horizon=3, actions=2, states=3, finals=3)

@@ -1,4 +1,4 @@
-"""Recursions and enumeration of the exact games against loops over conversations written from the definitions."""
+"""Recursions and enumeration of the exact games compared with loops over conversations written from the definitions."""
 
 import decimal
 
@@ -56,9 +56,9 @@ def test_games_are_well_formed(shape, seed: int):
     np.testing.assert_allclose(game.mdp.contexts.sum(axis=1), 1.0, atol=1e-13)
     np.testing.assert_allclose(game.preference + np.swapaxes(game.preference, -1, -2), 1.0, atol=1e-15)
     assert ((game.preference > 0) & (game.preference < 1)).all()
-    assert is_cyclic(game.preference[game.are("cyclic")]).all()
+    assert is_cyclic(game.preference[game.of_kind("cyclic")]).all()
     for kind in ("bradley_terry", "contextual"):
-        assert not is_cyclic(game.preference[game.are(kind)]).any()
+        assert not is_cyclic(game.preference[game.of_kind(kind)]).any()
     assert game.alpha.min() >= 0.1 and game.alpha.max() <= 1.0
 
 
@@ -74,7 +74,7 @@ def test_only_contextual_preferences_depend_on_the_context():
     for kind in KINDS:
         one, other = random_preference(kind, 2, 5, rng)
         np.testing.assert_allclose(other, one.T if kind == "contextual" else one, atol=1e-15)
-    with pytest.raises(ValueError, match="'elo' is no kind of preference"):
+    with pytest.raises(ValueError, match="unknown kind of preference 'elo'"):
         random_preference("elo", 2, 5, rng)
 
 
@@ -93,7 +93,7 @@ def exact_divergence(first: np.ndarray, second: np.ndarray) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(SEED, st.floats(-10.0, 1.5))
-def test_divergence_is_right_however_small(seed: int, magnitude: float):
+def test_small_divergences_are_accurate(seed: int, magnitude: float):
     rng = np.random.default_rng(seed)
     first = log_softmax(rng.standard_normal(4))
     second = log_softmax(first + 10.0**magnitude * rng.standard_normal(4))

@@ -1,6 +1,6 @@
-"""The theorems as functions of a `Suite`: each is a `Check`, {name, holds, error, bound, games}.
+"""The theorems as functions of a `Suite`; each returns a `Check`, {name, holds, error, bound, games}.
 
-The first line of a check's docstring is its statement, as tables show it.
+The first line of the docstring of a check is its statement, which the tables show.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ CHECKS: tuple[Statement, ...] = (
 
 
 def statement(check: Statement) -> str:
-    """What a check says, in one line."""
+    """The statement of a check: the first line of its docstring."""
     function = check.func if isinstance(check, partial) else check
     return (function.__doc__ or "").partition("\n")[0]
 

@@ -1,7 +1,7 @@
-"""Convergence of the last iterate: the theorems' bounds, and what actually happens (2405.14655 §3, 2312.00886 §5).
+"""Convergence of the last iterate: the theorems' bounds and the observed rates (2405.14655 §3, 2312.00886 §5).
 
-The bounds are loose by orders of magnitude, so that they hold says little. Three more statements are checked: the
-divergence gets small, it falls at least like 1/t, and the algorithms end in one point.
+The bounds are loose by orders of magnitude, so checking them alone proves little. Three more statements are checked: the
+divergence becomes small, it falls at least like 1/t, and the algorithms converge to the same policy.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ MTPO_FACTOR, MTPO_TAU_FACTOR = 32.0, 9.0
 CONVERGED = 1e-5
 """KL_p(π*‖π_T) after a thousand iterations; the last iterate's duality gap has the same size."""
 SETTLED = 1e-24
-"""Divergences below this are rounding, and have no rate."""
+"""Smaller divergences are rounding errors and have no rate."""
 
 
 def mtpo_bound(suite: Suite) -> Check:
@@ -75,7 +75,7 @@ def same_point(suite: Suite) -> Check:
 def last_iterate(suite: Suite) -> Check:
     """On cyclic preferences, the duality gap of MTPO's last iterate itself gets small, without averaging."""
     gaps = np.concatenate(
-        [run.gap[-1][game.are("cyclic")] for game, run in zip(suite.batches, suite.mtpo, strict=True)]
+        [run.gap[-1][game.of_kind("cyclic")] for game, run in zip(suite.batches, suite.mtpo, strict=True)]
     )
     return verdict("last_iterate", gaps.max(), CONVERGED, len(gaps))
 
@@ -98,7 +98,7 @@ def _last(runs: tuple[Run, ...]) -> float:
 
 
 def _exponent(runs: tuple[Run, ...]) -> float:
-    """Largest exponent over games of KL between a quarter of the way and its end."""
+    """Largest exponent of t over games, from the KL after a quarter of the iterations and at the end."""
     steps = len(runs[0].divergence)
     early, late = (np.concatenate([run.divergence[step - 1] for run in runs]) for step in (steps // 4, steps))
     moving = late > SETTLED

@@ -25,9 +25,9 @@ from mtrl_ray.tabular.monte_carlo import exact_moments, monte_carlo_q, random_pr
 EXACT = 1e-12
 ITERATIONS = 100
 CONVERSATIONS = 6000
-"""Per game, from which Q is fitted."""
+"""Conversations per game from which Q is fitted."""
 FALSE_ALARM = 1e-6
-"""Probability that the Monte Carlo check fails although all is well."""
+"""Probability that the Monte Carlo check fails although the statement is true."""
 
 
 def performance_difference(suite: Suite) -> Check:
@@ -64,8 +64,8 @@ def improvement_curve(suite: Suite) -> tuple[list[Array], list[Array]]:
     """V* − V_k and its bound over `ITERATIONS` of `π' ∝ π exp(Q/β)`, [games, states] each.
 
     The bound is the analysis of natural policy gradient by Agarwal et al. (JMLR 2021), with KL(π*‖π_0) for log|A|:
-    `E_π* A = β [KL(π*‖π_k) − KL(π*‖π_{k+1})] + β log E_π exp(A/β)`, the second part is at most V_{k+1} − V_k on average
-    over d*, and V_k never falls.
+    `E_π* A = β [KL(π*‖π_k) − KL(π*‖π_{k+1})] + β log E_π exp(A/β)`, the second term is at most V_{k+1} − V_k on average
+    over d*, and V_k never decreases.
     """
     mdp, policy, beta = _processes(suite, "reaches_the_optimum")
     best = optimal_values(mdp)
@@ -134,6 +134,6 @@ def _processes(suite: Suite, name: str) -> tuple[DiscountedMDP, Array, Array]:
 
 
 def _noises(advantage: Array, rng: np.random.Generator) -> list[Array]:
-    """None; random of three sizes; and the worst, which makes every good action look bad and the other way round."""
+    """No noise; random noise of three sizes; and the worst case, which makes good actions look bad and bad ones good."""
     random = [size * rng.uniform(-1.0, 1.0, advantage.shape) for size in (0.0, 0.01, 0.1, 1.0)]
     return [*random, -0.1 * np.sign(advantage)]

@@ -50,6 +50,6 @@ def turn_rewards_sum(suite: Suite) -> Check:
 
 
 def _start(suite: Suite, name: str) -> tuple[np.random.Generator, np.ndarray]:
-    """β is log-uniform in [0.05, 1]."""
+    """A generator and β [games], log-uniform in [0.05, 1]."""
     rng = suite.rng(name)
     return rng, np.exp(rng.uniform(np.log(0.05), 0.0, suite.games))

@@ -1,4 +1,4 @@
-"""Multi-turn RLHF beside the preference game: what a reward model can say, and what it cannot."""
+"""Multi-turn RLHF compared with the preference game: what a reward model can represent, and what it cannot."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ from mtrl_ray.tabular.reward_model import best_rlhf_policy, fit_bradley_terry
 from mtrl_ray.tabular.values import trajectory_kl
 
 TEMPERATURES = 2.0 ** np.arange(-4, 6)
-"""Multiples of the game's α among which RLHF may choose the best one in hindsight, per game."""
+"""Multiples of the game's α; RLHF gets the best one in hindsight, per game."""
 
 
 def bradley_terry_recovered(suite: Suite) -> Check:
-    """Where preferences are Bradley-Terry, the fitted reward gives them back."""
+    """If preferences are Bradley-Terry, the fitted reward recovers them."""
     errors, games = [], 0
     for game in suite.batches:
-        ordered = game.are("bradley_terry") | game.are("contextual")
+        ordered = game.of_kind("bradley_terry") | game.of_kind("contextual")
         reward = fit_bradley_terry(game)
         predicted = sigmoid(reward[..., :, None] - reward[..., None, :])
         errors.append(np.abs(predicted - game.preference)[ordered].max())
@@ -40,14 +40,14 @@ def rlhf_exploitable(suite: Suite) -> Check:
     """On cyclic preferences RLHF, at its best temperature, stays more exploitable: duality gap of MTPO / that of RLHF."""
     ratios = []
     for game, run in zip(suite.batches, suite.mtpo, strict=True):
-        cyclic = game.are("cyclic")
+        cyclic = game.of_kind("cyclic")
         ratios.append(run.gap[-1][cyclic] / rlhf_gap(game)[cyclic])
     ratio = np.concatenate(ratios)
     return verdict("rlhf_exploitable", ratio.max(), 0.1, len(ratio))
 
 
 def rlhf_gap(game: PreferenceGame) -> Array:
-    """Duality gap of RLHF's limit at the best of `TEMPERATURES`, [games]."""
+    """Duality gap of the limit of RLHF at the best of `TEMPERATURES`, [games]."""
     reward = fit_bradley_terry(game)
     gaps = [duality_gap(game, best_rlhf_policy(game, reward, scale * game.alpha)) for scale in TEMPERATURES]
     return np.min(gaps, axis=0)

@@ -1,8 +1,9 @@
-"""What the checks share: the random games, their equilibria, the runs of the algorithms on them, and a verdict.
+"""What the checks share: random games, their equilibria, the runs of the algorithms on them, and the result of a check.
 
-1. `Suite(games, seed)` is everything that is random. Games, equilibria and runs are made when a check first asks.
-2. A verdict holds where `error ≤ bound`. Both are in the check's own unit; a bound on a ratio to a theorem's bound is 1.
-3. A check draws what else it needs from `suite.rng(name)`, so that no check depends on which others ran.
+1. `Suite(games, seed)` holds everything random. Games, equilibria and runs are computed when a check first needs them.
+2. A check holds if `error ≤ bound`. Both are in the unit of the check; if the error is a ratio to a theorem's bound, the
+   bound is 1.
+3. A check draws its other random numbers from `suite.rng(name)`, so its result does not depend on which others ran.
 """
 
 import zlib
@@ -26,7 +27,7 @@ LEAST_STEPS = 8
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a statement held: the largest `error` over `games` games against its `bound`."""
+    """Result of a check: the largest `error` over `games` games, compared with its `bound`."""
 
     name: str
     holds: bool
@@ -40,13 +41,13 @@ class Check:
 
 
 def verdict(name: str, error: float, bound: float, games: int) -> Check:
-    """An error that is not a number does not hold."""
+    """The result for an error and its bound; a NaN error does not hold."""
     return Check(name, bool(error <= bound), float(error), float(bound), games)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What an algorithm did on a batch."""
+    """Run of an algorithm on a batch."""
 
     divergence: Array
     """KL_p(π*‖π_t), [steps, games]."""
@@ -58,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Suite:
-    """`games` random games in all, every shape and kind of preference among them; runs of `steps` iterations."""
+    """`games` random games in total, with every shape and kind of preference; runs of `steps` iterations."""
 
     games: int = 240
     seed: int = 0
@@ -73,10 +74,12 @@ class Suite:
         if self.seed < 0:
             raise ConfigurationError(f"--seed {self.seed}: give a number that is not negative")
         if self.steps < LEAST_STEPS:
-            raise ConfigurationError(f"{self.steps} iterations show no rate; take at least {LEAST_STEPS}")
+            raise ConfigurationError(
+                f"{self.steps} iterations are too few to estimate a rate; use at least {LEAST_STEPS}"
+            )
 
     def rng(self, name: str) -> np.random.Generator:
-        """The random numbers that belong to a name."""
+        """The random number generator of a name."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
     @cached_property
@@ -95,7 +98,7 @@ class Suite:
 
     @property
     def marks(self) -> tuple[int, ...]:
-        """Iterations t at which duality gaps are taken: about ten per decade, the last one among them."""
+        """Iterations t at which duality gaps are computed: about ten per decade, and the last one."""
         count = int(10 * np.log10(self.steps)) + 1
         return tuple(sorted({round(float(t)) for t in np.geomspace(1, self.steps, count)}))
 
