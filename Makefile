@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo reference test lint typecheck bench clean
+.PHONY: help setup demo check reference test lint typecheck bench clean
 
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -22,6 +22,9 @@ lint: setup ## ruff: rules and formatting
 
 typecheck: setup ## mypy
 	$(BIN)/mypy
+
+check: setup lint typecheck ## lint, types, import rules, tests without Ray and vLLM (2 minutes)
+	$(BIN)/pytest -n 2 --no-loadscope-reorder -q -m check $(ARGS)
 
 reference: setup
 	@cmp -s requirements/reference.txt .venv/reference/installed.txt || { \

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")  # the machine may be busy
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -55,9 +59,37 @@ def _shared() -> frozenset[str]:
     )
 
 
+CLUSTER_OR_ENGINE = {"ray_cluster", "vllm_engine", "finished_run"}
+"""Fixtures that start Ray or vLLM."""
+STARTS = re.compile(
+    r"^\s*(?:import|from) (?:ray|vllm)\b|VllmEngine|\bconnected\("
+    r"|\bmake_tiny\(|\bimitate\(|mtrl_ray\.bench|fit-preferences|, \"doctor\"",  # a model's training; every library
+    re.MULTILINE,
+)
+"""What the text of a test file names if its tests start Ray, vLLM or training that takes long."""
+
+
+@cache
+def starts_something(path: Path) -> bool:
+    """Whether the text of a test file matches `STARTS`."""
+    return bool(STARTS.search(path.read_text()))
+
+
+def _is_check(item: pytest.Item) -> bool:
+    """Whether `make check` runs it."""
+    folder = item.nodeid.removeprefix("tests/").split("/")[0]
+    needed = set(getattr(item, "fixturenames", ()))
+    with_vllm = "vllm" in item.callspec.params.values() if hasattr(item, "callspec") else False
+    started = folder in OWN_CLUSTERS or needed & CLUSTER_OR_ENGINE or with_vllm
+    return not started and not starts_something(item.path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The two long groups come first; within one, the order stays."""
+    """The two long groups come first; within one, the order stays. What `make check` runs gets the mark `check`."""
     items.sort(key=lambda item: _group(item.nodeid))
+    for item in items:
+        if _is_check(item):
+            item.add_marker("check")
 
 
 @pytest.hookimpl(optionalhook=True)

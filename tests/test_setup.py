@@ -133,6 +133,12 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
     assert any(name.endswith("/licenses/LICENSE") for name in held)
 
 
+def test_make_check_runs_this_and_is_listed(request):
+    assert request.node.get_closest_marker("check")
+    listed = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "make check" in listed
+
+
 class SetUp:
     """A copy of the set-up in an empty folder, with a stub in place of Python 3.11."""
 
