@@ -118,6 +118,30 @@ def test_a_log_is_imported_and_q_learns_from_it(here, log: Path, tmp_path: Path)
     assert code == 2 and "holds no conversations" in said and said.count("\n") == 1
 
 
+def test_an_import_that_quarantines_too_much_fails_and_says_why(here, tmp_path: Path):
+    def lines(bad: int) -> str:
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+        records = [{"id": f"t{number}", "messages": messages, "score": 1.0} for number in range(20)]
+        return "\n".join(json.dumps({**one, "score": None} if n < bad else one) for n, one in enumerate(records))
+
+    log, journal = tmp_path / "log.jsonl", str(tmp_path / "journal")
+    log.write_text(lines(bad=3))
+    code, _, said = here("import", str(log), journal)
+    assert code == 1 and said.startswith(
+        "mtrl: 3 of 20 conversations were quarantined, more than --max-quarantined 0.1"
+    )
+    assert "most often (3 x): the path 'score' (score.path) finds nothing; for example" in said
+    assert (
+        'log.jsonl line 1: the path \'score\' (score.path) finds nothing: {"id": "t0"' in said and said.count("\n") == 1
+    )
+    assert here("import", str(log), journal, "--max-quarantined", "0.2")[0] == 0
+    log.write_text(lines(bad=20))
+    assert here("import", str(log), str(tmp_path / "none"), "--max-quarantined", "1")[0] == 1, "nothing is left"
+    log.write_text("")
+    code, _, said = here("import", str(log), str(tmp_path / "none"))
+    assert code == 1 and "0 records were found" in said
+
+
 def test_conversations_longer_than_the_context_are_left_out_and_counted(here, tmp_path: Path):
     def talk(number: int) -> str:
         text = "very long words " * 80 if number % 10 == 0 else "short words"

@@ -19,9 +19,9 @@ from typing import Any
 
 from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.replay.importing import read_conversation
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.replay.mapping import Mapping as Meaning
+from mtrl_ray.replay.reading import read_conversation
 from mtrl_ray.replay.records import Record, read_records
 
 VERDICTS = {"first": 1.0, "second": 0.0, "tie": 0.5}

@@ -4,24 +4,22 @@
    in it stand for the role values of the two sides, so that one mapping reads a dialogue from either side.
 2. A message whose whole text is a key of `actions`, and the system message, are templates: `{name}` is replaced by what
    the path `fields.name` finds.
-3. A misspelt key, a wrong type or a path that cannot be parsed is one sentence that names it, before any row is read.
+3. Who speaks is a fixed value of the message's `role`, or differs from record to record (`Roles`).
+4. A misspelt key, a wrong type or a path that cannot be parsed is one sentence that names it, before any row is read.
 """
 
-import json
-import re
-from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jmespath  # type: ignore[import-untyped]
 import yaml
-from jmespath.exceptions import JMESPathError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.replay.paths import PLACE, compiled, placed
 
-PLACE = re.compile(r"\{(\w+)\}")
+Format = Literal["auto", "json", "jsonl", "parquet", "csv"]
+Side = Literal["agent", "user", "system", "ignore"]
 
 
 class Part(BaseModel):
@@ -31,12 +29,24 @@ class Part(BaseModel):
 
 
 class Roles(Part):
-    """Which values of a message's `role` belong to whom. Messages of a role in `ignore` are left out."""
+    """Which values of a message's `role` belong to whom. Messages of a role in `ignore` are left out.
+
+    For values that differ from record to record: `paths` says where in the record a side's value, or list of values, is;
+    `first` whose the first message is; `others` whose all values are that nothing else claims.
+    """
 
     agent: tuple[str, ...] = ("assistant", "agent")
     user: tuple[str, ...] = ("user", "customer")
     system: tuple[str, ...] = ("system",)
     ignore: tuple[str, ...] = ()
+    paths: dict[Side, str] = Field(default_factory=dict)
+    first: Literal["agent", "user"] | None = None
+    others: Side | None = None
+
+    @property
+    def vary(self) -> bool:
+        """Whether they differ from record to record."""
+        return bool(self.paths or self.first or self.others)
 
 
 class Message(Part):
@@ -56,11 +66,15 @@ class Message(Part):
 
 
 class Score(Part):
-    """The outcome: the number at `path`, with `minimum` read as 0 and `maximum` as 1."""
+    """The outcome: the number at `path`, with `minimum` read as 0 and `maximum` as 1.
+
+    `clip`: numbers outside are moved to the nearer end; otherwise their records are quarantined.
+    """
 
     path: str = "score"
     minimum: float = 0.0
     maximum: float = 1.0
+    clip: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> "Score":
@@ -69,22 +83,39 @@ class Score(Part):
         return self
 
 
+class Join(Part):
+    """A second file: its record whose `key` equals what `equals` finds in a record of the log is put into that record.
+
+    `file`: a path or URI, relative to the log's folder. `key`, `equals`: paths.
+    """
+
+    file: str
+    key: str
+    equals: str
+    format: Format = "auto"
+    records: str | None = None
+
+
 class Mapping(Part):
     """How records become conversations. Paths are relative to a record.
 
     `records`: where the list of records is in a JSON document (None: the document is the list). `group`: the column
     that names the conversation, for logs with one row per message; such a record has the first non-empty value of each
     column and all rows under `messages`, sorted by the column `order` if given. `participants: both` reads each
-    dialogue twice, once from either side. `split`: a path; without it, a share `held_out` of the contexts is "test".
+    dialogue twice, once from either side. `join`: files whose records are put into the log's, by the name they have there.
+    `source`: what several contexts have in common (a customer): they are no independent evidence, and of one split.
+    `split`: a path; without it, a share `held_out` of the sources (of the contexts) is "test".
     """
 
     environment: str = Field(min_length=1)
-    format: Literal["auto", "json", "jsonl", "parquet", "csv"] = "auto"
+    format: Format = "auto"
     records: str | None = None
+    join: dict[str, Join] = Field(default_factory=dict)
     group: str | None = None
     order: str | None = None
     id: str | None = None
     context_id: str | None = None
+    source: str | None = None
     messages: str = "messages"
     message: Message = Message()
     roles: Roles = Roles()
@@ -103,10 +134,10 @@ class Mapping(Part):
         twice = sorted({value for value in claimed if claimed.count(value) > 1})
         if twice:
             raise ValueError(f"roles names {twice} more than once; a role value belongs to one side")
-        if not self.roles.agent or not self.roles.user:
+        if not self.roles.vary and not (self.roles.agent and self.roles.user):
             raise ValueError("roles needs at least one value for agent and one for user")
         for name, path in self.paths().items():
-            _compiled(name, _placed(path, self.roles.agent[0], self.roles.user[0]))
+            compiled(name, placed(path, "agent", "user"))
         _check_template("system", self.system or "", self.fields)
         for text, template in self.message.actions.items():
             _check_template(f"message.actions.{text}", template, self.message.fields)
@@ -114,11 +145,17 @@ class Mapping(Part):
 
     def paths(self) -> dict[str, str]:
         """Every path of the mapping, by its key."""
-        single = {name: getattr(self, name) for name in ("records", "id", "context_id", "messages", "split")}
+        single = {name: getattr(self, name) for name in ("records", "id", "context_id", "source", "messages", "split")}
         single |= {f"message.{name}": getattr(self.message, name) for name in ("role", "text", "reward", "sent")}
         single["score.path"] = self.score.path
         many = {"fields": self.fields, "metrics": self.metrics, "context": self.context}
-        many["message.fields"] = self.message.fields
+        many |= {
+            "message.fields": self.message.fields,
+            "roles.paths": {str(side): path for side, path in self.roles.paths.items()},
+        }
+        for name, join in self.join.items():
+            many[f"join.{name}"] = {"key": join.key, "equals": join.equals}
+            many[f"join.{name}"] |= {} if join.records is None else {"records": join.records}
         found = {name: path for name, path in single.items() if path is not None}
         return found | {f"{group}.{name}": path for group, paths in many.items() for name, path in paths.items()}
 
@@ -145,6 +182,8 @@ def load_mapping(source: str | Path) -> Mapping:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_type" and not isinstance(first["input"], dict | list):
+            message += f"; quote it ('{first['input']}') to have YAML read it as text"
         where = f"{key} (given: {first['input']!r})" if key else "the mapping"
         raise ConfigurationError(f"the mapping {str(source)!r}: {where}: {message}") from error
 
@@ -155,40 +194,7 @@ def bundled_mappings() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def find(path: str, value: Any, agent: str = "", user: str = "") -> Any:
-    """What a path finds in a record or message, None if nothing. Raises DataError where the path does not fit it."""
-    try:
-        return _compiled(path, _placed(path, agent, user)).search(value)
-    except JMESPathError as error:
-        raise DataError(f"the path {path!r} does not fit: {' '.join(str(error).split())}") from error
-
-
-def fill(template: str, fields: dict[str, str], value: Any, agent: str = "", user: str = "") -> str:
-    """A template with its placeholders replaced. Raises DataError naming a placeholder that finds nothing."""
-
-    def replaced(match: re.Match[str]) -> str:
-        path = fields[match[1]]
-        found = find(path, value, agent, user)
-        if found is None:
-            raise DataError(f"nothing at {path!r} for the placeholder {match[0]}")
-        return found if isinstance(found, str) else json.dumps(found, default=str)
-
-    return PLACE.sub(replaced, template)
-
-
 def _check_template(name: str, template: str, fields: dict[str, str]) -> None:
     unknown = sorted(set(PLACE.findall(template)) - set(fields))
     if unknown:
         raise ValueError(f"{name} has the placeholders {unknown}, which are not among its fields {sorted(fields)}")
-
-
-def _placed(path: str, agent: str, user: str) -> str:
-    return path.replace("{agent}", json.dumps(agent)).replace("{user}", json.dumps(user))
-
-
-@cache
-def _compiled(name: str, path: str) -> Any:
-    try:
-        return jmespath.compile(path)
-    except JMESPathError as error:
-        raise ValueError(f"{name}: {path!r} is not a JMESPath: {' '.join(str(error).split())}") from error

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrl_ray.errors import ConfigurationError, DataError, first_line
-from mtrl_ray.replay.mapping import Mapping, find
+from mtrl_ray.replay.mapping import Mapping
+from mtrl_ray.replay.paths import find
 from mtrl_ray.replay.storage import locate
 
 FORMATS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
@@ -30,11 +31,15 @@ MORE = "(cells beyond the last column)"
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a log: where it was found, its value, and why it is no record if it is none."""
+    """One record of a log: where it was found, its value, and why it is no record if it is none.
+
+    `cause`: under which such faults are counted.
+    """
 
     place: str
     value: Any
     fault: str | None = None
+    cause: str = "not a record"
 
 
 def read_records(source: str, mapping: Mapping) -> Iterator[Record]:

@@ -88,7 +88,7 @@ MISTAKES = [
     ({**PAIR, "preference": [1]}, r"preference is \[1\]"),
     ({**PAIR, "second": "x/1"}, "second: the conversation 'x/1' is named by its id, which needs a journal"),
     ({**PAIR, "second": 7}, "second is int; it has to be a conversation's id, or an object with messages"),
-    ({**PAIR, "second": {}}, "second: no messages"),
+    ({**PAIR, "second": {}}, "second: the path 'messages' .messages. finds nothing"),
     ({**PAIR, "second": talk("Hi.")}, "second: no agent turn"),
     (
         {**PAIR, "second": {"messages": [{"role": "king", "content": "?"}]}},

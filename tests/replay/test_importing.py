@@ -129,16 +129,28 @@ BAD: list[tuple[Any, str, str]] = [
     ([1, 2], "not a record", "this is list"),
     (record(messages=[]), "no messages", "at 'messages' is list"),
     (record(messages="Hello"), "no messages", "at 'messages' is str"),
+    (record(messages=None), "the path 'messages' (messages) finds nothing", ""),
     (record(score=2), "score out of range", r"2.0 does not lie in \[0.0, 1.0\]"),
-    (record(score=None), "not a number", "the score at 'score' is None"),
+    (record(score=None), "the path 'score' (score.path) finds nothing", ""),
     (record(score="high"), "not a number", "is 'high'"),
     (record(score=float("nan")), "not a number", "nan"),
-    (record(name=""), "no id", "'id'"),
+    (record(score=10**400), "not a number", "is '1000"),
+    (record(name=""), "the path 'id' (id) finds nothing", ""),
+    (record(id=[1]), "no id", "list at 'id'"),
     (record(messages=[{"role": "user", "content": "Hello?"}]), "no agent turn", "assistant"),
     (record(messages=[{"role": "bot", "content": "Hello?"}]), "unknown role", "message 0 has 'bot'"),
-    (record(messages=[{"content": "Hello?"}]), "unknown role", "None"),
-    (record(messages=["Hello?"]), "unknown role", "None"),
-    (record(messages=[{"role": "assistant", "content": None}]), "no text", "message 0 has NoneType"),
+    (record(messages=[{"content": "Hello?"}]), "the path 'role' (message.role) finds nothing", "message 0"),
+    (record(messages=["Hello?"]), "the path 'role' (message.role) finds nothing", "message 0"),
+    (
+        record(messages=[{"role": "assistant", "content": None}]),
+        "the path 'content' (message.text) finds nothing",
+        "message 0",
+    ),
+    (
+        record(messages=[*record()["messages"], {"role": "system", "content": "Be brief."}]),
+        "a system message after the first turn",
+        "message 5; list its role under roles.ignore",
+    ),
     (record(messages=[{"role": "assistant", "content": [{"type": "image"}]}]), "no text", "list"),
 ]
 
@@ -251,10 +263,10 @@ def test_rewards_sent_texts_and_ignored_roles(tmp_path: Path) -> None:
     report, _ = run(tmp_path, [early, lost, {**log, "id": 6, "side": "left"}], mapping)
     assert report.causes == {
         "reward before the first agent turn": 1,
-        "not a valid conversation": 1,
+        "the path 'meta.shop' (fields) finds nothing": 1,
         "unknown split": 1,
     }
-    assert "nothing at 'meta.shop' for the placeholder {shop}" in report.sentences[1]
+    assert "the placeholder {shop} needs it" in report.sentences[1]
 
 
 HOSTILE = st.text(st.characters(), max_size=30) | st.sampled_from(
@@ -273,7 +285,7 @@ def test_whatever_was_written_stays_text(
     report, kept = run(tmp_path, [record(name, messages=messages)])
     assert len(kept) + report.quarantined == 1
     if not kept:
-        assert report.causes == {"no id": 1}
+        assert report.causes == {"the path 'id' (id) finds nothing": 1}
         assert name == ""
         return
     [one] = kept
@@ -296,6 +308,10 @@ MISTAKES = [
     ({"environment": "x", "score": {"minimum": 3, "maximum": 1}}, r"minimum \(3.0\) has to be less than maximum"),
     ({"environment": "x", "roles": {"agent": ["a"], "user": ["a"]}}, r"\['a'\] more than once"),
     ({"environment": "x", "roles": {"agent": []}}, "at least one value for agent"),
+    ({"environment": "x", "roles": {"agent": [0]}}, r"roles.agent.0 \(given: 0\): .*; quote it \('0'\)"),
+    ({"environment": "x", "roles": {"first": "boss"}}, r"roles.first \(given: 'boss'\)"),
+    ({"environment": "x", "roles": {"paths": {"agent": "a[["}}}, "roles.paths.agent: 'a\\[\\[' is not a JMESPath"),
+    ({"environment": "x", "join": {"ends": {"file": "f.csv", "key": "k"}}}, r"join.ends.equals .*Field required"),
     ({"environment": "x", "system": "Hi {name}"}, r"placeholders \['name'\]"),
     ({"environment": "x", "message": {"actions": {"Go": "{where}"}}}, "message.actions.Go has the placeholders"),
     ({"environment": "x", "held_out": 2}, "held_out"),
