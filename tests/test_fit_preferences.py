@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtrl_envs.measure import converse
+from mtrl_envs.measure import rollout
 from mtrl_envs.registry import make
 from mtrl_ray import cli
 from mtrl_ray.dialogue.conversation import to_table
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A journal of an expert's and a random agent's conversations with the same forty buyers, pairs of them, a model."""
     place, cars = tmp_path_factory.mktemp("preferences"), make("car_dealer")
     talks = [
-        converse(cars, cars.context("train", index), name, 0) for index in range(40) for name in ("expert", "random")
+        rollout(cars, cars.context("train", index), name, 0) for index in range(40) for name in ("expert", "random")
     ]
     Journal(place / "journal").append(to_table(talks))
     pairs = [

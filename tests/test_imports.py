@@ -56,9 +56,7 @@ ALLOWED: set[tuple[str, str]] = {
     ("mtrl_ray.system.system", "mtrl_ray.evaluation.turn_ranks"),
 }
 """Imports upwards that are still to be removed."""
-CIRCLES = {
-    ("mtrl_envs.base", "mtrl_envs.preferences"),
-}
+CIRCLES: set[tuple[str, str]] = set()
 """Imports that close a circle and are still to be removed."""
 
 

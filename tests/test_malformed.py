@@ -241,7 +241,7 @@ def test_what_users_and_environments_answer(hostile, blank_sales: Path):
     chat = chat_format(str(blank_sales))
     loop = DialogueLoop(Parrot(300), chat, Babel(hostile), Limits(12, 1024, 1.0), 64, user_threads=2)
     leases = make_leases(0, "train", 0, range(30))
-    job = loop.converse(leases)
+    job = loop.rollout(leases)
     for _ in range(100):
         if not job.done.is_set():
             loop.step()

@@ -3,11 +3,13 @@
 1. `Environment.context(split, index)` is a pure function: the same arguments give the same task on every machine, and
    no context of one split occurs in another.
 2. `Environment.user(context, seed)` starts one conversation. `User.opening()` is its first message; `User.reply(text)`
-   takes the agent's response and gives the user's; `User.outcome()` is asked once, after the end.
+   takes the agent's response and gives the user's; `User.outcome()` is asked once, after the end. `mtrl_envs.driver` calls
+   these methods and checks what they give.
 3. A scripted user draws only from its own seed, so a conversation is a function of (context, seed, what the agent said).
    A user that talks to a network sets `blocking = True` and is called off the sampling loop's thread.
-4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`; they read what the policy
-   reads (the conversation's text, never the context's hidden part). The tiny model is warm-started on a mixture of them.
+4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`, as many of them as there are;
+   they read what the policy reads (the conversation's text, never the context's hidden part). Reports compare the policy
+   with them, and the tiny model is warm-started on a mixture of them; a pretrained model needs none.
 5. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
    context is better (see `mtrl_envs.preferences`).
 """
@@ -44,7 +46,8 @@ class Reply:
     """The user's answer to one agent turn.
 
     `sent`: what reached the user in place of the suggestion (None: the suggestion as it is). `reward`: what arrives with
-    the new state. `stop`: set when the conversation ends with this reply.
+    the new state, a finite 32-bit number. `stop`: the reason if the conversation ends with this reply; None, and nothing
+    else, if it goes on.
     """
 
     text: str
@@ -55,7 +58,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished conversation achieved: `score` in [0, 1], and the environment's own `metrics`."""
+    """What a finished conversation achieved: `score` in [0, 1], and the environment's own `metrics`, finite numbers."""
 
     score: float
     metrics: dict[str, float] = field(default_factory=dict)
@@ -67,8 +70,8 @@ class User(ABC):
     blocking: ClassVar[bool] = False
 
     @abstractmethod
-    def opening(self) -> str:
-        """The user's first message."""
+    def opening(self) -> str | Reply:
+        """The user's first message; a Reply with `stop` if the conversation ends with it and the agent never speaks."""
 
     @abstractmethod
     def reply(self, response: str) -> Reply:
@@ -87,13 +90,14 @@ class Agent(Protocol):
 
 
 class Environment(ABC):
-    """A family of tasks. Subclass it, and name it in `mtrl_envs.registry`."""
+    """A family of tasks. Subclass it; a run finds it as `environment.name=package.module:ClassName`."""
 
     name: ClassVar[str]
     max_turns: ClassVar[int]
     """Agent turns after which a conversation ends with `StopReason.TURN_LIMIT`."""
-    warm_start: ClassVar[dict[str, float]]
-    """Shares of the scripted agents in the conversations a tiny model is first trained on; they sum to 1."""
+    warm_start: ClassVar[dict[str, float]] = {}
+    """Shares of the scripted agents in the conversations a tiny model is first trained on; they sum to 1. Empty: there are
+    no scripted agents, and a run needs a pretrained `model.path`."""
     criterion: ClassVar[str] = (
         "The better conversation is the one in which the assistant did more for what the user wants."
     )
@@ -105,11 +109,13 @@ class Environment(ABC):
 
     @abstractmethod
     def user(self, context: Context, seed: int) -> User:
-        """A user for one conversation."""
+        """A new user for one conversation; all chance of a scripted user comes from `seed`."""
 
-    @abstractmethod
     def agent(self, name: str, seed: int) -> Agent:
-        """The scripted agent `expert`, `greedy` or `random`, for one conversation. KeyError for another name."""
+        """The scripted agent `expert`, `greedy` or `random`, for one conversation. Raises KeyError(name) for one that the
+        environment does not have; by default it has none.
+        """
+        raise KeyError(name)
 
     @abstractmethod
     def well_formed(self, response: str) -> bool:
@@ -123,9 +129,10 @@ class Environment(ABC):
     def prefer(self, first: Conversation, second: Conversation) -> float:
         """P(first ≻ second), in [0, 1], of two finished conversations on the same context (2405.14655 §3).
 
-        Deterministic, and `prefer(second, first) == 1 - prefer(first, second)` exactly. Raises ConfigurationError where
+        Deterministic, and `prefer(second, first) == 1 - prefer(first, second)` exactly. Raises ConfigurationError if
         the environment has no oracle, DataError for conversations that it cannot compare.
         """
-        from mtrl_envs.preferences import missing_oracle
-
-        raise ConfigurationError(missing_oracle(self.name))
+        raise ConfigurationError(
+            f"environment {self.name!r} has no preference oracle; define its method prefer(first, second), "
+            "or take preferences from an LLM judge or from a file of pairs"
+        )

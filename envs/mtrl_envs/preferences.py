@@ -15,14 +15,13 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from mtrl_envs.base import Environment
+from mtrl_envs.registry import ENVIRONMENTS, environment_class
 from mtrl_envs.scripted.options import share
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.errors import ConfigurationError, DataError
-
-if TYPE_CHECKING:
-    from mtrl_envs.base import Environment
 
 Prefer = Callable[[Conversation, Conversation], float]
 """P(first ≻ second) of two finished conversations on the same context."""
@@ -107,22 +106,12 @@ def check_pair(environment: str, first: Conversation, second: Conversation) -> N
         )
 
 
-def require_oracle(environment: "Environment") -> Prefer:
-    """The environment's oracle. Raises ConfigurationError where it has none: to be called before anything starts."""
-    from mtrl_envs.base import Environment
-
-    if type(environment).prefer is Environment.prefer:
-        raise ConfigurationError(missing_oracle(environment.name))
-    return environment.prefer
-
-
-def missing_oracle(name: str) -> str:
-    """The sentence about an environment that cannot compare conversations, with those that can."""
-    from mtrl_envs.base import Environment
-    from mtrl_envs.registry import ENVIRONMENTS, environment_class
-
+def require_oracle(environment: Environment) -> Prefer:
+    """The environment's oracle. Raises ConfigurationError if it has none: to be called before anything starts."""
+    if type(environment).prefer is not Environment.prefer:
+        return environment.prefer
     having = [known for known in sorted(ENVIRONMENTS) if environment_class(known).prefer is not Environment.prefer]
-    return (
-        f"environment {name!r} has no preference oracle; {' and '.join(having)} have one, "
+    raise ConfigurationError(
+        f"environment {environment.name!r} has no preference oracle; {' and '.join(having)} have one, "
         "or take preferences from an LLM judge or from a file of pairs"
     )

@@ -165,7 +165,7 @@ class _Paced(User):
     def __init__(self, user: User, seconds: float) -> None:
         self._user, self._seconds = user, seconds
 
-    def opening(self) -> str:
+    def opening(self) -> str | Reply:
         time.sleep(self._seconds)
         return self._user.opening()
 

@@ -72,7 +72,7 @@ def bench_rollout(settings: Settings, model: Path, conversations: int, rounds: i
 def _hold(loop: DialogueLoop, settings: Settings, conversations: int, tag: int) -> list[Conversation]:
     """One batch of conversations, from leases to Arrow rows, the loop stepping in this thread."""
     leases = make_leases(settings.run.seed, "train", tag, range(conversations))
-    job = loop.converse(leases)
+    job = loop.rollout(leases)
     while not job.done.is_set():
         loop.step()
     to_table(job.conversations)

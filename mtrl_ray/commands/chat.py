@@ -18,19 +18,19 @@ def chat(
     engine: Annotated[Engine, typer.Option(help="huggingface starts fastest.")] = "huggingface",
 ) -> None:
     """Talk to a run's policy; an empty line ends the conversation."""
-    from mtrl_ray.evaluation.talk import Table
+    from mtrl_ray.evaluation.talk import PolicyChat
     from mtrl_ray.run.folder import resumed_settings
     from mtrl_ray.run.policy import policy_folder
 
     settings = resumed_settings(run)
-    table = Table(settings, policy_folder(run, settings, checkpoint), engine)
+    policy = PolicyChat(settings, policy_folder(run, settings, checkpoint), engine)
     if watch is None:
-        done = table.talk(context, _ask, _say)
+        done = policy.talk(context, _ask, _say)
         typer.echo(f"the conversation is over ({done.stop})")
         return
     for index in range(context, context + watch):
         typer.secho(f"context {index}", bold=True)
-        done = table.watch(index, _say)
+        done = policy.watch(index, _say)
         typer.echo(f"score {done.score:.3f} ({done.stop})\n")
 
 

@@ -31,7 +31,7 @@ def _evaluate(
     run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
 ) -> dict[str, dict[str, float]]:
     from mtrl_envs.registry import make
-    from mtrl_ray.evaluation.holdout import SCRIPTED, keep, mean_score, scripted
+    from mtrl_ray.evaluation.holdout import baselines, keep, mean_score
     from mtrl_ray.evaluation.standalone import hold
     from mtrl_ray.processes.session import connected
     from mtrl_ray.run.policy import policy_folder
@@ -43,7 +43,7 @@ def _evaluate(
         table = hold(settings, model, split, contexts)
     keep(run, f"{split}-{checkpoint}", table)
     estimates = {"policy": mean_score(table)}
-    estimates |= {agent: scripted(environment, agent, contexts, settings.rollout, split) for agent in SCRIPTED}
+    estimates |= baselines(environment, contexts, settings.rollout, split)
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtrl_envs import measure
 from mtrl_envs.base import Environment
-from mtrl_envs.measure import converse
+from mtrl_envs.driver import is_well_formed, make_context
 from mtrl_envs.measure import mean_score as measured
 from mtrl_ray.dialogue.conversation import Conversation, from_table, sources
 from mtrl_ray.errors import ConfigurationError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCRIPTED = ("expert", "greedy", "random")
 TEST_TAG = 0
 """Takes the iteration's place in held-out identities and seeds: the same users meet every policy."""
 
@@ -38,6 +38,15 @@ def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
 def mean_score(table: pa.Table) -> Estimate:
     """Mean score of these conversations; those of one source are a cluster."""
     return mean_interval(table["score"].to_numpy(), clusters=sources(table))
+
+
+def baselines(
+    environment: Environment, contexts: int, rollout: "RolloutSettings", split: str = "test"
+) -> dict[str, Estimate]:
+    """Mean scores of the scripted agents that the environment has, by name (`scripted`)."""
+    return {
+        agent: scripted(environment, agent, contexts, rollout, split) for agent in measure.scripted_agents(environment)
+    }
 
 
 def scripted(
@@ -55,7 +64,7 @@ def scripted(
         failure = Failure(f"{agent}/{split}/{index}", "", "")
         for _ in range(tries):
             try:
-                return converse(environment, environment.context(split, index), agent, seed=0)
+                return measure.rollout(environment, make_context(environment, split, index), agent, seed=0)
             except ConfigurationError:
                 raise
             except Exception as error:  # whatever a user raises
@@ -80,7 +89,7 @@ def well_formed(environment: Environment, table: pa.Table) -> Estimate:
     talks = from_table(table)
     agents = [talk.turns[place] for talk in talks for place in talk.agent_turns]
     clusters = [name for name, talk in zip(sources(table), talks, strict=True) for _ in talk.agent_turns]
-    return mean_interval([float(environment.well_formed(turn.text)) for turn in agents], clusters=clusters)
+    return mean_interval([float(is_well_formed(environment, turn.text)) for turn in agents], clusters=clusters)
 
 
 def keep(folder: Path, name: str, table: pa.Table) -> None:

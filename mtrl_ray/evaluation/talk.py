@@ -19,52 +19,25 @@ Say = Callable[[str, str], None]
 class Person(User):
     """A user whose words come from `ask`; an empty line, or the end of the input, ends the conversation."""
 
-    def __init__(self, ask: Callable[[], str], say: Say) -> None:
-        self._ask, self._say = ask, say
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask = ask
 
-    def opening(self) -> str:
+    def opening(self) -> Reply:
         """The person's first words."""
-        return self._ask()
-
-    def reply(self, response: str) -> Reply:
-        """Show the response, ask for an answer."""
-        self._say("agent", response)
         text = self._ask()
         return Reply(text, stop=None if text else StopReason.USER_LEFT)
+
+    def reply(self, response: str) -> Reply:
+        """The person's answer."""
+        return self.opening()
 
     def outcome(self) -> Outcome:
         """A person's conversation is not scored."""
         return Outcome(0.0)
 
 
-class Watched(User):
-    """A simulated user whose turns are shown."""
-
-    def __init__(self, user: User, say: Say) -> None:
-        self._user, self._say = user, say
-
-    def opening(self) -> str:
-        """See `User.opening`."""
-        text = self._user.opening()
-        self._say("user", text)
-        return text
-
-    def reply(self, response: str) -> Reply:
-        """See `User.reply`."""
-        self._say("agent", response)
-        reply = self._user.reply(response)
-        if reply.sent is not None:
-            self._say("sent instead", reply.sent)
-        self._say("user", reply.text)
-        return reply
-
-    def outcome(self) -> Outcome:
-        """See `User.outcome`."""
-        return self._user.outcome()
-
-
-class Table:
-    """A policy and a chair for its user. `engine`: as `rollout.engine`; transformers starts fastest."""
+class PolicyChat:
+    """A policy to talk to. `engine`: as `rollout.engine`; transformers starts fastest."""
 
     def __init__(self, settings: Settings, model: Path, engine: str) -> None:
         rollout = settings.rollout.model_copy(update={"engine": engine, "concurrency": 1})
@@ -76,30 +49,30 @@ class Table:
 
     def watch(self, index: int, say: Say) -> Conversation:
         """The policy with the simulated user of the `index`-th test context."""
-        dialogue = self._dialogue(index)
-        dialogue.user = Watched(dialogue.user, say)
-        return self._hold(dialogue)
+        return self._roll_out(self._dialogue(index), say, lambda text: say("user", text))
 
     def talk(self, index: int, ask: Callable[[], str], say: Say) -> Conversation:
         """The policy with a person, told what it is told in the `index`-th test context."""
         dialogue = self._dialogue(index)
-        dialogue.user = Person(ask, say)
-        say("system", dialogue.context.system)
-        return self._hold(dialogue)
+        dialogue.driver.user = Person(ask)
+        say("system", dialogue.driver.context.system)
+        return self._roll_out(dialogue, say, lambda text: None)
 
     def _dialogue(self, index: int) -> Dialogue:
         lease = Lease("test", index, 0, 0, derive_seed(self._settings.run.seed, "chat", index))
         return Dialogue(lease, self._environment, self._chat, self._limits)
 
-    def _hold(self, dialogue: Dialogue) -> Conversation:
-        opening = dialogue.user.opening()
-        if not opening:
-            return dialogue.finished(StopReason.USER_LEFT)
-        request = dialogue.begin(opening)
-        while request is not None:
+    def _roll_out(self, dialogue: Dialogue, say: Say, say_user: Callable[[str], None]) -> Conversation:
+        reply = dialogue.driver.opening()
+        say_user(reply.text)
+        while (request := dialogue.add_user_turn(reply)) is not None:
             self._engine.submit(request)
-            finished = self._engine.step()
-            while not finished:
-                finished = self._engine.step()
-            request = dialogue.answer(dialogue.user.reply(dialogue.hear(finished[0])))
-        return dialogue.finished()
+            while not (finished := self._engine.step()):
+                pass
+            response = dialogue.add_agent_turn(finished[0])
+            say("agent", response)
+            reply = dialogue.driver.reply(response)
+            if reply.sent is not None:
+                say("sent instead", reply.sent)
+            say_user(reply.text)
+        return dialogue.conversation()

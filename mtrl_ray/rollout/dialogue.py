@@ -1,15 +1,15 @@
-"""One conversation being held: a user, a history of token ids, and what happens next.
+"""A conversation of a rollout worker: the driver's text, and the token ids that the policy reads and samples.
 
-`begin` gives the first request for the engine, `hear` takes the agent's response to the user, and `answer` takes the
-user's reply and gives the next request, or None when the conversation is over and `finished` may be called.
+`add_user_turn` appends the user's opening or reply and gives the next request for the engine, or None when the conversation
+is over; `add_agent_turn` appends the sampled response and gives its text, for the user. `driver` asks the user.
 """
 
 from dataclasses import dataclass
 
-from mtrl_envs.base import Context, Environment, Reply, User
+from mtrl_envs.base import Environment, Reply
+from mtrl_envs.driver import Driver, make_context
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
 from mtrl_ray.dialogue.tokens import ChatFormat
-from mtrl_ray.errors import DataError
 from mtrl_ray.rollout.engine import Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease, derive_seed
 
@@ -28,91 +28,60 @@ class Dialogue:
 
     def __init__(self, lease: Lease, environment: Environment, chat: ChatFormat, limits: Limits) -> None:
         self.lease = lease
-        self._environment, self._chat, self._limits = environment, chat, limits
-        self._user_seed = lease.seed if lease.user_seed is None else lease.user_seed
-        self.context: Context = environment.context(lease.split, lease.index)
-        self.user: User = environment.user(self.context, derive_seed(self._user_seed, "user"))
-        self._turns: list[Turn] = []
+        self._chat, self._limits = chat, limits
+        user_seed = lease.seed if lease.user_seed is None else lease.user_seed
+        context = make_context(environment, lease.split, lease.index)
+        self.driver = Driver(environment, context, derive_seed(user_seed, "user"))
         self._history: list[int] = []
-        self._taken = 0  # agent turns
-        self._stop: StopReason | None = None
 
-    def begin(self, opening: str) -> SampleRequest | None:
-        """The first request, after the user's first message."""
-        system, user = self._chat.open(self.context.system, opening)
-        self._append(Turn(Role.SYSTEM, self.context.system, tokens=system))
-        self._append(Turn(Role.USER, opening, tokens=user))
-        if not self._fits():
-            raise DataError(
-                f"{self._environment.name}, context {self.context.id!r}: the opening takes {len(self._history)} tokens "
-                f"and a response up to {self._limits.response_tokens}; model.context_length is {self._limits.context_length}"
-            )
-        return self._request()
-
-    def hear(self, generation: Generation) -> str:
+    def add_agent_turn(self, generation: Generation) -> str:
         """Append the agent's response; its text, for the user."""
         text = self._chat.decode(generation.tokens)
-        self._append(
-            Turn(Role.AGENT, text, generation.tokens, generation.logprobs, generation.versions, generation.finish)
-        )
-        self._taken += 1
+        turn = Turn(Role.AGENT, text, generation.tokens, generation.logprobs, generation.versions, generation.finish)
+        self.driver.add_agent_turn(turn)
+        self._history += turn.tokens
         return text
+
+    def add_user_turn(self, reply: Reply) -> SampleRequest | None:
+        """Append the user's opening or reply; the next request, or None when the conversation is over.
+
+        Raises DataError if the opening and a response do not fit into the context window.
+        """
+        driver = self.driver
+        first = not driver.turns
+        turn = driver.add_user_turn(reply)
+        last, prompt = driver.turns[-2], driver.stop is None
+        if first:
+            last.tokens, turn.tokens = self._chat.open(last.text, turn.text, generation_prompt=prompt)
+            self._history += last.tokens
+        else:
+            turn.tokens = self._chat.user_turn(heard(turn.text, last.sent), last.finish, generation_prompt=prompt)
+        self._history += turn.tokens
+        if driver.stop is None and len(self._history) + self._limits.response_tokens > self._limits.context_length:
+            if first:
+                raise driver.wrong(
+                    f"the opening takes {len(self._history)} tokens and a response up to {self._limits.response_tokens}; "
+                    f"model.context_length is {self._limits.context_length}"
+                )
+            driver.stop = StopReason.TOKEN_LIMIT
+        return None if driver.stop is not None else self._request()
 
     @property
     def given(self) -> Generation | None:
-        """The agent's next turn where the lease gives it; None: the engine is to be asked."""
-        return self.lease.given[self._taken] if self._taken < len(self.lease.given) else None
+        """The agent's next turn if the lease gives it; None: the engine is to be asked."""
+        taken = self.driver.agent_turns
+        return self.lease.given[taken] if taken < len(self.lease.given) else None
 
-    def answer(self, reply: Reply) -> SampleRequest | None:
-        """Append the user's reply; the next request, or None when the conversation has ended."""
-        last = self._turns[-1]
-        last.sent, last.reward = reply.sent, float(reply.reward)
-        self._stop = reply.stop
-        if self._stop is None and self._taken >= self._environment.max_turns:
-            self._stop = StopReason.TURN_LIMIT
-        message = heard(reply.text, reply.sent)
-        tokens = self._chat.user_turn(message, last.finish, generation_prompt=self._stop is None)
-        self._append(Turn(Role.USER, reply.text, tokens=tokens))
-        if self._stop is None and not self._fits():
-            self._stop = StopReason.TOKEN_LIMIT
-        return None if self._stop else self._request()
-
-    def finished(self, stop: StopReason = StopReason.TURN_LIMIT) -> Conversation:
-        """The conversation, its outcome asked of the user; `stop` where nobody has said why it ended."""
-        outcome = self.user.outcome()
-        if not 0.0 <= outcome.score <= 1.0:
-            raise DataError(
-                f"{self._environment.name}, context {self.context.id!r}: the outcome's score is {outcome.score}; "
-                "it has to lie in [0, 1]"
-            )
-        return Conversation(
-            id=self.lease.id,
-            environment=self._environment.name,
-            split=self.lease.split,
-            context_id=self.context.id,
-            turns=self._turns,
-            score=float(outcome.score),
-            stop=self._stop or stop,
-            metrics=outcome.metrics,
-            context=self.context.hidden,
-            iteration=self.lease.iteration,
-            sample=self.lease.sample,
-            seed=self.lease.seed,
-            source=self.context.source,
-        )
-
-    def _append(self, turn: Turn) -> None:
-        self._turns.append(turn)
-        self._history += turn.tokens
-
-    def _fits(self) -> bool:
-        return len(self._history) + self._limits.response_tokens <= self._limits.context_length
+    def conversation(self) -> Conversation:
+        """The conversation that is over; its user is asked for the outcome."""
+        lease = self.lease
+        return self.driver.conversation(lease.id, lease.seed, lease.iteration, lease.sample)
 
     def _request(self) -> SampleRequest:
         return SampleRequest(
-            id=f"{self.lease.id}/{self._taken}",
+            id=f"{self.lease.id}/{self.driver.agent_turns}",
             prompt=list(self._history),
-            seed=derive_seed(self.lease.seed, self._taken),
+            seed=derive_seed(self.lease.seed, self.driver.agent_turns),
             max_tokens=self._limits.response_tokens,
             temperature=self._limits.temperature,
             mixture=self.lease.mixture,

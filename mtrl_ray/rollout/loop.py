@@ -21,7 +21,7 @@ from typing import Any
 from mtrl_envs.base import Environment, Reply
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.dialogue.tokens import ChatFormat
-from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.errors import EngineError, MtrlError
 from mtrl_ray.processes.failures import Failure
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
 from mtrl_ray.rollout.engine import Engine, Generation, SampleRequest
@@ -90,8 +90,8 @@ class DialogueLoop:
         self._jobs_lock = threading.Lock()
         self.statistics = LoopStatistics()
 
-    def converse(self, leases: list[Lease]) -> Job:
-        """Hold these conversations; returns at once."""
+    def rollout(self, leases: list[Lease]) -> Job:
+        """Roll these conversations out; returns at once."""
         job = Job(len(leases))
         return self._submit(job, lambda: self._take(job, [(job, lease) for lease in leases]))
 
@@ -152,10 +152,10 @@ class DialogueLoop:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def step(self) -> None:
-        """Take in new work, hear users that have answered, advance the engine once."""
+        """Take in new work and the answers of slow users, advance the engine once."""
         idle = not self._speaking and (not self._waiting or len(self._listening) >= self._concurrency)
         self._receive(IDLE_SECONDS if idle and not self._listening else 0.0)
-        self._hear_slow_users(IDLE_SECONDS if idle and self._listening else 0.0)
+        self._take_answers(IDLE_SECONDS if idle and self._listening else 0.0)
         self._admit()
         self.statistics.most_in_flight = max(self.statistics.most_in_flight, len(self._speaking))
         if not self._speaking:
@@ -214,7 +214,7 @@ class DialogueLoop:
                 continue
             with _recorded(job, work.id):
                 dialogue = Dialogue(work, self._environment, self._chat, self._limits)
-                self._ask(job, dialogue, dialogue.user.opening)
+                self._ask(job, dialogue, dialogue.driver.opening)
 
     def _spoke(self, generation: Generation) -> None:
         job, dialogue = self._speaking.pop(generation.id)
@@ -224,34 +224,33 @@ class DialogueLoop:
             job._check()
             return
         with _recorded(job, dialogue.lease.id):
-            text = dialogue.hear(generation)
-            self._ask(job, dialogue, dialogue.user.reply, text)
+            self._ask(job, dialogue, dialogue.driver.reply, dialogue.add_agent_turn(generation))
 
-    def _ask(self, job: Job, dialogue: Dialogue, question: Callable[..., str | Reply], *arguments: str) -> None:
-        if dialogue.user.blocking:
+    def _ask(self, job: Job, dialogue: Dialogue, question: Callable[..., Reply], *arguments: str) -> None:
+        if dialogue.driver.user.blocking:
             self._listening[self._pool.submit(question, *arguments)] = (job, dialogue)
             return
         started = time.perf_counter()
-        self._heard(job, dialogue, question(*arguments))
+        self._answered(job, dialogue, question(*arguments))
         self.statistics.user_seconds += time.perf_counter() - started
 
-    def _hear_slow_users(self, wait: float) -> None:
+    def _take_answers(self, wait: float) -> None:
         if wait:
             self._stopped.wait(wait)
         for future in [future for future in self._listening if future.done()]:
             job, dialogue = self._listening.pop(future)
             with _recorded(job, dialogue.lease.id):
-                self._heard(job, dialogue, future.result())
+                self._answered(job, dialogue, future.result())
 
-    def _heard(self, job: Job, dialogue: Dialogue, reply: str | Reply) -> None:
-        request = dialogue.begin(reply) if isinstance(reply, str) else dialogue.answer(reply)
+    def _answered(self, job: Job, dialogue: Dialogue, reply: Reply) -> None:
+        request = dialogue.add_user_turn(reply)
         if request is None:
-            job.conversations.append(dialogue.finished())
+            job.conversations.append(dialogue.conversation())
             job._check()
             return
         given = dialogue.given
         if given is not None:
-            self._ask(job, dialogue, dialogue.user.reply, dialogue.hear(given))
+            self._ask(job, dialogue, dialogue.driver.reply, dialogue.add_agent_turn(given))
             return
         self._speaking[request.id] = (job, dialogue)
         self._engine.submit(request)
@@ -271,8 +270,8 @@ class _recorded:
             return False
         if not isinstance(error, Exception):
             return False
-        if not isinstance(error, DataError | EngineError):
-            logger.exception("conversation %s: its environment raised", self._identity)
+        if not isinstance(error, MtrlError) or error.__cause__ is not None:
+            logger.error("conversation %s failed", self._identity, exc_info=error)
         self._job.failures.append(Failure.of(self._identity, error))
         self._job._check()
         return True

@@ -131,7 +131,7 @@ class RolloutWorker:
         self._pull(version)
         if exact:
             self._loop.reset()
-        job = _finished(self._loop.converse(leases))
+        job = _finished(self._loop.rollout(leases))
         table, kept, refused = sift(job.conversations)
         agent_turns = [turn for done in kept for turn in done.turns if turn.logprobs or turn.finish]
         report = Report(

@@ -275,10 +275,7 @@ def _evaluate(trainer: Trainer, name: str) -> None:
 
 def _scripted(trainer: Trainer) -> None:
     settings = trainer.settings
-    estimates = {
-        agent: holdout.scripted(trainer.environment, agent, settings.evaluation.contexts, settings.rollout)
-        for agent in holdout.SCRIPTED
-    }
+    estimates = holdout.baselines(trainer.environment, settings.evaluation.contexts, settings.rollout)
     holdout.summarise(trainer.folder, **estimates)
     for agent, estimate in estimates.items():
         trainer.view.note(f"{agent}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")

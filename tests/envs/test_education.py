@@ -329,12 +329,12 @@ def test_a_student_played_by_an_llm(endpoint: Endpoint):  # noqa: F811
     environment = make("education", user="llm", llm={"base_url": endpoint.url, "model": "m"})
     context = environment.context("test", 0)
     context.hidden["preference"] = "creative"
-    taught = measure.converse(environment, context, "expert", 0)
+    taught = measure.rollout(environment, context, "expert", 0)
     validate(taught)
     assert taught.stop == StopReason.OUTCOME and len(taught.agent_turns) == context.hidden["turns"]
     assert taught.metrics["matched"] == 1 and taught.score == judged(taught)[1] > 0.2
     system = endpoint.requests[0]["messages"][0]["content"]
     assert context.hidden["topic"] in system and "stories, pictures" in system and "[END: left]" in system
     endpoint.answer = lambda body: (200, "Hi." if len(body["messages"]) < 4 else "I go. [END: left]")
-    gone = measure.converse(environment, context, "expert", 0)
+    gone = measure.rollout(environment, context, "expert", 0)
     assert (gone.stop, gone.score, gone.turns[-1].text) == (StopReason.USER_LEFT, 0.0, "I go.")

@@ -103,7 +103,7 @@ def test_the_right_answer_is_the_one_of_the_persona(endpoint: Endpoint, name: st
     scripted = make(name, noise=0.0).user(context, 0)
     facts = " ".join(scripted.tell(topic) for topic in environment.agent("expert", 0).topics)
     endpoint.answer = says(f"{scripted.request()} {facts}")
-    conversation = measure.converse(environment, context, "expert", 0)
+    conversation = measure.rollout(environment, context, "expert", 0)
     assert (conversation.score, conversation.stop) == (1.0, StopReason.OUTCOME)
 
 
@@ -275,7 +275,7 @@ def test_scripted_agents_can_talk_to_it(endpoint: Endpoint) -> None:
     endpoint.answer = person
     settings = {"base_url": endpoint.url, "model": "person"}
     environment = make("sales", user="llm", llm=settings, as_is=1.0, edited=0.0, ignored=0.0)
-    conversation = measure.converse(environment, environment.context("test", 1), "expert", 0)
+    conversation = measure.rollout(environment, environment.context("test", 1), "expert", 0)
     validate(conversation)
     assert (conversation.score, conversation.stop) == (1.0, StopReason.OUTCOME)
 

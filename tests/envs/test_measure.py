@@ -76,7 +76,7 @@ def test_agents_read_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         return spies[-1]
 
     monkeypatch.setattr(environment, "agent", agent)
-    conversation = measure.converse(environment, environment.context("train", 0), "expert", 0)
+    conversation = measure.rollout(environment, environment.context("train", 0), "expert", 0)
     turns = conversation.turns
     assert turns[2].sent
     assert spies[0].read[3] == (Role.USER, heard(turns[3].text, turns[2].sent))

@@ -69,7 +69,9 @@ def test_environments_without_an_oracle_name_those_with_one():
     sentence = (
         "environment 'sales' has no preference oracle; car_dealer and education have one, or take preferences from"
     )
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(
+        ConfigurationError, match="environment 'sales' has no preference oracle; define its method prefer"
+    ):
         make("sales").prefer(first, second)
     with pytest.raises(ConfigurationError, match=sentence):
         require_oracle(make("sales"))
@@ -242,7 +244,7 @@ def test_an_answer_without_a_number_is_asked_again(endpoint: Endpoint):  # noqa:
 def test_an_oracle_is_antisymmetric_deterministic_and_reads_the_journaled_form(names, index, seeds, cyclic, kind):
     environment = Education(cyclic=cyclic, preference_noise=0.2, preference_noise_kind=kind)
     context = environment.context("test", index)
-    first, second = (measure.converse(environment, context, *one) for one in zip(names, seeds, strict=True))
+    first, second = (measure.rollout(environment, context, *one) for one in zip(names, seeds, strict=True))
     there, back = environment.prefer(first, second), environment.prefer(second, first)
     assert there == 1.0 - back and back == 1.0 - there and 0.0 <= there <= 1.0
     kept = from_table(to_table([first, second]))

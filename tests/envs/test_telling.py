@@ -167,7 +167,7 @@ def test_gains_add_up_to_what_was_told(name: str) -> None:
     environment = make(name)
     for index in range(40):
         for agent in ("expert", "random"):
-            done = measure.converse(environment, environment.context("train", index), agent, 1)
+            done = measure.rollout(environment, environment.context("train", index), agent, 1)
             gains = [done.metrics[f"gain_{turn}"] for turn in range(len(done.agent_turns))]
             assert f"gain_{len(gains)}" not in done.metrics
             assert min(gains) > -1e-9
@@ -240,6 +240,6 @@ def test_what_is_not_well_formed(name: str, text: str) -> None:
 def test_the_expert_answers_with_its_last_turn(name: str) -> None:
     environment = make(name, noise=1.0)
     for index in range(20):
-        done = measure.converse(environment, environment.context("train", index), "expert", 0)
+        done = measure.rollout(environment, environment.context("train", index), "expert", 0)
         assert done.stop == StopReason.OUTCOME
         assert len(done.agent_turns) <= environment.max_turns == environment.agent("expert", 0).turns

@@ -18,9 +18,10 @@ from mtrl_envs.car_dealer.agents import DealerAgent
 from mtrl_envs.car_dealer.llm import buyer as llm_buyer
 from mtrl_envs.car_dealer.moves import BRANDS, FEATURES, TYPES, Car, seller_move, thousands
 from mtrl_envs.car_dealer.user import PERSONALITIES, Buyer
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.preferences import Kind, Noise, bradley_terry, check_pair, identity, probability
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import positive, user_kind
+from mtrl_envs.scripted.options import positive
 from mtrl_envs.scripted.splits import Profile, draw
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.errors import DataError

@@ -18,8 +18,9 @@ from mtrl_envs.document_writing.llm import client as llm_client
 from mtrl_envs.document_writing.moves import writer_move
 from mtrl_envs.document_writing.texts import TEMPLATES, TOPICS, sample_order
 from mtrl_envs.document_writing.user import Client
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Write the text the user has in mind. Ask for time, place, tone and length. Then write: Final: TEXT"

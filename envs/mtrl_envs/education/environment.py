@@ -20,9 +20,10 @@ from mtrl_envs.education.llm import lesson_of
 from mtrl_envs.education.llm import student as llm_student
 from mtrl_envs.education.moves import STYLES, TOPICS, teacher_move
 from mtrl_envs.education.user import REACTIONS, Student
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.preferences import Kind, Noise, check_pair, identity, probability
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import positive, share, user_kind
+from mtrl_envs.scripted.options import positive, share
 from mtrl_envs.scripted.splits import Profile, draw
 from mtrl_ray.dialogue.conversation import Conversation, StopReason
 from mtrl_ray.errors import ConfigurationError

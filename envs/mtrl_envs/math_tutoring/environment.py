@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.math_tutoring.agents import Tutor
 from mtrl_envs.math_tutoring.llm import pupil as llm_pupil
 from mtrl_envs.math_tutoring.moves import tutor_move
 from mtrl_envs.math_tutoring.problems import sample_problem
 from mtrl_envs.math_tutoring.user import Pupil
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Solve the user's problem. Ask for missing numbers and wishes. End with: The answer is N."

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.medical.agents import Doctor
 from mtrl_envs.medical.consultations import check_file, consultations
 from mtrl_envs.medical.knowledge import CONDITIONS, RISKS, TOPICS, sample_case
@@ -21,7 +22,7 @@ from mtrl_envs.medical.moves import doctor_move
 from mtrl_envs.medical.recorded import RecordedDoctor, RecordedPatient, recorded_move
 from mtrl_envs.medical.user import Patient
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Find out what the patient has. Ask for symptoms, history, risks. End with: Diagnosis: X. Then advice."

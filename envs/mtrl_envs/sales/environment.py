@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.llm.options import user_kind
 from mtrl_envs.sales.agents import SalesAgent
 from mtrl_envs.sales.llm import customer as llm_customer
 from mtrl_envs.sales.moves import CATALOGUE, SYSTEM, SYSTEM_WITH_CATALOGUE, seller_move
 from mtrl_envs.sales.user import Business, Customer
 from mtrl_envs.scripted.intents import clean, template_markers
-from mtrl_envs.scripted.options import share, user_kind
+from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.splits import Profile, draw
 from mtrl_ray.errors import ConfigurationError
 
