@@ -11,29 +11,26 @@ the response, and the same loop is the single-turn baseline: PPO on the immediat
 GRPO or REINFORCE may take PPO's place inside (`improvement.estimator`).
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.learner.specification import Improvement, QFit
+from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
+from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.q import QFit
+from mtrl_ray.learner.methods.snapshot import Snapshot
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 
-class IterativePPOSettings(Section):
+class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=256):
     """The `algorithm:` section."""
 
-    name: Literal["iterative_ppo"] = "iterative_ppo"
-    contexts: int = Field(256, ge=1)
-    """Fresh training contexts per iteration."""
-    samples: int = Field(1, ge=1)
-    """Conversations per context."""
     window: int = Field(1, ge=1)
     """Iterations of conversations that Q is fitted on. Monte Carlo returns of older policies are biased: use TD targets
-    (`q.target`) where this is large."""
+    (`q.target`) if this is large."""
     states: int = Field(512, ge=1)
     """Logged states per round of improvement, drawn uniformly from the iteration's conversations."""
     responses: int = Field(4, ge=1)
@@ -59,10 +56,10 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
         """One pass of the loop. Q is fitted while the responses are sampled: neither needs the other."""
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples)
-        system.fit_q(logged.window(settings.window), settings.q)
-        system.anchor()
+        system.learn(settings.q, logged.window(settings.window), metrics="q")
+        system.learn(Snapshot())
         for round_number in range(settings.rounds):
             states = logged.states(settings.states, round_number)
             responses = system.respond(states, settings.responses)
-            system.improve(logged, responses, settings.improvement)
+            system.learn(settings.improvement, logged.window(1), responses, metrics="improve")
             system.publish()

@@ -12,35 +12,34 @@
 `rewards.scheme` puts any baseline of the paper's tables in the place of R_k; `advantages.estimator` picks A.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from mtrl_ray.algorithms.base import Algorithm
-from mtrl_ray.feedback.turn_weights import JudgeSettings
-from mtrl_ray.learner.specification import IMPLICIT, SPLITS, Advantages, ConversationImprovement, PRMFit, TurnRewards
+from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
+from mtrl_ray.evaluation import turn_ranks
+from mtrl_ray.feedback.turn_weights import JudgeSettings, judge_turns
+from mtrl_ray.learner.methods.advantages import Advantages
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
+from mtrl_ray.learner.methods.turn_rewards import IMPLICIT, SPLITS, TurnRewards
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 
-class ITPOSettings(Section):
-    """The `algorithm:` section."""
+class ITPOSettings(AlgorithmSettings, name="itpo", contexts=32, samples=8):
+    """The `algorithm:` section; `samples` is n."""
 
-    name: Literal["itpo"] = "itpo"
-    contexts: int = Field(32, ge=1)
-    """Fresh training contexts per iteration."""
-    samples: int = Field(8, ge=1)
-    """Conversations per context (n)."""
     rewards: TurnRewards = TurnRewards()
     prm: PRMFit = PRMFit()
     judge: JudgeSettings = JudgeSettings()
     advantages: Advantages = Advantages()
     improvement: ConversationImprovement = ConversationImprovement()
     turn_scores_every: int = Field(0, ge=0)
-    """Keep what the process reward model gives the turns of the first evaluation, after every so many iterations'
-    fits (`evaluation.turn_ranks`); 0: never."""
+    """Keep the process reward model's scores of the turns of the first evaluation, after the fits of every so many
+    iterations (`evaluation.turn_ranks`); 0: never."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ITPOSettings":
@@ -70,13 +69,18 @@ class ITPO(Algorithm[ITPOSettings]):
         logged = system.rollout(settings.contexts, settings.samples)
         conversations, implicit = logged.window(1), None
         if settings.rewards.scheme == "judge":
-            conversations = system.judge(conversations, settings.judge)
+            conversations = judge_turns(system, conversations, settings.judge)
         if settings.rewards.scheme in IMPLICIT:
-            system.fit_prm(conversations, settings.prm)
-            implicit = system.implicit_rewards(conversations, settings.prm.beta)
+            system.learn(settings.prm, conversations, metrics="prm")
+            implicit, _ = system.learn(ImplicitRewards(settings.prm.beta), conversations)
             if settings.turn_scores_every and system.iteration % settings.turn_scores_every == 0:
-                system.keep_turn_scores(settings.prm.beta)
-        rewards = system.turn_rewards(conversations, settings.rewards, implicit)
-        advantages = system.advantages(conversations, rewards, settings.advantages)
-        system.improve_conversations(conversations, advantages, settings.improvement)
+                self._keep_turn_scores(system)
+        rewards, _ = system.learn(settings.rewards, conversations, implicit, metrics="rewards")
+        advantages, _ = system.learn(settings.advantages, conversations, rewards, metrics="advantages")
+        system.learn(settings.improvement, conversations, advantages, metrics="improve")
         system.publish()
+
+    def _keep_turn_scores(self, system: "System") -> None:
+        scores, _ = system.learn(ScoreTurns(self.settings.prm.beta), turn_ranks.probed(system.folder))
+        table = system.fetch(scores, "the learner to score turns")
+        turn_ranks.keep(system.folder, system.iteration + 1, table)

@@ -22,16 +22,22 @@ descent's KL(π‖π_t), which its deep version drops (`improvement.previous_kl`
 iteration. `improvement.decay` shortens the steps as the theorems' η_t does.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
 from pydantic import Field, model_validator
 
-from mtrl_ray.algorithms.base import Algorithm
+from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.learned import Learned, LearnedSettings
 from mtrl_ray.feedback.offline_pairs import whole_pairs
-from mtrl_ray.feedback.preferences import PreferenceSettings, first_members
-from mtrl_ray.learner.specification import KL, ConversationImprovement, PairModel, TurnAdvantages
+from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, first_members, pair_up
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.pair_models import ConversationRewards, PairModel, Preferences
+from mtrl_ray.learner.methods.turn_advantages import TurnAdvantages
+from mtrl_ray.learner.sections import KL
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
@@ -39,14 +45,12 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 
-class PolicyLoss(ConversationImprovement):
+class PolicyLoss(ConversationImprovement, entropy_bonus=0.0):
     """Steps on the policy's loss. Its KL is the algorithm's: `algorithm.alpha`."""
 
-    entropy_bonus: float = Field(0.0, ge=0)
-    """Weight of the entropy, per nat."""
     decay: float | None = Field(None, gt=0)
     """After so many improvements the learning rate has halved: η/(1 + n/decay), n = 0, 1, …; with 3 it shortens as the
-    theorems' η_t = 2/(α(t+2)), t = 1, 2, …. Self-play on preferences that go in circles goes round with them where steps
+    theorems' η_t = 2/(α(t+2)), t = 1, 2, …. Self-play on preferences that go in circles goes round with them if steps
     stay long. None: constant, as in the paper's experiments."""
 
     def rate(self, improvement: int) -> float:
@@ -57,23 +61,16 @@ class PolicyLoss(ConversationImprovement):
     def _kl_is_alpha(self) -> "PolicyLoss":
         if "kl" in self.model_fields_set:
             raise ValueError("kl is set by algorithm.alpha, the weight of KL(π‖μ) in rewards and loss alike")
-        if "mixture" in self.model_fields_set:
-            raise ValueError("mixture is set by algorithm.tau")
         return self
 
 
-class MTPOSettings(Section):
-    """The `algorithm:` section."""
+class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
+    """The `algorithm:` section; the conversations of a context are compared two by two."""
 
-    name: Literal["mtpo"] = "mtpo"
     variant: Literal["mtpo", "mtpo_tau", "rlhf", "reward", "best_response"] = "mtpo"
     """`mtpo`: preferences between the policy's conversations; `mtpo_tau`: between those of its mixture with the reference;
     `rlhf`: a reward model's score; `reward`: the task's score; `best_response`: between a conversation of the policy
     and one of the reference, and only the policy's are learned from."""
-    contexts: int = Field(64, ge=1)
-    """Fresh training contexts per iteration."""
-    samples: int = Field(2, ge=1)
-    """Conversations per context; they are compared two by two."""
     alpha: float = Field(0.005, ge=0)
     """α, the weight of KL(π‖μ), in units of the terminal reward per nat."""
     tau: float = Field(0.0375, gt=0, le=1)
@@ -81,16 +78,14 @@ class MTPOSettings(Section):
     critic_warmup: int = Field(4, ge=0)
     """Iterations in which values are fitted and the policy stays."""
     preferences: PreferenceSettings = PreferenceSettings()
-    """Who compares conversations, where somebody is asked."""
+    """Who compares conversations, if somebody is asked."""
     model: LearnedSettings | None = None
-    """Of `rlhf` always; of `mtpo` and `mtpo_tau` where preferences are a model's. None: the judge's own."""
+    """Of `rlhf` always; of `mtpo` and `mtpo_tau` if preferences are a model's. None: the judge's own."""
     advantages: TurnAdvantages = TurnAdvantages()
     improvement: PolicyLoss = PolicyLoss()
 
     @model_validator(mode="after")
     def _possible(self) -> "MTPOSettings":
-        if "alpha" in self.advantages.model_fields_set:
-            raise ValueError("advantages.alpha is algorithm.alpha; set it there")
         if self.variant == "rlhf" and self.model is None:
             raise ValueError(
                 "variant is rlhf, which needs a reward model; set model.folder, model.first or model.refresh"
@@ -164,32 +159,33 @@ class MTPO(Algorithm[MTPOSettings]):
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples, settings.mixtures)
         conversations, terminal = self._own(*self._ended(system, logged.window(1)))
-        regularised = settings.advantages.model_copy(update={"alpha": settings.alpha})
-        advantages = system.turn_advantages(conversations, terminal, regularised)
+        advantages, _ = system.learn(settings.advantages, conversations, terminal, settings.alpha, metrics="advantages")
         if system.iteration >= settings.critic_warmup:
             to_reference = KL(coefficient=settings.alpha, kind="k2", place="loss")
             rate = settings.improvement.rate(system.iteration - settings.critic_warmup)
-            changes = {"kl": to_reference, "mixture": settings.mixtures[0], "learning_rate": rate}
-            loss = settings.improvement.model_copy(update=changes)
-            system.improve_conversations(conversations, advantages, loss)
+            loss = settings.improvement.model_copy(update={"kl": to_reference, "learning_rate": rate})
+            system.learn(loss, conversations, advantages, settings.mixtures[0], metrics="improve")
             system.publish()
 
-    def _ended(self, system: "System", conversations: Any) -> tuple[Any, Any]:
+    def _ended(self, system: "System", conversations: Ref[pa.Table]) -> tuple[Ref[pa.Table], Ref[np.ndarray] | None]:
         """The conversations that have a terminal reward, and these rewards; None: their scores."""
         settings, preferred = self.settings, None
         if settings.pairs:
-            conversations = system.pairs(conversations)
+            conversations = pair_up(system, conversations)
         if settings.judges:
-            conversations, preferred = system.compare(conversations, settings.preferences)
+            conversations, preferred = compare_pairs(system, conversations, settings.preferences)
         if self._learned is None:
             return conversations, preferred
-        self._learned.refresh(system, conversations, preferred)
-        if settings.variant == "rlhf":
-            return conversations, system.rewards(conversations)
-        return conversations, system.preferred(conversations, settings.model_kind)
+        if preferred is not None:
+            self._learned.refresh(system, conversations, preferred)
+        scored = ConversationRewards() if settings.variant == "rlhf" else Preferences(settings.model_kind)
+        terminal, _ = system.learn(scored, conversations)
+        return conversations, terminal
 
-    def _own(self, conversations: Any, terminal: Any) -> tuple[Any, Any]:
-        """What the policy learns from: all of it, or its own half where the other is an opponent's."""
-        if self.settings.variant != "best_response":
+    def _own(
+        self, conversations: Ref[pa.Table], terminal: Ref[np.ndarray] | None
+    ) -> tuple[Ref[pa.Table], Ref[np.ndarray] | None]:
+        """What the policy learns from: all of it, or its own half if the other is an opponent's."""
+        if self.settings.variant != "best_response" or terminal is None:
             return conversations, terminal
         return first_members(conversations, terminal)

@@ -12,22 +12,27 @@
 The states are the policy's own, as for Iterative PPO; the improvement is Iterative PPO's, with another score.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
 from pydantic import Field, model_validator
 
-from mtrl_ray.algorithms.base import Algorithm
+from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.learned import FirstFit, Learned, LearnedSettings
 from mtrl_ray.feedback.offline_pairs import parted_pairs
-from mtrl_ray.feedback.preferences import PreferenceSettings
-from mtrl_ray.feedback.single_turns import Feedback
-from mtrl_ray.learner.specification import KL, Improvement, PairModel
+from mtrl_ray.feedback.preferences import PreferenceSettings, first_members
+from mtrl_ray.feedback.single_turns import Feedback, matched
+from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.pair_models import PairModel, Preferences, ResponseRewards
+from mtrl_ray.learner.sections import KL
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import Settings
-    from mtrl_ray.system.system import Logged, States, System
+    from mtrl_ray.system.system import States, System
 
 
 class ResponseLoss(Improvement):
@@ -40,17 +45,14 @@ class ResponseLoss(Improvement):
         return self
 
 
-class SingleTurnSettings(Section):
+class SingleTurnSettings(AlgorithmSettings, name="single_turn", contexts=128):
     """The `algorithm:` section."""
 
-    name: Literal["single_turn"] = "single_turn"
     method: Literal["rlhf", "nash_md"] = "rlhf"
     """`rlhf`: a Bradley-Terry reward model scores responses; `nash_md`: a preference model compares each with one of the
     mixture of policy and reference."""
     feedback: Feedback = "reward"
     """What the model was fitted on: `reward`, responses compared as they stand; `value`, by how conversations end."""
-    contexts: int = Field(128, ge=1)
-    """Fresh training contexts per iteration, with one conversation each."""
     states: int = Field(256, ge=1)
     """Logged states per iteration, drawn uniformly from the iteration's conversations."""
     responses: int = Field(2, ge=1)
@@ -108,18 +110,24 @@ class SingleTurn(Algorithm[SingleTurnSettings]):
     def iterate(self, system: "System") -> None:
         """One pass of the loop."""
         settings = self.settings
-        logged = system.rollout(settings.contexts, 1)
+        logged = system.rollout(settings.contexts, settings.samples)
         states = logged.states(settings.states)
         responses = system.respond(states, settings.responses)
         penalty = KL(coefficient=settings.alpha, kind="k1", place="reward", reference="initial")
-        specification = settings.improvement.model_copy(update={"kl": penalty})
-        system.improve(logged, responses, specification, self._scores(system, logged, states, responses))
+        improvement = settings.improvement.model_copy(update={"kl": penalty})
+        conversations = logged.window(1)
+        scores = self._scores(system, conversations, states, responses)
+        system.learn(improvement, conversations, responses, scores, metrics="improve")
         system.publish()
 
-    def _scores(self, system: "System", logged: "Logged", states: "States", responses: Any) -> Any:
-        """The ref of every response's score."""
+    def _scores(
+        self, system: "System", conversations: Ref[pa.Table], states: "States", responses: Ref[pa.Table]
+    ) -> Ref[np.ndarray]:
+        """Every response's score."""
         settings = self.settings
         if settings.method == "rlhf":
-            return system.response_rewards(logged.window(1), responses)
+            return system.learn(ResponseRewards(), conversations, responses)[0]
         opponents = system.respond(states, settings.responses, settings.tau, stream="opponent")
-        return system.response_preferences(logged.window(1), responses, opponents)
+        pairs: Ref[pa.Table] = matched.remote(conversations, responses, opponents)
+        preferred, _ = system.learn(Preferences(settings.model_kind), pairs)
+        return first_members(pairs, preferred)[1]

@@ -24,8 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.learner.rows.tables import Dialogues
-from mtrl_ray.learner.specification import Improvement, Supervision
 from mtrl_ray.settings.tree import LearnerSettings
 
 VOCABULARY = 768
@@ -46,15 +47,15 @@ def bench_learner(
         tiny_llama(Path(folder))
         learner = Learner(LearnerSettings(threads=threads, device="cpu"), folder, seed=seed)
         bare = Bare(Path(folder), tokens, conversations, share, seed)
-    once = Supervision(minibatch_conversations=MINIBATCH)
-    trained, dense = alternate([lambda: learner.supervise(talks, once), bare.run], rounds)
+    once = SFT(minibatch_conversations=MINIBATCH)
+    trained, dense = alternate([lambda: learner.run(once, talks), bare.run], rounds)
     responses = answer(talks, samples, seed)
     scores = np.random.default_rng(seed).random(responses.num_rows).astype(np.float32)
     whole = learner.core.branch_tokens
 
     def improve(branch_tokens: int) -> None:
         learner.core.branch_tokens = branch_tokens
-        learner.improve(talks, responses, Improvement(estimator="reinforce", epochs=1), scores)
+        learner.run(Improvement(estimator="reinforce", epochs=1), talks, responses, scores)
 
     trees, sequences = alternate([lambda: improve(whole), lambda: improve(0)], rounds)
     return {

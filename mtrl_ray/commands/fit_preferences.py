@@ -32,7 +32,8 @@ def fit_preferences(
     """Fit a preference model and a Bradley-Terry reward model on pairs and judge them on held-out contexts."""
     from mtrl_ray.evaluation.logged_preferences import KINDS, fit_logged_preferences, logged_pairs
     from mtrl_ray.feedback.pairs import read_pairs
-    from mtrl_ray.learner.specification import PairFit, Supervision
+    from mtrl_ray.learner.methods.pair_models import PairFit
+    from mtrl_ray.learner.methods.sft import SFT
     from mtrl_ray.replay.journal import Journal
     from mtrl_ray.settings.section import validated
     from mtrl_ray.settings.tree import TINY, ModelSettings
@@ -53,7 +54,7 @@ def fit_preferences(
         if table.num_rows == 0:
             raise DataError(f"{log!r} holds no conversations; give the folder of a run's or an import's journal")
         compared, failed = logged_pairs(table, _oracle(table["environment"].unique().to_pylist(), options))
-    result = fit_logged_preferences(compared, settings, spec, held_out, Supervision(epochs=2), seed, save)
+    result = fit_logged_preferences(compared, settings, spec, held_out, SFT(epochs=2), seed, save)
     for kind in KINDS:
         for part in ("train", "held_out"):
             found = result[kind][part]

@@ -23,7 +23,8 @@ def fit_q(
 ) -> None:
     """Fit a response-level Q on logged conversations and judge it on held-out ones."""
     from mtrl_ray.evaluation.logged_q import fit_logged_q
-    from mtrl_ray.learner.specification import QFit, Supervision
+    from mtrl_ray.learner.methods.q import QFit
+    from mtrl_ray.learner.methods.sft import SFT
     from mtrl_ray.replay.journal import Journal
     from mtrl_ray.settings.section import validated
     from mtrl_ray.settings.tree import ModelSettings
@@ -37,7 +38,7 @@ def fit_q(
         raise DataError(
             f"{log!r} holds no conversations; give the folder that mtrl import or a run wrote its journal to"
         )
-    result = fit_logged_q(table, settings, validated(QFit, wanted, "q"), held_out, Supervision(epochs=2), seed)
+    result = fit_logged_q(table, settings, validated(QFit, wanted, "q"), held_out, SFT(epochs=2), seed)
     for part in ("train", "held_out"):
         figures = result[part]
         r = figures["r"]

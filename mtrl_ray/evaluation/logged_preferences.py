@@ -21,8 +21,8 @@ from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.methods.pair_models import quality
-from mtrl_ray.learner.specification import PairFit, PairModel, Supervision
+from mtrl_ray.learner.methods.pair_models import PairFit, PairModel, Preferences, quality
+from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import held_out as is_held_out
 from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
@@ -56,7 +56,7 @@ def fit_logged_preferences(
     model: ModelSettings,
     spec: PairFit,
     held_out: float,
-    supervision: Supervision,
+    sft: SFT,
     seed: int,
     save: str | None,
 ) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def fit_logged_preferences(
             )
         learner = Learner(LearnerSettings(), path, seed=seed)
         if model.path == TINY:
-            learner.supervise(seen, supervision)
+            learner.run(sft, seen)
         result: dict[str, Any] = {
             "pairs": {
                 "train": len(given) // 2,
@@ -90,11 +90,11 @@ def fit_logged_preferences(
             }
         }
         for kind in KINDS:
-            fitted = learner.fit_pairs(seen, given, kind, spec)
+            _, fitted = learner.run(spec, seen, given, kind)
             result[kind] = {
                 "fit_loss": fitted["loss"],
-                "train": figures(learner.preferred(seen, kind), given),
-                "held_out": figures(learner.preferred(unseen, kind), unseen_given),
+                "train": figures(learner.run(Preferences(kind), seen)[0], given),
+                "held_out": figures(learner.run(Preferences(kind), unseen)[0], unseen_given),
             }
             if save is not None:
                 learner.core.models.value(kind).save(Path(save) / kind)

@@ -20,7 +20,8 @@ from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import QFit, Supervision
+from mtrl_ray.learner.methods.q import PredictQ, QFit
+from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.replay.split import split_table
 from mtrl_ray.settings.tree import TINY, LearnerSettings, ModelSettings
@@ -32,7 +33,7 @@ FEWEST = 10
 
 
 def fit_logged_q(
-    table: pa.Table, model: ModelSettings, spec: QFit, held_out: float, supervision: Supervision, seed: int
+    table: pa.Table, model: ModelSettings, spec: QFit, held_out: float, sft: SFT, seed: int
 ) -> dict[str, Any]:
     """Fit Q on a log's training part; figures on the held-out part for `--json`. Raises DataError for a log too small."""
     train, test = split_table(table, held_out, seed)
@@ -50,12 +51,12 @@ def fit_logged_q(
                 "and too few are left to fit and to judge; give a greater --context-length"
             )
         learner = Learner(LearnerSettings(), path, seed=seed)
-        taught = learner.supervise(train, supervision) if model.path == TINY else {}
-        fitted = learner.fit_q(train, spec)
-        seen, unseen = (learner.predict_q(part, spec.discount) for part in (train, test))
+        _, tuned = learner.run(sft, train) if model.path == TINY else (None, {})
+        _, fitted = learner.run(spec, train)
+        seen, unseen = (learner.run(PredictQ(spec.discount), part)[0] for part in (train, test))
     return {
         "conversations": {"train": train.num_rows, "held_out": test.num_rows, "left_out": out + out_too},
-        "language_model_loss": taught.get("loss"),
+        "language_model_loss": tuned.get("loss"),
         "fit_loss": fitted["loss"],
         "train": _quality(seen, seen),
         "held_out": _quality(unseen, seen) | {"by_turn": _by_turn(unseen)},

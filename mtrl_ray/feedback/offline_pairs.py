@@ -7,7 +7,7 @@
 3. A run that is killed before its first checkpoint holds the same conversations again.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import ray
 
 from mtrl_ray.dialogue.conversation import iterate
-from mtrl_ray.feedback.preferences import PreferenceSettings
+from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, pair_up
 from mtrl_ray.feedback.single_turns import Feedback, parted
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.rollout.lease import branch, make_leases
 
@@ -29,14 +30,18 @@ TAG = 0
 """Takes the iteration's place in their identities."""
 
 
-def whole_pairs(system: "System", contexts: int, settings: PreferenceSettings) -> tuple[Any, Any]:
-    """Refs of compared pairs, and of each conversation's probability to be preferred to its partner."""
+Compared = tuple[Ref[pa.Table], Ref[np.ndarray]]
+"""Pairs, and each conversation's probability to be preferred to its partner."""
+
+
+def whole_pairs(system: "System", contexts: int, settings: PreferenceSettings) -> Compared:
+    """Pairs of whole conversations, compared."""
     indices = range(FIRST_CONTEXT, FIRST_CONTEXT + contexts)
     held = system.evaluation_rollouts("train", indices, samples=2, tag=TAG)
-    return system.compare(system.pairs(ray.put(held)), settings)
+    return compare_pairs(system, pair_up(system, ray.put(held)), settings)
 
 
-def parted_pairs(system: "System", contexts: int, settings: PreferenceSettings, feedback: Feedback) -> tuple[Any, Any]:
+def parted_pairs(system: "System", contexts: int, settings: PreferenceSettings, feedback: Feedback) -> Compared:
     """The same of pairs that end with two responses in one state, compared as `feedback` says."""
     indices = range(FIRST_CONTEXT, FIRST_CONTEXT + contexts)
     leases = {lease.id: lease for lease in make_leases(system.settings.run.seed, "train", TAG, indices)}
@@ -44,15 +49,15 @@ def parted_pairs(system: "System", contexts: int, settings: PreferenceSettings, 
     second = system.evaluation_rollouts_of(
         [branch(leases[talk.id], talk) for talk in iterate(first) if talk.agent_turns]
     )
-    pairs = system.pairs(ray.put(pa.concat_tables([first, second]).sort_by("id")))
+    pairs = pair_up(system, ray.put(pa.concat_tables([first, second]).sort_by("id")))
     judged, read, numbers = parted.remote(pairs, feedback)
-    system.promise("preferences", numbers)
-    compared, preferred = system.compare(judged, settings)
+    system.record("preferences", numbers)
+    compared, preferred = compare_pairs(system, judged, settings)
     return _those_of.remote(read, compared), preferred
 
 
-def divided(pairs: Any, preferred: Any, share: float) -> list[tuple[Any, Any]]:
-    """(pairs, preferred) of the first `share` of the pairs, and of the others, as refs. Neither is empty."""
+def divided(pairs: Ref[pa.Table], preferred: Ref[np.ndarray], share: float) -> list[Compared]:
+    """The first `share` of the pairs, and the others. Neither is empty."""
     head, head_preferred, tail, tail_preferred = _divided.remote(pairs, preferred, share)
     return [(head, head_preferred), (tail, tail_preferred)]
 

@@ -11,7 +11,7 @@
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,14 @@ from mtrl_envs.registry import environment_class, make
 from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.processes.failures import Failure, attempt, causes, stop_at_too_many
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
+from mtrl_ray.rollout.lease import derive_seed
 from mtrl_ray.settings.section import Section
 from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
+
+if TYPE_CHECKING:
+    from mtrl_ray.system.system import System
 
 Numbers = dict[str, float]
 
@@ -59,6 +64,27 @@ class PreferenceSettings(Section):
         return require_oracle(make(environment.name, **environment.options))
 
 
+def pair_up(system: "System", conversations: Ref[pa.Table]) -> Ref[pa.Table]:
+    """Those of the conversations that have a partner on their context, pair after pair. Returns at once."""
+    table, numbers = paired.remote(conversations)
+    system.record("preferences", numbers)
+    pairs: Ref[pa.Table] = table
+    return pairs
+
+
+def compare_pairs(
+    system: "System", pairs: Ref[pa.Table], settings: PreferenceSettings
+) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
+    """The pairs that could be compared, and each conversation's probability to be preferred. Returns at once."""
+    system.view.part("rollout", f"comparing conversations ({settings.source})")
+    run = system.settings
+    seed = derive_seed(run.run.seed, "flip")
+    table, preferred, numbers, failures = compared.remote(pairs, settings, run.environment, seed, run.rollout)
+    system.record("preferences", numbers)
+    system.record_failures("comparing conversations", failures)
+    return table, preferred
+
+
 @small_task(num_returns=2)
 def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
     """`pairs_of` as a task: the pairs' table, and how many `pairs` and `unpaired` there are."""
@@ -66,10 +92,10 @@ def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
     return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
 
 
-def first_members(pairs: Any, preferred: Any) -> tuple[Any, Any]:
-    """Refs of the first conversation of each pair, and of its probability to be preferred."""
-    table, found = _first_members.remote(pairs, preferred)
-    return table, found
+def first_members(pairs: Ref[pa.Table], preferred: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
+    """The first conversation of each pair, and its probability to be preferred."""
+    table, probabilities = _first_members.remote(pairs, preferred)
+    return table, probabilities
 
 
 @small_task(num_returns=2)

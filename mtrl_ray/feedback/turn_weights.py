@@ -8,7 +8,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import model_validator
@@ -18,9 +18,13 @@ from mtrl_envs.llm.turn_judge import LLMJudge, recorded_weights
 from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, from_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.processes.failures import Failure, attempt, causes, stop_at_too_many
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.settings.section import Section
 from mtrl_ray.settings.tree import RolloutSettings
+
+if TYPE_CHECKING:
+    from mtrl_ray.system.system import System
 
 Weigh = Callable[[Conversation, int], list[float]]
 
@@ -49,6 +53,16 @@ class JudgeSettings(Section):
             return LLMJudge(LLMSettings.parse("judge", JUDGE | self.llm)).weights
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
+
+
+def judge_turns(system: "System", conversations: Ref[pa.Table], settings: JudgeSettings) -> Ref[pa.Table]:
+    """Those of the conversations that could be judged, with the judge's weights of their turns. Returns at once."""
+    system.view.part("rollout", f"judging turns ({settings.source})")
+    table, numbers, failures = judged.remote(conversations, settings, system.settings.rollout)
+    system.record("judge", numbers)
+    system.record_failures("judging turns", failures)
+    judged_table: Ref[pa.Table] = table
+    return judged_table
 
 
 @small_task(num_returns=3)

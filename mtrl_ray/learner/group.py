@@ -2,8 +2,8 @@
 
 1. `LearnerGroup` starts `learner.processes` actors, `wait` waits for them. With more than one, rank 0 opens a meeting point on
    a free port of its node, and all join one torch.distributed group; with one there is no group.
-2. Every method is called on all ranks with the same arguments, tables as object refs, which each rank fetches itself. It
-   returns at once with the ref of rank 0's result; an actor works its calls off in order.
+2. `run` hands any `Operation` to all ranks with the same arguments, tables as refs, which each rank fetches itself. It
+   returns at once with the refs of rank 0's value and numbers; an actor works its calls off in order.
 3. When a rank fails, its partners' sums fail with an EngineError (at the latest after `COLLECTIVE_SECONDS`), and so does
    the result.
 """
@@ -16,24 +16,15 @@ from typing import Any
 import ray
 
 from mtrl_ray.errors import EngineError
-from mtrl_ray.learner.specification import (
-    Advantages,
-    ConversationImprovement,
-    Improvement,
-    PairFit,
-    PairModel,
-    PRMFit,
-    QFit,
-    Supervision,
-    TurnAdvantages,
-    TurnRewards,
-)
+from mtrl_ray.learner.operation import Numbers, Operation, ValueT
 from mtrl_ray.processes.failures import root_cause
 from mtrl_ray.processes.preloading import learner_options
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.starting import without_collecting
 from mtrl_ray.processes.waiting import ANSWER_SECONDS, sound
 from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
+from mtrl_ray.weights.packed import PackedWeights
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -46,9 +37,17 @@ class LearnerActor:
     """One rank. Wrapped as a Ray actor by `LearnerGroup`; `Learner` does the work."""
 
     def __init__(
-        self, settings: LearnerSettings, model: ModelSettings, policy: str, seed: int, rank: int, seconds: float
+        self,
+        settings: LearnerSettings,
+        model: ModelSettings,
+        policy: str,
+        seed: int,
+        temperature: float,
+        rank: int,
+        seconds: float,
     ) -> None:
         self._arguments = (settings, policy, model.dtype, seed)
+        self._temperature = temperature
         self._rank, self._world, self._seconds = rank, settings.processes, seconds
         self._store: Any = None
         self._learner: Any = None
@@ -68,7 +67,7 @@ class LearnerActor:
 
             gc.freeze()  # later searches leave out what has been imported
 
-        self._learner = Learner(*self._arguments, collective=self._meet(meeting))
+        self._learner = Learner(*self._arguments, self._meet(meeting), self._temperature)
         return os.getpid()
 
     def _meet(self, meeting: tuple[str, int] | None) -> Any:
@@ -83,19 +82,21 @@ class LearnerActor:
     def ready(self) -> None:
         """Answers once everything asked before is done."""
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """A method of `Learner`; only rank 0 gives its result."""
-        result = getattr(self._learner, method)(*arguments)
-        return result if self._rank == 0 else None
-
-    def call_pair(self, method: str, *arguments: Any) -> tuple[Any, Any]:
-        """A method of `Learner` that gives two things, which become two refs."""
-        result = getattr(self._learner, method)(*arguments)
+    def run(self, operation: Operation[Any], *arguments: Any) -> tuple[Any, Any]:
+        """See `Learner.run`; the result of rank 0 alone."""
+        result = self._learner.run(operation, *arguments)
         return result if self._rank == 0 else (None, None)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of `Learner`; the result of rank 0 alone. A pair becomes two refs for a caller that asks for two."""
+        result = getattr(self._learner, method)(*arguments)
+        if self._rank == 0:
+            return result
+        return (None, None) if isinstance(result, tuple) else None
 
 
 class LearnerGroup:
-    """All ranks, as one learner whose methods return refs. Tables may be given as refs."""
+    """All ranks, as one learner whose methods return refs. Tables may be given as refs. `temperature`: the sampler's."""
 
     def __init__(
         self,
@@ -104,13 +105,14 @@ class LearnerGroup:
         policy: str | Path,
         seed: int = 0,
         collective_seconds: float = COLLECTIVE_SECONDS,
+        temperature: float = 1.0,
     ) -> None:
         """Start the actors; returns at once."""
         actor = ray.remote(LearnerActor).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, **learner_options(settings)
         )
         self._actors = [
-            actor.remote(settings, model, str(policy), seed, rank, collective_seconds)
+            actor.remote(settings, model, str(policy), seed, temperature, rank, collective_seconds)
             for rank in range(settings.processes)
         ]
         meeting = self._actors[0].open.remote() if settings.processes > 1 else None
@@ -135,101 +137,34 @@ class LearnerGroup:
             self.stop()
             raise EngineError(f"a learner process died while it started: {error}") from None
 
+    def run(self, operation: Operation[ValueT], *arguments: object) -> tuple[Ref[ValueT], Ref[Numbers]]:
+        """Refs of the operation's value and numbers."""
+        results = [actor.run.options(num_returns=2).remote(operation, *arguments) for actor in self._actors]
+        value, numbers = results[0]
+        return value, numbers
+
     def _call(self, method: str, *arguments: Any) -> Any:
         results = [actor.call.remote(method, *arguments) for actor in self._actors]
         return results[0]
 
-    def _call_pair(self, method: str, *arguments: Any) -> tuple[Any, Any]:
-        results = [actor.call_pair.options(num_returns=2).remote(method, *arguments) for actor in self._actors]
-        first, second = results[0]
-        return first, second
-
-    def fit_q(self, conversations: Any, specification: QFit, responses: Any = None) -> Any:
-        """Ref of `Learner.fit_q`'s numbers."""
-        return self._call("fit_q", conversations, specification, responses)
-
-    def predict_q(self, conversations: Any, discount: float) -> Any:
-        """Ref of `Learner.predict_q`'s table."""
-        return self._call("predict_q", conversations, discount)
-
-    def score(self, conversations: Any, responses: Any) -> Any:
-        """Ref of Q of every response, float32 [responses]."""
-        return self._call("score", conversations, responses)
-
-    def response_rewards(self, conversations: Any, responses: Any) -> Any:
-        """Ref of the reward model's score of every response, float32 [responses]."""
-        return self._call("response_rewards", conversations, responses)
-
-    def improve(self, conversations: Any, responses: Any, specification: Improvement, scores: Any = None) -> Any:
-        """Ref of `Learner.improve`'s numbers; `scores`: an array, a ref of one, or None."""
-        return self._call("improve", conversations, responses, specification, scores)
-
-    def fit_prm(self, conversations: Any, specification: PRMFit) -> Any:
-        """Ref of `Learner.fit_prm`'s numbers."""
-        return self._call("fit_prm", conversations, specification)
-
-    def implicit_rewards(self, conversations: Any, beta: float) -> Any:
-        """Ref of `Learner.implicit_rewards`' array."""
-        return self._call("implicit_rewards", conversations, beta)
-
-    def score_turns(self, conversations: Any, beta: float) -> Any:
-        """Ref of `Learner.score_turns`' table."""
-        return self._call("score_turns", conversations, beta)
-
-    def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> tuple[Any, Any]:
-        """Refs of `Learner.turn_rewards`' array and numbers."""
-        return self._call_pair("turn_rewards", conversations, specification, implicit)
-
-    def advantages(self, conversations: Any, rewards: Any, specification: Advantages) -> tuple[Any, Any]:
-        """Refs of `Learner.advantages`' array and numbers."""
-        return self._call_pair("advantages", conversations, rewards, specification)
-
-    def turn_advantages(self, conversations: Any, terminal: Any, specification: TurnAdvantages) -> tuple[Any, Any]:
-        """Refs of `Learner.turn_advantages`' array and numbers; `terminal`: a ref, or None."""
-        return self._call_pair("turn_advantages", conversations, terminal, specification)
-
-    def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> Any:
-        """Ref of `Learner.fit_pairs`' numbers."""
-        return self._call("fit_pairs", pairs, preferred, model, specification)
-
-    def pair_quality(self, pairs: Any, preferred: Any, model: PairModel) -> Any:
-        """Ref of `Learner.pair_quality`'s numbers."""
-        return self._call("pair_quality", pairs, preferred, model)
-
-    def preferred(self, pairs: Any, model: PairModel) -> Any:
-        """Ref of `Learner.preferred`'s array."""
-        return self._call("preferred", pairs, model)
-
-    def rewards(self, conversations: Any) -> Any:
-        """Ref of `Learner.rewards`' array."""
-        return self._call("rewards", conversations)
-
-    def adopt(self, model: PairModel, folder: str | Path) -> Any:
+    def adopt(self, model: str, folder: str | Path) -> Ref[None]:
         """See `Learner.adopt`, for a folder that every rank sees; the ref is ready when all have read it."""
-        return _all.remote(*[actor.call.remote("adopt", model, str(folder)) for actor in self._actors])
+        adopted: Ref[None] = _all.remote(*[actor.call.remote("adopt", model, str(folder)) for actor in self._actors])
+        return adopted
 
-    def improve_conversations(self, conversations: Any, advantages: Any, specification: ConversationImprovement) -> Any:
-        """Ref of `Learner.improve_conversations`' numbers."""
-        return self._call("improve_conversations", conversations, advantages, specification)
-
-    def supervise(self, conversations: Any, specification: Supervision) -> Any:
-        """Ref of `Learner.supervise`'s numbers."""
-        return self._call("supervise", conversations, specification)
-
-    def anchor(self) -> Any:
-        """See `Learner.anchor`; the ref is ready when it is done."""
-        return self._call("anchor")
-
-    def weights(self, version: int) -> Any:
+    def weights(self, version: int) -> Ref[PackedWeights]:
         """Ref of the policy's `PackedWeights`, owned by the caller."""
-        return self._call("weights", version)
+        weights: Ref[PackedWeights] = self._call("weights", version)
+        return weights
 
-    def packed(self, version: int) -> tuple[Any, Any]:
+    def packed(self, version: int) -> tuple[Ref[PackedWeights], Ref[int]]:
         """Refs of the policy's `PackedWeights` and of their size in bytes, by which it is known that they are there."""
-        return self._call_pair("packed", version)
+        results = [actor.call.options(num_returns=2).remote("packed", version) for actor in self._actors]
+        weights, size = results[0]
+        return weights, size
 
     def failed(self) -> bool:
-        """Whether one of them failed while it started, or they have started and are not `sound`; for a group at rest."""
+        """Whether one of them failed while it started, or they have started and are not `sound`; for an idle group."""
         ready, _ = ray.wait(self._started, num_returns=len(self._started), timeout=0)
         try:
             ray.get(ready)
@@ -241,13 +176,15 @@ class LearnerGroup:
         """Whether every process is alive and done with what it was asked, in time; false as soon as one of them is lost."""
         return bool(self._actors) and sound([actor.ready.remote() for actor in self._actors], seconds)
 
-    def save(self, folder: str | Path) -> Any:
+    def save(self, folder: str | Path) -> Ref[None]:
         """See `Learner.save`; the ref is ready when the files are written. The folder has to be rank 0's to write."""
-        return self._call("save", str(folder))
+        written: Ref[None] = self._call("save", str(folder))
+        return written
 
-    def load(self, folder: str | Path) -> Any:
+    def load(self, folder: str | Path) -> Ref[None]:
         """See `Learner.load`; the ref is ready when every rank has read the folder, which all of them have to see."""
-        return _all.remote(*[actor.call.remote("load", str(folder)) for actor in self._actors])
+        read: Ref[None] = _all.remote(*[actor.call.remote("load", str(folder)) for actor in self._actors])
+        return read
 
     def stop(self) -> None:
         """End the actors."""
@@ -258,4 +195,4 @@ class LearnerGroup:
 
 @small_task()
 def _all(*results: Any) -> None:
-    """Done when all of them are; fails when one of them did."""
+    """Done when all of them are; fails if one of them failed."""

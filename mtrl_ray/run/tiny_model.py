@@ -20,8 +20,6 @@ from mtrl_envs.base import Environment
 from mtrl_envs.measure import MIXTURE, conversations
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, to_table
-from mtrl_ray.learner.methods.imitation import imitate
-from mtrl_ray.learner.specification import Supervision
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings
@@ -63,7 +61,10 @@ def tiny_model(
 
 
 def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view: View) -> dict[str, float]:
-    """Make and warm-start the model in an empty folder; the metrics of its supervised training."""
+    """Make and warm-start the model in an empty folder; the numbers of its supervised fine-tuning."""
+    from mtrl_ray.learner.methods.sft import SFT  # with torch, which a driver that finds its model needs not
+    from mtrl_ray.learner.methods.sft_processes import sft_in_processes
+
     warm = model.warm_start
     view.part("warm start", f"{warm.conversations} scripted conversations")
     spoken = _scripted(environment, model, warm.conversations)
@@ -71,13 +72,13 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
     view.part("warm start", f"{warm.steps} supervised steps on {len(spoken)} conversations")
-    supervision = Supervision(
+    sft = SFT(
         steps=warm.steps,
         seconds=warm.seconds,
         minibatch_conversations=warm.batch_conversations,
         learning_rate=warm.learning_rate,
     )
-    metrics = imitate(folder, encoded, supervision)
+    metrics = sft_in_processes(folder, encoded, sft)
     if metrics["steps"] < warm.steps:
         view.note(
             f"the warm start ended after {metrics['steps']:.0f} of {warm.steps} steps, for model.warm_start.seconds is "

@@ -10,9 +10,22 @@ from mtrl_ray.errors import ConfigurationError
 
 
 class Section(BaseModel):
-    """A node of the tree: unknown keys are refused, values are fixed once validated."""
+    """A node of the tree: unknown keys are refused, values are fixed once validated.
+
+    A subclass may give inherited settings other defaults: `class PRMFit(Fit, minibatches=8)`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init_subclass__(cls, **defaults: Any) -> None:
+        super().__init_subclass__()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **defaults: Any) -> None:
+        for name, value in defaults.items():
+            cls.model_fields[name].default = value
+        if defaults:
+            cls.model_rebuild(force=True)
 
 
 def validated(section: type[Section], tree: dict[str, Any], where: str) -> Any:

@@ -120,7 +120,13 @@ class Actors:
 
     def _new_learner(self) -> LearnerGroup:
         settings = self._settings
-        return LearnerGroup(settings.learner, settings.model, self._model_path, seed=settings.run.seed)
+        return LearnerGroup(
+            settings.learner,
+            settings.model,
+            self._model_path,
+            seed=settings.run.seed,
+            temperature=settings.rollout.temperature,
+        )
 
     def _new_spare(self) -> LearnerGroup | None:
         return self._new_learner() if self._settings.learner.spare else None

@@ -1,4 +1,4 @@
-"""The system as an algorithm sees it: conversations, fits, responses, improvements, publications.
+"""The system as an algorithm sees it: conversations, responses, learning operations, publications.
 
 1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
 2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `rollout` and
@@ -19,23 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from mtrl_ray.errors import CheckpointError
-from mtrl_ray.evaluation import turn_ranks
-from mtrl_ray.feedback.preferences import PreferenceSettings, compared, paired
-from mtrl_ray.feedback.single_turns import matched
-from mtrl_ray.feedback.turn_weights import JudgeSettings, judged
 from mtrl_ray.learner.group import LearnerGroup
-from mtrl_ray.learner.specification import (
-    Advantages,
-    ConversationImprovement,
-    Improvement,
-    PairFit,
-    PairModel,
-    PRMFit,
-    QFit,
-    TurnAdvantages,
-    TurnRewards,
-)
+from mtrl_ray.learner.operation import Numbers, Operation, ValueT
 from mtrl_ray.monitoring.view import View
+from mtrl_ray.processes.refs import Ref, T
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.fleet import Fleet
@@ -50,7 +37,7 @@ from mtrl_ray.system.collection import Collector, evaluation_rollouts
 class States:
     """Logged states: the ref of a table (conversation_id, turn, tokens), and how many."""
 
-    table: Any
+    table: Ref[pa.Table]
     count: int
     seed: int
 
@@ -64,9 +51,10 @@ class Logged:
     ids: list[str]
     agent_turns: list[int]
 
-    def window(self, iterations: int) -> Any:
-        """The ref of a table: the conversations of the newest `iterations` iterations."""
-        return self.system.buffer.window.remote(iterations)
+    def window(self, iterations: int) -> Ref[pa.Table]:
+        """The conversations of the newest `iterations` iterations."""
+        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations)
+        return table
 
     def states(self, count: int, round_number: int = 0) -> States:
         """About `count` of this iteration's states: all those of conversations drawn uniformly without replacement.
@@ -96,8 +84,8 @@ class System:
             self.scaling = Scaling(folder, lambda: self.fleet, workers)
         self._metrics: dict[str, float] = {}
         self._buffer_restarts: int | None = None  # known
-        self._promised: list[tuple[str, Any]] = []  # prefix and ref of a dict of numbers
-        self._causes: list[tuple[str, Any]] = []  # whose failures, and ref of their causes in a sentence
+        self._promised: list[tuple[str, Ref[Numbers]]] = []  # with their prefix
+        self._causes: list[tuple[str, Ref[str]]] = []  # of whose failures, in a sentence
 
     def start(self) -> list[dict[str, Any]]:
         """Wait for the workers, for which a version of the weights has been published; what each of them says of itself."""
@@ -176,9 +164,9 @@ class System:
         """The learner processes."""
         return self._actors.learner
 
-    def fetch(self, references: Any, awaited: str) -> Any:
-        """What actors were asked for, awaited for at most `run.wait_seconds`. Raises EngineError past it."""
-        return fetch(references, awaited, self.settings.run.wait_seconds)
+    def fetch(self, reference: Ref[T], awaited: str) -> T:
+        """The value of a ref, awaited for at most `run.wait_seconds`. Raises EngineError past it."""
+        return fetch(reference, awaited, self.settings.run.wait_seconds)
 
     def rollout(self, contexts: int, samples: int, mixtures: Sequence[float] = (0.0,)) -> Logged:
         """Roll out `samples` conversations on each of the iteration's training contexts, into the replay buffer.
@@ -200,17 +188,23 @@ class System:
         self.view.part("rollout", "idle")
         return Logged(self, self.iteration, collected.ids, collected.agent_turns)
 
-    def fit_q(self, conversations: Any, specification: QFit) -> None:
-        """Fit the response-level Q on a ref of conversations."""
-        self.view.part("learner", "fitting Q")
-        self._promised.append(("q", self.learner.fit_q(conversations, specification)))
+    def learn(
+        self, operation: Operation[ValueT], *arguments: object, metrics: str | None = None
+    ) -> tuple[Ref[ValueT], Ref[Numbers]]:
+        """Have every learner process run an operation; refs of its value and its numbers. Returns at once.
 
-    def anchor(self) -> None:
-        """Make the current policy the reference of a KL to π_i."""
-        self.learner.anchor()
+        arguments: refs of tables and arrays, and plain values. metrics: prefix under which the numbers become the iteration's
+        metrics; None: they do not. An algorithm may fetch them too, to react to a KL.
+        """
+        if operation.doing:
+            self.view.part("learner", operation.doing)
+        value, numbers = self.learner.run(operation, *arguments)
+        if metrics is not None:
+            self.record(metrics, numbers)
+        return value, numbers
 
-    def respond(self, states: States, samples: int, mixture: float = 0.0, stream: str = "") -> Any:
-        """The ref of a table of `samples` responses in each state (`mtrl_ray.dialogue.responses`), ordered by state and sample.
+    def respond(self, states: States, samples: int, mixture: float = 0.0, stream: str = "") -> Ref[pa.Table]:
+        """A table of `samples` responses in each state (`mtrl_ray.dialogue.responses`), ordered by state and sample.
 
         mixture: the reference's share τ in what is sampled; stream: name of another draw in the same states.
         """
@@ -226,111 +220,12 @@ class System:
             "respond/tokens_per_second": tokens / seconds,
         }
         self.view.part("rollout", "idle")
-        return _joined.remote(*[result.table[0] for result in results])
-
-    def response_rewards(self, conversations: Any, responses: Any) -> Any:
-        """The ref of the reward model's score of each response."""
-        return self.learner.response_rewards(conversations, responses)
-
-    def response_preferences(self, conversations: Any, responses: Any, opponents: Any) -> Any:
-        """The ref of each response's probability to be preferred to its opponent, as the preference model sees it."""
-        found = self.learner.preferred(matched.remote(conversations, responses, opponents), "preference")
-        return _firsts.remote(found)
-
-    def improve(self, logged: Logged, responses: Any, specification: Improvement, scores: Any = None) -> None:
-        """Improve the policy on responses; `scores`: a ref, one per response, Q's where None. Returns at once."""
-        self.view.part("learner", f"improving the policy ({specification.estimator})")
-        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
-        self._promised.append(("improve", self.learner.improve(logged.window(1), responses, sampled, scores)))
-
-    def judge(self, conversations: Any, settings: JudgeSettings) -> Any:
-        """The ref of those of the conversations that the judge could judge, with its weights of their turns."""
-        self.view.part("rollout", f"judging turns ({settings.source})")
-        table, numbers, causes = judged.remote(conversations, settings, self.settings.rollout)
-        self._promised.append(("judge", numbers))
-        self._causes.append(("judging turns", causes))
+        table: Ref[pa.Table] = _joined.remote(*[result.table[0] for result in results])
         return table
 
-    def fit_prm(self, conversations: Any, specification: PRMFit) -> None:
-        """Update the implicit process reward model on the conversations' scores; returns at once."""
-        self.view.part("learner", "fitting the process reward model")
-        self._promised.append(("prm", self.learner.fit_prm(conversations, specification)))
-
-    def implicit_rewards(self, conversations: Any, beta: float) -> Any:
-        """The ref of the implicit reward of every agent token."""
-        return self.learner.implicit_rewards(conversations, beta)
-
-    def keep_turn_scores(self, beta: float) -> None:
-        """Write what the process reward model gives the turns of the first evaluation (`evaluation.turn_ranks`)."""
-        scored = self.learner.score_turns(turn_ranks.probed(self.folder), beta)
-        table = self.fetch(scored, "the learner to score turns")
-        turn_ranks.keep(self.folder, self.iteration + 1, table)
-
-    def turn_rewards(self, conversations: Any, specification: TurnRewards, implicit: Any = None) -> Any:
-        """The ref of token rewards: what each turn earned, on its last token."""
-        rewards, numbers = self.learner.turn_rewards(conversations, specification, implicit)
-        self._promised.append(("rewards", numbers))
-        return rewards
-
-    def advantages(self, conversations: Any, rewards: Any, specification: Advantages) -> Any:
-        """The ref of token advantages out of token rewards."""
-        found, numbers = self.learner.advantages(conversations, rewards, specification)
-        self._promised.append(("advantages", numbers))
-        return found
-
-    def pairs(self, conversations: Any) -> Any:
-        """The ref of those of the conversations that have a partner on their context, pair after pair."""
-        table, numbers = paired.remote(conversations)
-        self._promised.append(("preferences", numbers))
-        return table
-
-    def compare(self, pairs: Any, settings: PreferenceSettings) -> tuple[Any, Any]:
-        """Refs of the pairs that could be compared, and of each conversation's probability to be preferred."""
-        self.view.part("rollout", f"comparing conversations ({settings.source})")
-        seed = derive_seed(self.settings.run.seed, "flip")
-        table, found, numbers, causes = compared.remote(
-            pairs, settings, self.settings.environment, seed, self.settings.rollout
-        )
-        self._promised.append(("preferences", numbers))
-        self._causes.append(("comparing conversations", causes))
-        return table, found
-
-    def adopt(self, model: PairModel, folder: str) -> None:
-        """Take a preference or reward model from a folder, where the learner has none yet."""
+    def adopt(self, model: str, folder: str) -> None:
+        """Take a value model from a folder, if the learner has none of this name yet."""
         self.fetch(self.learner.adopt(model, folder), f"the learner to read the {model} model")
-
-    def fit_pairs(self, pairs: Any, preferred: Any, model: PairModel, specification: PairFit) -> None:
-        """Update the preference or reward model on compared pairs; returns at once."""
-        self.view.part("learner", f"fitting the {model} model")
-        self._promised.append((f"{model}_model", self.learner.fit_pairs(pairs, preferred, model, specification)))
-
-    def measure_pairs(self, pairs: Any, preferred: Any, model: PairModel) -> None:
-        """Record how the preference or reward model predicts compared pairs that it was not fitted on."""
-        self._promised.append(("held_out_pairs", self.learner.pair_quality(pairs, preferred, model)))
-
-    def preferred(self, pairs: Any, model: PairModel) -> Any:
-        """The ref of each conversation's probability to be preferred to its partner, as a model sees it."""
-        return self.learner.preferred(pairs, model)
-
-    def rewards(self, conversations: Any) -> Any:
-        """The ref of the reward model's score of each conversation."""
-        return self.learner.rewards(conversations)
-
-    def turn_advantages(self, conversations: Any, terminal: Any, specification: TurnAdvantages) -> Any:
-        """The ref of token advantages out of terminal rewards, one per conversation (None: their scores)."""
-        self.view.part("learner", f"fitting values ({specification.value})")
-        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
-        found, numbers = self.learner.turn_advantages(conversations, terminal, sampled)
-        self._promised.append(("advantages", numbers))
-        return found
-
-    def improve_conversations(
-        self, conversations: Any, advantages: Any, specification: ConversationImprovement
-    ) -> None:
-        """Improve the policy on whole conversations with these token advantages; returns at once."""
-        self.view.part("learner", "improving the policy")
-        sampled = specification.model_copy(update={"temperature": self.settings.rollout.temperature})
-        self._promised.append(("improve", self.learner.improve_conversations(conversations, advantages, sampled)))
 
     def publish(self) -> None:
         """Make the policy's weights, once the learner is done with what it was asked, the newest version."""
@@ -341,9 +236,13 @@ class System:
         self.fetch(self.buffer.advance.remote(self.version), "the replay buffer to take a version's number")
         self.view.part("weights", f"version {self.version}")
 
-    def promise(self, prefix: str, numbers: Any) -> None:
-        """Have `take_metrics` wait for these numbers too (a ref of a dict)."""
+    def record(self, prefix: str, numbers: Ref[Numbers]) -> None:
+        """Make these numbers metrics of the iteration; `take_metrics` waits for them."""
         self._promised.append((prefix, numbers))
+
+    def record_failures(self, work: str, causes: Ref[str]) -> None:
+        """Have `take_metrics` note what failed in this work; `causes`: in a sentence, empty if nothing failed."""
+        self._causes.append((work, causes))
 
     def take_metrics(self) -> dict[str, float]:
         """Wait for what the actors still do; the numbers since it was asked last."""
@@ -351,8 +250,8 @@ class System:
         self._metrics, self._promised, self._causes = {}, [], []
         for prefix, reference in promised:
             metrics |= _numbers(prefix, self.fetch(reference, f"the numbers of {prefix}"))
-        for work, reference in failed:
-            if causes := self.fetch(reference, f"what failed in {work}"):
+        for work, sentence in failed:
+            if causes := self.fetch(sentence, f"what failed in {work}"):
                 self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
         self._actors.attend()
         held = self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics")
@@ -389,12 +288,6 @@ class System:
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """The numbers among `values`, their names prefixed."""
     return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
-
-
-@small_task()
-def _firsts(found: np.ndarray) -> np.ndarray:
-    """Those of the first members of pairs."""
-    return found[::2]
 
 
 @small_task()

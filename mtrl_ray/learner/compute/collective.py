@@ -23,7 +23,7 @@ class Collective:
     world = 1
 
     def add(self, tensor: Tensor) -> None:
-        """Replace `tensor` by its sum over all processes, in place. Raises EngineError where a partner is gone."""
+        """Replace `tensor` by its sum over all processes, in place. Raises EngineError if a partner is gone."""
 
     def merge(self, values: np.ndarray) -> np.ndarray:
         """The sum over all processes of an array of which each filled its own part, float32."""
@@ -73,7 +73,7 @@ def listen(host: str, world: int, seconds: float) -> dist.TCPStore:
 
 
 def connect(host: str, port: int, world: int, seconds: float) -> dist.TCPStore:
-    """Another rank's way to rank 0's meeting point. Raises EngineError where nobody listens."""
+    """Another rank's way to rank 0's meeting point. Raises EngineError if nobody listens."""
     try:
         return dist.TCPStore(host, port, world, is_master=False, timeout=timedelta(seconds=seconds))
     except RuntimeError as error:

@@ -1,8 +1,7 @@
-"""What every learning method works with: models by name, passes over rows, and randomness that depends on the seed
-alone.
+"""What every operation works with: models by name, passes over rows, and randomness that depends on the seed alone.
 
-1. `evaluate` and `update` are `passes` on models by name. An update of the policy makes its published weights
-   outdated. What frozen models read is kept (`frozen_readings`).
+1. `evaluate` and `update` are `passes` on models by name. An update of the policy makes its published weights outdated. What
+   frozen models compute for the same rows is kept (`reference_cache`).
 2. Random numbers come from (seed, name of the stream, how often it was asked): they do not depend on the number of
    processes, and a checkpoint only has to remember counters.
 """
@@ -16,55 +15,53 @@ import torch
 from torch import Tensor
 
 from mtrl_ray.errors import CheckpointError
-from mtrl_ray.learner.compute.models import FROZEN, Models, Trained, Valued
+from mtrl_ray.learner.compute.models import POLICY, Model, Models
 from mtrl_ray.learner.compute.passes import LossFunction, Passes, Reading, Step
-from mtrl_ray.learner.methods.frozen_readings import FrozenReadings
+from mtrl_ray.learner.compute.reference_cache import ReferenceCache
 from mtrl_ray.learner.rows.packing import BRANCH_TOKENS, Rows
 from mtrl_ray.models.inputs import reads_trees
 from mtrl_ray.models.policy import PolicyReader
-from mtrl_ray.models.value import ValueModel
 
-Name = Literal["policy", "prm", "reference", "anchor", "critic", "value", "q", "q_target", "preference", "reward"]
-
+REFERENCE, ANCHOR = "reference", "anchor"
 COUNTERS = ("policy_steps", "referenced_at", "anchored_at", "published_version", "published_at")
 
 
 class Core:
     """Models, passes and randomness of one learner process.
 
-    `branch_tokens` is 0 where the model cannot read trees: every response is then a sequence of its own.
+    `dtype` and `temperature` are the sampler's: with them the learner computes the log-probabilities of what was sampled.
+    `branch_tokens` is 0 if the model cannot read trees: every response is then a sequence of its own.
+    `fitted`: hashes of the conversations that Q has been fitted on.
     """
 
-    def __init__(self, models: Models, passes: Passes, dtype: str, seed: int) -> None:
-        self.models, self.passes, self.dtype, self.seed = models, passes, dtype, seed
-        self._frozen_readings = FrozenReadings()
+    def __init__(self, models: Models, passes: Passes, dtype: str, seed: int, temperature: float = 1.0) -> None:
+        self.models, self.passes, self.dtype, self.seed, self.temperature = models, passes, dtype, seed, temperature
         self.branch_tokens = BRANCH_TOKENS if reads_trees(models.policy.decoder, passes.device) else 0
         self.counters: Counter[str] = Counter()
         self.policy_steps = 0
         self.referenced_at = self.anchored_at = -1
         self.published_version = self.published_at = 0
+        self.fitted: set[int] = set()
+        self._cache = ReferenceCache()
 
-    def model(self, name: Name) -> PolicyReader | ValueModel:
-        """A model by name, made where there is none yet."""
-        if name == "policy":
-            return self.models.policy
-        if name == "prm" or name == "reference":
+    def model(self, name: str) -> Model:
+        """A model by name; the two references are made if they are not there. Raises ConfigurationError for an unknown name."""
+        if name == REFERENCE:
             self.keep_reference()
-            return self.models.prm() if name == "prm" else self.models.frozen(name)
-        return self.models.frozen(name) if name == "anchor" else self.models.value(name)
+        return self.models.frozen(ANCHOR) if name == ANCHOR else self.models.get(name)
 
     def evaluate(
-        self, name: Name, rows: Rows, reading: Reading | None = None, selection: np.ndarray | None = None
+        self, name: str, rows: Rows, reading: Reading | None = None, selection: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """See `Passes.evaluate`."""
         model, reading = self.model(name), reading or Reading()
-        if isinstance(model, PolicyReader) and name in FROZEN and selection is None:
-            return self._frozen_readings.get(model, rows, reading, lambda: self.passes.evaluate(model, rows, reading))
+        if isinstance(model, PolicyReader) and self.models.is_frozen(name) and selection is None:
+            return self._cache.get(model, rows, reading, lambda: self.passes.evaluate(model, rows, reading))
         return self.passes.evaluate(model, rows, reading, selection)
 
     def update(
         self,
-        name: Trained,
+        name: str,
         rows: Rows,
         selection: np.ndarray,
         loss: LossFunction,
@@ -72,7 +69,7 @@ class Core:
         reading: Reading | None = None,
     ) -> dict[str, float]:
         """See `Passes.update`."""
-        if name == "policy":
+        if name == POLICY:
             self.keep_reference()
             self.policy_steps += 1
         return self.passes.update(self.model(name), self.models.optimiser(name), rows, selection, loss, step, reading)
@@ -86,38 +83,36 @@ class Core:
         """On the learner's device; a copy, for Arrow's memory is read-only."""
         return torch.from_numpy(np.array(values)).to(self.passes.device)
 
-    def calibrate(self, name: Valued, targets: np.ndarray) -> None:
+    def calibrate(self, name: str, targets: np.ndarray) -> None:
         """See `ValueModel.calibrate`."""
         if len(targets):
             self.models.value(name).calibrate(float(np.mean(targets)), float(np.std(targets)))
 
     def keep_reference(self) -> None:
-        """Make the policy as it is now the reference `initial` where there is none yet."""
+        """Snapshot the policy as the reference `initial` if there is none yet."""
         if self.referenced_at < 0:
-            self.models.frozen("reference")
+            self.models.frozen(REFERENCE)
             self.referenced_at = self.policy_steps
 
     def forget_reference(self) -> None:
         """The policy's next improvement is its first: the reference `initial` will be the policy as it is then."""
-        self.models.forget("reference")
-        self.models.forget_prm()
+        self.models.forget(REFERENCE)
         self.referenced_at = -1
 
     def anchor(self) -> None:
-        """Make the policy as it is now the reference `current`."""
-        self.models.forget("anchor")
-        self.models.frozen("anchor")
+        """Snapshot the policy as the reference `current`."""
+        self.models.snapshot(ANCHOR)
         self.anchored_at = self.policy_steps
 
-    def reference_name(self, reference: Literal["initial", "current"]) -> Literal["reference", "anchor"]:
-        """The model that a KL penalty's reference is; the anchor is set where there is none yet."""
+    def reference_name(self, reference: Literal["initial", "current"]) -> str:
+        """The model that a KL penalty's reference is; the policy is the reference `current` until a snapshot is taken."""
         if reference == "current" and self.anchored_at < 0:
             self.anchor()
-        return "reference" if reference == "initial" else "anchor"
+        return REFERENCE if reference == "initial" else ANCHOR
 
     def is_reference(self, reference: Literal["initial", "current"]) -> bool:
         """Whether the policy has not moved since it was that reference."""
-        if self.reference_name(reference) == "anchor":
+        if self.reference_name(reference) == ANCHOR:
             return self.policy_steps == self.anchored_at
         return self.referenced_at in (-1, self.policy_steps)
 
@@ -135,7 +130,7 @@ class Core:
         return {"counters": dict(self.counters), "seed": self.seed} | {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises CheckpointError where it is of a run with another seed."""
+        """Continue from `state`. Raises CheckpointError if it is of a run with another seed."""
         if state["seed"] != self.seed:
             raise CheckpointError(
                 f"this learner's seed is {self.seed}, the checkpoint's {state['seed']}; they must agree"

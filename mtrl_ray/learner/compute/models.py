@@ -1,50 +1,54 @@
-"""The models a learner holds, each made when it is first needed, and how they are kept on disk.
+"""The models a learner holds, by name, and how they are kept on disk.
 
-1. `policy` is trained. `reference` is a frozen copy of it as it was before its first improvement, `anchor` one as it
-   was at the last `anchor()`. `critic`, `value`, `q`, `reward` and `preference` are value models that start from the
-   policy's decoder: of tokens, of states before a turn, of responses, of conversations, of pairs of them; `q_target`
-   follows `q`. `prm`, the implicit process reward model, is a policy that starts as a copy of the reference and is
-   trained on its own.
-2. A trained model has an optimiser, made with its first step.
-3. On disk each is a Hugging Face folder named after it; optimiser states lie in `optimisers.pt`, which is read
-   without unpickling anything but tensors and numbers. The policy's folder also has its tokenizer.
+1. `policy` is trained. Any other name may be used, by an operation of another package too, for one of these:
+   a *value model* that starts from the policy's decoder (`value`), a *frozen* copy of the policy (`frozen`, `snapshot`), a
+   *copy* of another model that is trained on its own (`copy`) or follows its source slowly (`follow`).
+2. Names in use: `reference`, the policy before its first improvement; `anchor`, at the last `Snapshot`; `critic`, `value`, `q`,
+   `reward`, `preference`, value models of tokens, of states before a turn, of responses, of conversations, of pairs of them;
+   `q_target`, which follows `q`; `prm`, a copy of the reference.
+3. A trained model has an optimiser, made with its first step.
+4. On disk each is a Hugging Face folder of its name, and `models.json` says which is what. Optimiser states are in
+   `optimisers.pt`, which is read without unpickling anything but tensors and numbers. The policy's folder also has its
+   tokenizer.
 """
 
 import copy
+import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from mtrl_ray.errors import CheckpointError
+from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.learner.compute.optimisation import Optimiser
 from mtrl_ray.models.policy import PolicyReader, load_policy
 from mtrl_ray.models.value import ValueModel
 
-Frozen = Literal["reference", "anchor"]
-FROZEN: tuple[Frozen, ...] = ("reference", "anchor")
-Valued = Literal["critic", "value", "q", "q_target", "preference", "reward"]
-VALUED: tuple[Valued, ...] = ("critic", "value", "q", "q_target", "preference", "reward")
-Trained = Literal["policy", "prm", "critic", "value", "q", "preference", "reward"]
-OPTIMISERS = "optimisers.pt"
+Model = PolicyReader | ValueModel
+POLICY = "policy"
+OPTIMISERS, KINDS = "optimisers.pt", "models.json"
+KINDS_BEFORE_0_2 = {
+    "frozen": ["reference", "anchor"],
+    "copies": ["prm"],
+    "values": ["critic", "value", "q", "q_target", "preference", "reward"],
+}
+"""What the folders of a checkpoint without `models.json` are, if they are there."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".index.json")
 
 
 class Models:
-    """`policy` and what was made from it, on one device, in float32."""
+    """The policy and what was made from it, on one device, in float32."""
 
     def __init__(self, source: str | Path, device: torch.device) -> None:
         self.source = (
-            source  # of the tokenizer too; a checkpoint that is loaded may be pruned before the next is written
+            source  # of the tokenizer too: a checkpoint that was loaded may be pruned before the next is written
         )
         self.device = device
         self.policy = self._reader(source)
-        self._prm: PolicyReader | None = None
-        self._frozen: dict[str, PolicyReader] = {}
-        self._values: dict[str, ValueModel] = {}
+        self._made: dict[str, Model] = {}
+        self._frozen: set[str] = set()
         self._optimisers: dict[str, Optimiser] = {}
 
     def _reader(self, source: str | Path) -> PolicyReader:
@@ -55,95 +59,110 @@ class Models:
         """The policy as transformers knows it."""
         return self.policy.model
 
-    def frozen(self, name: Frozen) -> PolicyReader:
-        """The reference or the anchor, copied from the policy now where there is none yet."""
-        if name not in self._frozen:
-            self._frozen[name] = copy.deepcopy(self.policy).requires_grad_(False)
-        return self._frozen[name]
+    def __contains__(self, name: str) -> bool:
+        return name == POLICY or name in self._made
 
-    def forget(self, name: Frozen) -> None:
-        """The next `frozen(name)` copies the policy again."""
-        self._frozen.pop(name, None)
-
-    def prm(self) -> PolicyReader:
-        """The implicit process reward model, copied from the reference where there is none yet."""
-        if self._prm is None:
-            self._prm = copy.deepcopy(self.frozen("reference")).requires_grad_(True)
-        return self._prm
-
-    def has_prm(self) -> bool:
-        """Whether it has been made."""
-        return self._prm is not None
-
-    def forget_prm(self) -> None:
-        """The next `prm()` copies the reference again."""
-        self._prm = None
-        self.reset_optimiser("prm")
-
-    def value(self, name: Valued) -> ValueModel:
-        """A value model, or Q's slow copy, made where there is none yet."""
-        if name not in self._values:
-            made = ValueModel.from_policy(self.network) if name != "q_target" else copy.deepcopy(self.value("q"))
-            self._values[name] = made
-        return self._values[name]
-
-    def has(self, name: Valued) -> bool:
-        """Whether that value model has been made."""
-        return name in self._values
-
-    def adopt(self, name: Valued, folder: str | Path) -> None:
-        """Take a value model that `ValueModel.save` wrote, where there is none yet. Raises CheckpointError."""
-        if name not in self._values:
-            self._values[name] = ValueModel.load(folder, self.device)
-
-    def trained(self, name: Trained) -> PolicyReader | ValueModel:
-        """A model that has an optimiser, by name, made where there is none yet."""
-        if name == "policy":
+    def get(self, name: str) -> Model:
+        """The policy, or a model that has been made. Raises ConfigurationError if it has not."""
+        if name == POLICY:
             return self.policy
-        return self.prm() if name == "prm" else self.value(name)
+        if name not in self._made:
+            known = ", ".join([POLICY, *sorted(self._made)])
+            raise ConfigurationError(f"the learner has no model {name!r} yet; it has {known}")
+        return self._made[name]
 
-    def optimiser(self, name: Trained, weight_decay: float = 0.0) -> Optimiser:
+    def value(self, name: str) -> ValueModel:
+        """The value model of this name, made from the policy as it is now if there is none yet."""
+        if name not in self._made:
+            self._add(name, ValueModel.from_policy(self.network))
+        model = self._made[name]
+        if not isinstance(model, ValueModel):
+            raise ConfigurationError(f"{name!r} is a language model, not a value model; use another name")
+        return model
+
+    def frozen(self, name: str) -> PolicyReader:
+        """The frozen copy of this name, of the policy as it is now if there is none yet."""
+        if name not in self._made:
+            self._add(name, copy.deepcopy(self.policy).requires_grad_(False))
+            self._frozen.add(name)
+        model = self._made[name]
+        if name not in self._frozen or not isinstance(model, PolicyReader):
+            raise ConfigurationError(f"{name!r} is not a frozen copy of the policy; use another name")
+        return model
+
+    def snapshot(self, name: str) -> PolicyReader:
+        """A frozen copy of the policy as it is now, in place of the one before."""
+        self.forget(name)
+        return self.frozen(name)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether the model never changes while it is kept."""
+        return name in self._frozen
+
+    def copy(self, name: str, source: str) -> Model:
+        """The model of this name, copied from another one, with weights that can change, if there is none yet."""
+        if name not in self._made:
+            self._add(name, copy.deepcopy(self.get(source)).requires_grad_(True))
+        return self._made[name]
+
+    def follow(self, name: str, source: str, rate: float) -> Model:
+        """Move a copy of `source` by `rate` towards it: a slow target, or a moving average of the policy. Returns the copy."""
+        slow, fast = self.copy(name, source), self.get(source)
+        with torch.no_grad():
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, rate)
+            for old, new in zip(slow.buffers(), fast.buffers(), strict=True):
+                old.copy_(new)
+        return slow
+
+    def forget(self, name: str) -> None:
+        """Drop a model and its optimiser; whoever asks for it next makes it anew."""
+        self._made.pop(name, None)
+        self._frozen.discard(name)
+        self.reset_optimiser(name)
+
+    def adopt(self, name: str, folder: str | Path) -> None:
+        """Take a value model that `ValueModel.save` wrote, if there is none of this name yet. Raises CheckpointError."""
+        if name not in self._made:
+            self._add(name, ValueModel.load(folder, self.device))
+
+    def _add(self, name: str, model: Model) -> None:
+        if not name.isidentifier() or name == POLICY:
+            raise ConfigurationError(f"{name!r} cannot name a model; it has to be an identifier other than {POLICY!r}")
+        self._made[name] = model
+
+    def optimiser(self, name: str, weight_decay: float = 0.0) -> Optimiser:
         """The model's optimiser; `weight_decay` counts when it is made."""
         if name not in self._optimisers:
-            self._optimisers[name] = Optimiser(self.trained(name), weight_decay=weight_decay)
+            if name in self._frozen:
+                raise ConfigurationError(f"{name!r} is frozen and cannot be trained; train a copy of it")
+            self._optimisers[name] = Optimiser(self.get(name), weight_decay=weight_decay)
         return self._optimisers[name]
 
     def reset_optimiser(self, name: str) -> None:
         """The next `optimiser(name)` starts without moments."""
         self._optimisers.pop(name, None)
 
-    def follow(self, rate: float) -> ValueModel:
-        """Move Q's slow copy by `rate` towards Q and give it; at rate 1, Q itself."""
-        if rate == 1.0:
-            return self.value("q")
-        slow, fast = self.value("q_target"), self.value("q")
-        with torch.no_grad():
-            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-                old.lerp_(new, rate)
-        slow.offset.copy_(fast.offset)
-        slow.scale.copy_(fast.scale)
-        return slow
-
     def save(self, folder: Path) -> None:
         """Write everything that has been made."""
-        self.network.save_pretrained(folder / "policy")
-        _copy_tokenizer(self.source, folder / "policy")
-        for name, reader in self._frozen.items():
-            reader.model.save_pretrained(folder / name)
-        if self._prm is not None:
-            self._prm.model.save_pretrained(folder / "prm")
-        for name, model in self._values.items():
-            model.save(folder / name)
+        self.network.save_pretrained(folder / POLICY)
+        _copy_tokenizer(self.source, folder / POLICY)
+        for name, model in self._made.items():
+            if isinstance(model, ValueModel):
+                model.save(folder / name)
+            else:
+                model.model.save_pretrained(folder / name)
+        (folder / KINDS).write_text(json.dumps(self._kinds(), indent=1))
         torch.save({name: entry.state_dict() for name, entry in self._optimisers.items()}, folder / OPTIMISERS)
 
     def load(self, folder: Path) -> None:
         """Replace everything by what `save` wrote. Raises CheckpointError."""
-        self.policy = self._reader(folder / "policy")
-        kept = [name for name in FROZEN if (folder / name).is_dir()]
-        self._frozen = {name: self._reader(folder / name).requires_grad_(False) for name in kept}
-        self._prm = self._reader(folder / "prm") if (folder / "prm").is_dir() else None
-        valued = [name for name in VALUED if (folder / name).is_dir()]
-        self._values = {name: ValueModel.load(folder / name, self.device) for name in valued}
+        self.policy = self._reader(folder / POLICY)
+        kinds = _saved_kinds(folder)
+        self._frozen = set(kinds["frozen"])
+        self._made = {name: self._reader(folder / name).requires_grad_(False) for name in kinds["frozen"]}
+        self._made |= {name: self._reader(folder / name) for name in kinds["copies"]}
+        self._made |= {name: ValueModel.load(folder / name, self.device) for name in kinds["values"]}
         self._optimisers = {}
         try:
             states = torch.load(folder / OPTIMISERS, map_location=self.device, weights_only=True)
@@ -152,6 +171,19 @@ class Models:
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the optimisers in {str(folder)!r} cannot be read: {reason}") from error
+
+    def _kinds(self) -> dict[str, list[str]]:
+        values = [name for name, model in self._made.items() if isinstance(model, ValueModel)]
+        copies = [name for name in self._made if name not in values and name not in self._frozen]
+        return {"frozen": sorted(self._frozen), "copies": sorted(copies), "values": sorted(values)}
+
+
+def _saved_kinds(folder: Path) -> dict[str, list[str]]:
+    """Names of the models in a saved folder, the policy apart, by what they are."""
+    if (folder / KINDS).is_file():
+        kinds: dict[str, list[str]] = json.loads((folder / KINDS).read_text())
+        return kinds
+    return {kind: [name for name in names if (folder / name).is_dir()] for kind, names in KINDS_BEFORE_0_2.items()}
 
 
 def _copy_tokenizer(source: str | Path, target: Path) -> None:

@@ -1,13 +1,10 @@
-"""Forward and backward passes over rows: the two primitives that every algorithm is made of.
+"""Forward and backward passes over rows: the two primitives that every operation is made of.
 
-1. `evaluate` reads a model at all items of the rows, without gradients: arrays by item number, whole on every
-   process.
-2. `update` takes one optimiser step on some of the rows. A loss function gets what was read (`logprobs` and
-   `entropies` of a policy, `values` of a value model) and the numbers of the items, and gives a scalar and
-   statistics, each already divided by denominators of the *whole* minibatch: micro-batches and processes then add up
-   to it.
-3. Which rows make a minibatch is the caller's choice and the same on every process; who computes which is decided
-   here.
+1. `evaluate` runs a model at all items of the rows, without gradients: arrays by item number, whole on every process.
+2. `update` takes one optimiser step on some of the rows. A loss function gets the outputs (`logprobs` and `entropies` of a
+   policy, `values` of a value model) and the numbers of the items, and returns a scalar and statistics, each already
+   divided by denominators of the *whole* minibatch: micro-batches and processes then add up to it.
+3. Which rows make a minibatch is the caller's choice and the same on every process; who computes which is decided here.
 4. float32 on CPU. On a GPU parameters, gradients and optimiser states are float32; with `dtype` bfloat16 the layers
    compute under autocast in bfloat16, with float32 in float32.
 """
@@ -28,10 +25,10 @@ from mtrl_ray.models.policy import PolicyReader
 from mtrl_ray.models.value import ValueModel
 
 Outputs = dict[str, Tensor]
-"""What was read at the items, float32 [reads] each."""
+"""A model's outputs at the items, float32 [reads] each."""
 
 LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(outputs, item numbers int64 [reads]) to (loss, statistics); has to take empty tensors."""
+"""(outputs, item numbers int64 [reads]) to (loss, statistics); it has to accept empty tensors."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,16 @@ class Passes:
         reading: Reading | None = None,
         selection: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """The model at the items of some or all rows, float32 [items] each, by item number, 0 at items not read.
+        """The model's outputs at the items of some or all rows, float32 [items] each, by item number; 0 at other items.
 
-        Raises EngineError where a partner is gone.
+        Raises EngineError if a partner is gone.
         """
         names = ("logprobs", "entropies") if isinstance(model, PolicyReader) else ("values",)
-        found = np.zeros((len(names), len(rows.items)), dtype=np.float32)
+        merged = np.zeros((len(names), len(rows.items)), dtype=np.float32)
         for batch in self._mine(rows, np.arange(len(rows)) if selection is None else selection):
             outputs = self._read(model, batch, reading or Reading())
-            found[:, batch.items.cpu().numpy()] = torch.stack([outputs[name] for name in names]).cpu().numpy()
-        return dict(zip(names, self.collective.merge(found), strict=True))
+            merged[:, batch.items.cpu().numpy()] = torch.stack([outputs[name] for name in names]).cpu().numpy()
+        return dict(zip(names, self.collective.merge(merged), strict=True))
 
     def update(
         self,

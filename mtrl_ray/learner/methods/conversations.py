@@ -1,46 +1,70 @@
 """One policy improvement on whole conversations: token advantages in, policy steps out.
 
-Who earned what is decided elsewhere (`credit`, or an algorithm of your own): this file takes advantages of all agent
+Who earned what is decided elsewhere (`advantages`, or an operation of your own): this file takes advantages of all agent
 tokens and runs `updates` on them, every conversation one row with all its turns.
 """
 
 import time
+from typing import ClassVar
 
 import numpy as np
+from pydantic import model_validator
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.methods.updates import PolicySteps, means, measure
+from mtrl_ray.learner.compute.epochs import means
+from mtrl_ray.learner.methods.updates import PolicySteps, PolicyUpdate, measure, totals
+from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch, lengths_of
-from mtrl_ray.learner.specification import ConversationImprovement
+from mtrl_ray.learner.rows.tables import Tables
+from mtrl_ray.learner.sections import KL
 
 
-def improve_conversations(
-    core: Core, batch: Batch, advantages: np.ndarray, spec: ConversationImprovement
-) -> dict[str, float]:
-    """Improve the policy; `advantages` float32 [agent tokens]. Returns what `Learner.improve_conversations` says."""
-    started = time.perf_counter()
-    if len(advantages) != len(batch.logprobs) or not np.isfinite(advantages).all():
-        raise DataError(
-            f"{len(batch.logprobs)} agent tokens need as many finite advantages; {len(advantages)} were given"
-        )
-    rows, alike = batch.token_rows, lengths_of(batch, spec.aggregation)
-    measured = measure(core, rows, batch.logprobs, batch.versions, spec)
-    steps = PolicySteps(
-        core, rows, measured, core.tensor(advantages), None if alike is None else core.tensor(alike), spec
-    )
-    history = steps.run("improve_conversations")
-    trained = sum(step.pop("tokens") for step in history)
-    seconds = time.perf_counter() - started
-    return means(history) | {
-        "score": float(batch.scores.mean()),
-        "score_deviation": float(batch.scores.std()),
-        "advantage_deviation": float(np.std(advantages)),
-        "importance_weight": float(measured.weights.mean()),
-        "conversations": float(len(batch)),
-        "groups": float(len(np.unique(batch.groups))),
-        "policy_steps": float(sum("policy_loss" in step for step in history)),
-        "trained_tokens": float(trained),
-        "seconds": seconds,
-        "tokens_per_second": trained / seconds,
-    }
+class ConversationImprovement(
+    PolicyUpdate,
+    Operation[None],
+    epochs=1,
+    kl=KL(coefficient=1e-3, kind="k3", place="loss"),
+    entropy_bonus=1e-3,
+):
+    """Policy improvement on all agent tokens of whole conversations, their advantages given.
+
+    run: conversations; advantages, float32 [agent tokens]; mixture, the reference's share in what sampled (see `measure`).
+    Numbers: means over the steps of `policy_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy it started
+    from), `clip_fraction`, `entropy` (nats), `gradient_norm`; sums `skipped`, `policy_steps`, `trained_tokens`; `score`,
+    `score_deviation`, `importance_weight`, `advantage_deviation`, `conversations`, `groups`, `seconds`, `tokens_per_second`.
+    """
+
+    doing: ClassVar[str] = "improving the policy"
+
+    @model_validator(mode="after")
+    def _kl_in_the_loss(self) -> "ConversationImprovement":
+        if self.kl.place == "reward" and self.kl.coefficient > 0:
+            raise ValueError("kl.place is reward, but the advantages are given; use place: loss with kind k2 or k3")
+        return self
+
+    def run(
+        self, core: Core, conversations: Tables, advantages: np.ndarray, mixture: float = 0.0
+    ) -> tuple[None, Numbers]:
+        """See the class."""
+        started = time.perf_counter()
+        batch = Batch.read(conversations)
+        if len(advantages) != len(batch.logprobs) or not np.isfinite(advantages).all():
+            raise DataError(
+                f"{len(batch.logprobs)} agent tokens need as many finite advantages; {len(advantages)} were given"
+            )
+        rows, alike = batch.token_rows, lengths_of(batch, self.aggregation)
+        measured = measure(core, rows, batch.logprobs, batch.versions, self, mixture)
+        lengths = None if alike is None else core.tensor(alike)
+        steps = PolicySteps(core, rows, measured, core.tensor(advantages), lengths, self)
+        history = steps.run("improve_conversations")
+        numbers = means(history) | totals(history, time.perf_counter() - started)
+        del numbers["tokens"]
+        return None, numbers | {
+            "score": float(batch.scores.mean()),
+            "score_deviation": float(batch.scores.std()),
+            "advantage_deviation": float(np.std(advantages)),
+            "importance_weight": float(measured.weights.mean()),
+            "conversations": float(len(batch)),
+            "groups": float(len(np.unique(batch.groups))),
+        }

@@ -1,9 +1,9 @@
 """One policy improvement: token-level PPO, GRPO or REINFORCE on single responses in logged states (2511.21638 §2.3).
 
-1. `gather` measures once, before the first step: what `updates` compares with, and the critic's values.
-2. `advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL
+1. `_gather` measures once, before the first step: what `updates` compares with, and the critic's values.
+2. `_advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL
    penalty with every token, and γ is 1 within a response.
-3. `improve` takes `epochs` x `minibatches` steps on the policy, and as many on the critic.
+3. Then come `epochs` x `minibatches` steps on the policy, and as many on the critic.
 
 Everything per token is flat, float32 [response tokens], in the order of the table; everything per response is
 [responses].
@@ -11,20 +11,25 @@ Everything per token is flat, float32 [response tokens], in the order of the tab
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Step
-from mtrl_ray.learner.methods.updates import Measured, PolicySteps, explained_variance, means, measure
+from mtrl_ray.learner.compute.epochs import means
+from mtrl_ray.learner.compute.passes import Step
+from mtrl_ray.learner.methods.q import score
+from mtrl_ray.learner.methods.updates import Measured, PolicySteps, PolicyUpdate, measure, totals
+from mtrl_ray.learner.methods.values import explained_variance, squared_error
+from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
-from mtrl_ray.learner.rows.tables import Dialogues, Responses
-from mtrl_ray.learner.specification import Improvement
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
 from mtrl_ray.objectives.advantages import batch_baseline, gae, group_standardised, leave_one_out, whiten
-from mtrl_ray.objectives.losses import kl_estimate, value_loss
+from mtrl_ray.objectives.losses import kl_estimate
 
 
 @dataclass(frozen=True)
@@ -45,114 +50,126 @@ class Experience:
         return torch.arange(longest, device=self.lengths.device) < self.lengths[:, None]
 
 
-def gather(core: Core, rows: Rows, responses: Responses, scores: np.ndarray, spec: Improvement) -> Experience:
-    """Measure everything that advantages and steps need."""
-    measured = measure(core, rows, responses.logprobs, responses.versions, spec)
-    values = None
-    if spec.estimator == "ppo":
-        core.calibrate("critic", scores)
-        values = core.tensor(core.evaluate("critic", rows)["values"])
-    return Experience(
-        measured, core.tensor(scores), core.tensor(responses.state), core.tensor(responses.lengths), values
-    )
+class Improvement(PolicyUpdate, Operation[None]):
+    """Single-turn policy improvement at token level (2511.21638 §2.3).
 
+    run: conversations; responses; scores, float32 [responses], Q's if None.
+    Numbers: means over the steps of `policy_loss`, `critic_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy
+    it started from), `clip_fraction`, `entropy` (nats), `gradient_norm`, `critic_gradient_norm`; sums `skipped`,
+    `critic_skipped`, `policy_steps`, `trained_tokens`; `score`, `score_deviation`, `explained_variance` of the critic before
+    the steps, `importance_weight`, `advantage_deviation`, `responses`, `seconds`, `tokens_per_second`.
+    """
 
-def advantages(experience: Experience, spec: Improvement) -> tuple[Tensor, Tensor | None]:
-    """(advantages, the critic's targets or None), float32 [response tokens]."""
-    measured = experience.measured
-    penalty = torch.zeros_like(measured.old)
-    if spec.kl.place == "reward" and spec.kl.coefficient:
-        penalty = spec.kl.coefficient * kl_estimate(measured.old, measured.reference, spec.kl.kind)
-    mask = experience.mask
-    if experience.values is not None:
-        rewards, values = torch.zeros_like(mask, dtype=torch.float32), torch.zeros_like(mask, dtype=torch.float32)
-        rewards[mask], values[mask] = -penalty, experience.values
-        rewards[torch.arange(len(mask), device=mask.device), experience.lengths - 1] += experience.scores
-        padded, targets = gae(rewards, values, mask, 1.0, spec.gae_lambda)
-        found, returns = padded[mask], targets[mask]
-    else:
-        returns = None
-        found = torch.repeat_interleave(_baselined(experience, penalty, spec), experience.lengths)
-    if spec.whiten:
-        found = whiten(found[None], torch.ones_like(found[None], dtype=torch.bool))[0]
-    return found, returns
+    doing: ClassVar[str] = "improving the policy"
 
+    estimator: Literal["ppo", "grpo", "reinforce"] = "ppo"
+    """`ppo`: token critic and GAE; `grpo`: score standardised among those on its state; `reinforce`: score minus
+    the mean of the others on its state, or minus the batch's if every state has one response."""
+    critic_learning_rate: float = Field(1e-3, gt=0)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Per token, with no discount between the tokens of one response."""
+    whiten: bool = True
+    """Bring advantages to mean 0 and variance 1 over all tokens."""
 
-def _baselined(experience: Experience, penalty: Tensor, spec: Improvement) -> Tensor:
-    """Score, less the response's KL penalty, against its baseline, [responses]."""
-    response = torch.repeat_interleave(torch.arange(len(experience.lengths), device=penalty.device), experience.lengths)
-    totals = experience.scores - torch.zeros_like(experience.scores).index_add_(0, response, penalty)
-    if spec.estimator == "grpo":
-        return group_standardised(totals, experience.state)
-    if len(torch.unique(experience.state)) == len(experience.state):
-        return batch_baseline(totals)
-    return leave_one_out(totals, experience.state)
+    @model_validator(mode="after")
+    def _responses_are_turns(self) -> "Improvement":
+        if self.aggregation == "conversation":
+            raise ValueError("aggregation is conversation, but single responses are improved; use token or turn")
+        return self
 
+    def run(
+        self, core: Core, conversations: Tables, responses: Tables, scores: np.ndarray | None = None
+    ) -> tuple[None, Numbers]:
+        """See the class."""
+        dialogues = Dialogues.read(conversations)
+        single = Responses.read(responses, dialogues)
+        given = np.asarray(score(core, dialogues, single) if scores is None else scores, dtype=np.float32)
+        started = time.perf_counter()
+        if not len(single):
+            raise DataError("there are no responses to improve the policy on; sample at least one")
+        if len(given) != len(single) or not np.isfinite(given).all():
+            raise DataError(f"{len(single)} responses need as many finite scores; {len(given)} were given")
+        rows = response_tokens(dialogues, single, core.branch_tokens)
+        experience = self._gather(core, rows, single, given)
+        advantages, targets = self._advantages(experience)
+        history = _Steps(core, rows, experience, advantages, targets, self).run("improve")
+        numbers = means(history) | totals(history, time.perf_counter() - started)
+        del numbers["tokens"]
+        if experience.values is not None and targets is not None:
+            numbers["explained_variance"] = explained_variance(experience.values, targets)
+        return None, numbers | {
+            "score": float(given.mean()),
+            "score_deviation": float(given.std()),
+            "advantage_deviation": float(advantages.std(correction=0)),
+            "importance_weight": float(experience.measured.weights.mean()),
+            "responses": float(len(single)),
+        }
 
-def critic_loss(old: Tensor, targets: Tensor, unit: float, count: int, spec: Improvement) -> LossFunction:
-    """Squared error of the critic in units of its scale, a mean over the minibatch's `count` tokens."""
+    def _gather(self, core: Core, rows: Rows, responses: Responses, scores: np.ndarray) -> Experience:
+        """Measure everything that advantages and steps need."""
+        measured = measure(core, rows, responses.logprobs, responses.versions, self)
+        values = None
+        if self.estimator == "ppo":
+            core.calibrate("critic", scores)
+            values = core.tensor(core.evaluate("critic", rows)["values"])
+        state, lengths = core.tensor(responses.state), core.tensor(responses.lengths)
+        return Experience(measured, core.tensor(scores), state, lengths, values)
 
-    def loss(outputs: Outputs, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        error = value_loss(outputs["values"] / unit, old[items] / unit, targets[items] / unit, spec.value_clip)
-        total = error.sum() / count
-        return total, {"critic_loss": total}
+    def _advantages(self, experience: Experience) -> tuple[Tensor, Tensor | None]:
+        """(advantages, the critic's targets or None), float32 [response tokens]."""
+        measured = experience.measured
+        penalty = torch.zeros_like(measured.old)
+        if self.kl.place == "reward" and self.kl.coefficient:
+            penalty = self.kl.coefficient * kl_estimate(measured.old, measured.reference, self.kl.kind)
+        mask = experience.mask
+        if experience.values is not None:
+            rewards, values = torch.zeros_like(mask, dtype=torch.float32), torch.zeros_like(mask, dtype=torch.float32)
+            rewards[mask], values[mask] = -penalty, experience.values
+            rewards[torch.arange(len(mask), device=mask.device), experience.lengths - 1] += experience.scores
+            padded, targets = gae(rewards, values, mask, 1.0, self.gae_lambda)
+            advantages, returns = padded[mask], targets[mask]
+        else:
+            returns = None
+            advantages = torch.repeat_interleave(self._baselined(experience, penalty), experience.lengths)
+        if self.whiten:
+            advantages = whiten(advantages[None], torch.ones_like(advantages[None], dtype=torch.bool))[0]
+        return advantages, returns
 
-    return loss
-
-
-def improve(
-    core: Core, dialogues: Dialogues, responses: Responses, scores: np.ndarray, spec: Improvement
-) -> dict[str, float]:
-    """Improve the policy on these responses; `scores` float32 [responses]. Returns what `Learner.improve` says."""
-    started = time.perf_counter()
-    if not len(responses):
-        raise DataError("there are no responses to improve the policy on; sample at least one")
-    if len(scores) != len(responses) or not np.isfinite(scores).all():
-        raise DataError(f"{len(responses)} responses need as many finite scores; {len(scores)} were given")
-    rows = response_tokens(dialogues, responses, core.branch_tokens)
-    experience = gather(core, rows, responses, scores, spec)
-    found, targets = advantages(experience, spec)
-    history = _Steps(core, rows, experience, found, targets, spec).run("improve")
-    trained = int(sum(step.pop("tokens") for step in history))
-    seconds = time.perf_counter() - started
-    metrics = means(history) | {
-        "score": float(scores.mean()),
-        "score_deviation": float(scores.std()),
-        "advantage_deviation": float(found.std(correction=0)),
-        "importance_weight": float(experience.measured.weights.mean()),
-        "responses": float(len(responses)),
-        "policy_steps": float(sum("policy_loss" in step for step in history)),
-        "trained_tokens": float(trained),
-        "seconds": seconds,
-        "tokens_per_second": trained / seconds,
-    }
-    if experience.values is not None and targets is not None:
-        metrics["explained_variance"] = explained_variance(experience.values, targets)
-    return metrics
+    def _baselined(self, experience: Experience, penalty: Tensor) -> Tensor:
+        """Score, less the response's KL penalty, against its baseline, [responses]."""
+        lengths = experience.lengths
+        response = torch.repeat_interleave(torch.arange(len(lengths), device=penalty.device), lengths)
+        totals = experience.scores - torch.zeros_like(experience.scores).index_add_(0, response, penalty)
+        if self.estimator == "grpo":
+            return group_standardised(totals, experience.state)
+        if len(torch.unique(experience.state)) == len(experience.state):
+            return batch_baseline(totals)
+        return leave_one_out(totals, experience.state)
 
 
 class _Steps(PolicySteps):
-    """The policy's steps, each followed by one of the critic where there are targets for it."""
+    """The policy's steps, each followed by one of the critic if there are targets for it."""
 
     def __init__(
-        self, core: Core, rows: Rows, experience: Experience, found: Tensor, targets: Tensor | None, spec: Improvement
+        self,
+        core: Core,
+        rows: Rows,
+        experience: Experience,
+        advantages: Tensor,
+        targets: Tensor | None,
+        improvement: Improvement,
     ) -> None:
-        alike = None if spec.aggregation == "token" else experience.lengths
-        super().__init__(core, rows, experience.measured, found, alike, spec)
-        self._values, self._targets, self._critic = experience.values, targets, spec
+        alike = None if improvement.aggregation == "token" else experience.lengths
+        super().__init__(core, rows, experience.measured, advantages, alike, improvement)
+        self._targets = targets
+        self._step = Step(improvement.critic_learning_rate, improvement.max_gradient_norm)
 
-    def minibatch(self, selection: np.ndarray) -> dict[str, float]:
+    def minibatch(self, selection: np.ndarray) -> Numbers:
         """See `PolicySteps.minibatch`."""
         statistics = super().minibatch(selection)
-        if self._targets is not None and self._values is not None:
-            count = len(self.rows.items_of(selection))
-            statistics |= self._critic_step(selection, count, self._values, self._targets)
-        return statistics
+        return statistics if self._targets is None else statistics | self._critic_step(selection, self._targets)
 
-    def _critic_step(self, selection: np.ndarray, count: int, values: Tensor, targets: Tensor) -> dict[str, float]:
-        unit = self.core.models.value("critic").unit
-        step = Step(self._critic.critic_learning_rate, self._critic.max_gradient_norm)
-        loss = critic_loss(values, targets, unit, count, self._critic)
-        statistics = self.core.update("critic", self.rows, selection, loss, step)
-        named = {"gradient_norm": "critic_gradient_norm", "skipped": "critic_skipped"}
-        return {named.get(name, name): value for name, value in statistics.items()}
+    def _critic_step(self, selection: np.ndarray, targets: Tensor) -> Numbers:
+        unit, count = self.core.models.value("critic").unit, len(self.rows.items_of(selection))
+        statistics = self.core.update("critic", self.rows, selection, squared_error(targets, unit, count), self._step)
+        return {f"critic_{name}": value for name, value in statistics.items()}

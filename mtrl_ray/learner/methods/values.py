@@ -7,28 +7,26 @@ import numpy as np
 from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.models import Valued
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Step
-from mtrl_ray.learner.methods.updates import means
-from mtrl_ray.learner.rows.microbatches import balance
+from mtrl_ray.learner.compute.epochs import means, run_epochs
+from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
-from mtrl_ray.learner.specification import ValueFit
+from mtrl_ray.learner.sections import Fit
+
+BINS = 10
+"""Of the calibration error, with equally many predictions each."""
 
 
-def regress(core: Core, name: Valued, rows: Rows, targets: np.ndarray, spec: ValueFit) -> dict[str, float]:
+def regress(core: Core, name: str, rows: Rows, targets: np.ndarray, fit: Fit) -> Numbers:
     """Fit a value model; `targets` float32 [items]. Returns means over the steps: `loss`, `gradient_norm`, `skipped`."""
-    if name == "q_target":
-        raise ValueError("q_target follows q; it is not trained")
     core.calibrate(name, targets)
-    found, unit = core.tensor(targets), core.models.value(name).unit
-    generator = core.generator(f"fit_{name}")
-    step = Step(spec.learning_rate, spec.max_gradient_norm)
-    history = []
-    for _ in range(spec.epochs):
-        for selection in balance(rows, generator.permutation(np.unique(rows.unit)), spec.minibatches):
-            count = len(rows.items_of(selection))
-            history.append(core.update(name, rows, selection, squared_error(found, unit, count), step))
-    return means(history)
+    wanted, unit = core.tensor(targets), core.models.value(name).unit
+
+    def step(selection: np.ndarray) -> Numbers:
+        loss = squared_error(wanted, unit, len(rows.items_of(selection)))
+        return core.update(name, rows, selection, loss, fit.step)
+
+    return means(run_epochs(rows, core.generator(f"fit_{name}"), fit, step))
 
 
 def squared_error(targets: Tensor, unit: float, count: int) -> LossFunction:
@@ -39,3 +37,17 @@ def squared_error(targets: Tensor, unit: float, count: int) -> LossFunction:
         return total, {"loss": total}
 
     return loss
+
+
+def explained_variance(predictions: Tensor, targets: Tensor) -> float:
+    """1 - Var(targets - predictions) / Var(targets); 0 if the targets do not vary."""
+    variance = float(targets.var(correction=0))
+    return 1.0 - float((targets - predictions).var(correction=0)) / variance if variance > 0 else 0.0
+
+
+def calibration_error(predictions: np.ndarray, outcomes: np.ndarray) -> float:
+    """Mean absolute difference of mean prediction and mean outcome over `BINS` bins of equally many predictions."""
+    order = np.argsort(predictions, kind="stable")
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    gaps = [abs(float(predictions[part].mean() - outcomes[part].mean())) * len(part) for part in parts]
+    return sum(gaps) / len(order)

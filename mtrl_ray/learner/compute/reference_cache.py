@@ -1,9 +1,9 @@
-"""What frozen models read, kept for when the same rows are read again.
+"""What frozen models computed, kept for when the same rows are asked for again.
 
 1. One iteration asks several times for the reference's log-probabilities of the same tokens: the process reward model's
    fit, the rewards out of it, and the KL penalty; conversations that are scored again and again ask in every iteration.
-2. A frozen model gives the same for the same rows, to the bit: what is kept saves time and changes nothing.
-3. Readings belong to the model object. One that was copied anew or loaded has none, on every process of the learner
+2. A frozen model gives the same for the same rows, to the bit: the cache saves time and changes nothing.
+3. Outputs belong to the model object. One that was copied anew or loaded has none, on every process of the learner
    alike: all of them take part in a pass, or none.
 """
 
@@ -20,23 +20,23 @@ from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.models.policy import PolicyReader
 
 KEPT = 4
-"""Readings per model, the most recently used: the iteration's conversations, and those that are scored every time."""
+"""Outputs per model, the most recently used: the iteration's conversations, and those that are scored every time."""
 
-Readings = dict[str, np.ndarray]
-"""As `Passes.evaluate` gives them."""
+Outputs = dict[str, np.ndarray]
+"""As `Passes.evaluate` returns them."""
 
 
-class FrozenReadings:
-    """Readings of whole `Rows` by model."""
+class ReferenceCache:
+    """Outputs of frozen models at whole `Rows`."""
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[PolicyReader, OrderedDict[bytes, Readings]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[PolicyReader, OrderedDict[bytes, Outputs]] = WeakKeyDictionary()
 
-    def get(self, model: PolicyReader, rows: Rows, reading: Reading, read: Callable[[], Readings]) -> Readings:
-        """What `read()` gave for this model and these rows before, or gives now; read-only arrays."""
+    def get(self, model: PolicyReader, rows: Rows, reading: Reading, compute: Callable[[], Outputs]) -> Outputs:
+        """What `compute()` returned for this model and these rows before, or returns now; read-only arrays."""
         kept, key = self._kept.setdefault(model, OrderedDict()), _digest(rows, reading)
         if key not in kept:
-            kept[key] = read()
+            kept[key] = compute()
             for values in kept[key].values():
                 values.setflags(write=False)
             if len(kept) > KEPT:

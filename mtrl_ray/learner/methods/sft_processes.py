@@ -1,11 +1,11 @@
-"""Imitation in two processes: a model trained on conversations, a step shared by two cores of this machine.
+"""SFT in two processes: a model trained on conversations, each step shared by two cores of this machine.
 
-1. Each process has one thread and computes its share of every step (`learner.collective`); rank 0 saves. A tiny model's
+1. Each process has one thread and computes its share of every step (`compute.collective`); rank 0 saves. A tiny model's
    steps are too small for two threads: where threads sleep while they wait for each other (`mtrl_ray`), two of them
    took 1.2 times as long as one, and two processes about half.
-2. Their number is fixed, and they compute on CPUs where there are GPUs too, so that a model depends on the machine by no
+2. Their number is fixed, and they compute on CPUs even if there are GPUs, so that a model depends on the machine by no
    more than its rounding.
-3. Processes of their own, without Ray: models are also made where no cluster runs, and by processes whose torch has joined
+3. Processes of their own, without Ray: models are also made when no cluster runs, and by processes whose torch has joined
    another group.
 """
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrl_ray.errors import EngineError
-from mtrl_ray.learner.specification import Supervision
+from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.settings.tree import LearnerSettings
 
 PROCESSES = 2
@@ -30,22 +30,22 @@ PARTNER_SECONDS = 120.0
 _HOST = "127.0.0.1"
 
 
-def imitate(folder: Path, conversations: pa.Table, supervision: Supervision) -> dict[str, float]:
+def sft_in_processes(folder: Path, conversations: pa.Table, sft: SFT) -> dict[str, float]:
     """Train the model in `folder` on the agent's tokens of encoded conversations; the folder then holds the trained one.
 
-    Gives the metrics of `Learner.supervise`. Raises EngineError where a process fails, with the last line it said.
+    Returns the numbers of `SFT`. Raises EngineError if a process fails, with the last line of its output.
     """
     from mtrl_ray.learner.compute.collective import listen
 
     meeting = listen(_HOST, PROCESSES, PARTNER_SECONDS)
-    with tempfile.TemporaryDirectory(prefix="mtrl-imitation-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mtrl-sft-") as scratch:
         task = Path(scratch)
         pq.write_table(conversations, task / "conversations.parquet")
-        (task / "supervision.json").write_text(supervision.model_dump_json())
+        (task / "sft.json").write_text(sft.model_dump_json())
         arguments = [
             sys.executable,
             "-m",
-            "mtrl_ray.learner.methods.imitation",
+            "mtrl_ray.learner.methods.sft_processes",
             scratch,
             str(folder),
             str(meeting.port),
@@ -89,8 +89,8 @@ def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     store = connect(_HOST, port, PROCESSES, PARTNER_SECONDS)
     group = join(store, rank, PROCESSES, torch.device("cpu"), PARTNER_SECONDS)
     learner = Learner(settings, folder, collective=group)
-    supervision = Supervision.model_validate_json((task / "supervision.json").read_text())
-    metrics = learner.supervise(pq.read_table(task / "conversations.parquet"), supervision)
+    sft = SFT.model_validate_json((task / "sft.json").read_text())
+    _, metrics = learner.run(sft, pq.read_table(task / "conversations.parquet"))
     if rank == 0:
         learner.core.models.network.save_pretrained(folder)
         (task / "metrics.json").write_text(json.dumps(metrics))

@@ -1,0 +1,98 @@
+"""Supervised fine-tuning on the agent's tokens: how a model learns to speak before reinforcement learning starts.
+
+The loss of a step is the mean negative log-likelihood over the minibatch's agent tokens. Its optimiser is its own and is
+dropped at the end: its moments are no start for policy gradients. The policy that comes out is the new `initial` reference.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from mtrl_ray.errors import DataError
+from mtrl_ray.learner.compute.core import Core
+from mtrl_ray.learner.compute.epochs import minibatches
+from mtrl_ray.learner.compute.optimisation import Optimiser, warmup_cosine
+from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Step
+from mtrl_ray.learner.operation import Numbers, Operation
+from mtrl_ray.learner.rows.packing import Rows, turn_tokens
+from mtrl_ray.learner.rows.tables import Dialogues, Tables
+from mtrl_ray.learner.sections import SizedFit
+
+WARMUP = 0.05
+"""Share of the steps in which the learning rate rises; a cosine then takes it down to a tenth."""
+
+
+class SFT(SizedFit, Operation[None], epochs=1, minibatch_conversations=32, learning_rate=3e-3, weight_decay=0.01):
+    """Maximum likelihood on the agent's tokens; the learning rate is the largest of the schedule.
+
+    run: conversations. Numbers: `first_loss`, `loss` (mean of the last tenth), `steps`, `skipped`, `trained_tokens`,
+    `seconds`, `tokens_per_second`. Raises DataError if no conversation has agent tokens.
+    """
+
+    doing: ClassVar[str] = "supervised fine-tuning"
+
+    steps: int | None = Field(None, ge=1)
+    """Steps; None: `epochs` passes over the conversations."""
+    seconds: float | None = Field(None, gt=0)
+    """Wall-clock bound; None: none. A run that it ends is not reproducible to the bit."""
+
+    def run(self, core: Core, conversations: Tables) -> tuple[None, Numbers]:
+        """See the class."""
+        started = time.perf_counter()
+        rows = turn_tokens(Dialogues.read(conversations))
+        if not len(rows):
+            raise DataError("none of the conversations has an agent turn with tokens; there is nothing to imitate")
+        parts = -(-len(rows) // self.minibatch_conversations)
+        steps = self.steps or parts * self.epochs
+        optimiser = Optimiser(core.models.policy, weight_decay=self.weight_decay)
+        losses: list[float] = []
+        tokens = skipped = 0.0
+        for number, selection in zip(range(steps), _passes(core, rows, parts), strict=False):
+            late = self.seconds is not None and time.perf_counter() - started > self.seconds
+            if self.seconds is not None and core.passes.collective.any(late):
+                break
+            count = len(rows.items_of(selection))
+            step = Step(self.learning_rate * warmup_cosine((number + 1) / steps, WARMUP), self.max_gradient_norm)
+            statistics = core.passes.update(core.models.policy, optimiser, rows, selection, likelihood(count), step)
+            losses.append(statistics["loss"])
+            tokens += count
+            skipped += statistics["skipped"]
+        self._settle(core, len(losses))
+        seconds = time.perf_counter() - started
+        last = losses[-max(1, len(losses) // 10) :]
+        return None, {
+            "first_loss": losses[0] if losses else float("nan"),
+            "loss": float(np.mean(last)) if last else float("nan"),
+            "steps": float(len(losses)),
+            "skipped": skipped,
+            "trained_tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+
+    def _settle(self, core: Core, steps: int) -> None:
+        """The trained policy is where improvements start: no reference, no copy of one, no moments of before."""
+        core.policy_steps += steps
+        core.forget_reference()
+        core.models.forget("prm")
+        core.models.reset_optimiser("policy")
+
+
+def likelihood(count: int) -> LossFunction:
+    """Negative log-likelihood per token, a mean over the minibatch's `count` tokens, in nats."""
+
+    def loss(outputs: Outputs, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total = -outputs["logprobs"].sum() / count
+        return total, {"loss": total}
+
+    return loss
+
+
+def _passes(core: Core, rows: Rows, parts: int) -> Iterator[np.ndarray]:
+    """Minibatches of pass after pass without end, each pass in an order of its own."""
+    while True:
+        yield from minibatches(rows, core.generator("supervise"), parts)
