@@ -71,7 +71,7 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     blank_model(folder, model, spoken)
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
-    view.part("warm start", f"{warm.steps} supervised steps on {len(spoken)} conversations")
+    view.part("warm start", f"{warm.steps} SFT steps on {len(spoken)} conversations")
     sft = SFT(
         steps=warm.steps,
         seconds=warm.seconds,

@@ -12,8 +12,12 @@ from transformers import LlamaForCausalLM
 from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods.advantages import Advantages
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit
+from mtrl_ray.learner.methods.turn_rewards import TurnRewards
 from mtrl_ray.learner.rows.batch import Batch
-from mtrl_ray.learner.specification import KL, Advantages, ConversationImprovement, PRMFit, TurnRewards, ValueFit
+from mtrl_ray.learner.sections import KL, Fit
 from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped
 
@@ -49,9 +53,9 @@ def rewards_of(learner: Learner, table: pa.Table, scheme: str, **more: Any) -> t
     spec = TurnRewards(scheme=scheme, length_penalty=PRICE, **more)
     implicit = None
     if scheme in ("prime", "itpo", "norm_itpo"):
-        learner.fit_prm(table, PRMFit(learning_rate=3e-3))
-        implicit = learner.implicit_rewards(table, 0.05)
-    return learner.turn_rewards(table, spec, implicit)
+        learner.run(PRMFit(learning_rate=3e-3), table)
+        implicit = learner.run(ImplicitRewards(0.05), table)[0]
+    return learner.run(spec, table, implicit)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -84,12 +88,12 @@ def test_every_scheme_places_what_it_splits(learner: Learner, judged: pa.Table, 
 
 def test_turn_sums_of_tokens_are_what_itpo_adds_to_the_outcome(policy_folder: Path, talks: pa.Table) -> None:
     learner = Learner(LearnerSettings(threads=1, device="cpu"), policy_folder, seed=3)
-    learner.fit_prm(talks, PRMFit(learning_rate=3e-3))
-    implicit = learner.implicit_rewards(talks, 0.5)
+    learner.run(PRMFit(learning_rate=3e-3), talks)
+    implicit = learner.run(ImplicitRewards(0.5), talks)[0]
     specs = [
         TurnRewards(scheme=name, rescale=False, length_penalty=0.0, outcome_weight=2.0) for name in ("itpo", "prime")
     ]
-    itpo, prime = (by_turn(talks, learner.turn_rewards(talks, spec, implicit)[0]) for spec in specs)
+    itpo, prime = (by_turn(talks, learner.run(spec, talks, implicit)[0]) for spec in specs)
     for talked, tokens, turns, dense in zip(from_table(talks), by_turn(talks, implicit), itpo, prime, strict=True):
         for number, (own, placed, spread) in enumerate(zip(tokens, turns, dense, strict=True)):
             last = 2.0 * talked.score * (number == len(tokens) - 1)
@@ -104,8 +108,8 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, talks: p
         learner, found = Learner(settings, policy_folder, seed=3), []
         for scheme, estimator in (("norm_itpo", "rloo"), ("value", "ppo")):
             rewards, _ = rewards_of(learner, talks, scheme)
-            advantages, _ = learner.advantages(talks, rewards, Advantages(estimator=estimator))
-            metrics = learner.improve_conversations(talks, advantages, ConversationImprovement(aggregation="turn"))
+            advantages, _ = learner.run(Advantages(estimator=estimator), talks, rewards)
+            metrics = learner.run(ConversationImprovement(aggregation="turn"), talks, advantages)[1]
             found += [rewards, advantages, np.array([metrics["policy_loss"], metrics["entropy"]])]
         return found
 
@@ -128,7 +132,7 @@ def test_the_first_gradient_is_the_policy_gradient(
         entropy_bonus=0.0,
         kl=KL(coefficient=0.1, kind="k3", place="loss"),
     )
-    metrics = learner.improve_conversations(talks, advantages, spec)
+    metrics = learner.run(spec, talks, advantages)[1]
     model = LlamaForCausalLM.from_pretrained(policy_folder)
     turns = sum(len(talked.agent_turns) for talked in held)
     for talked, parts in zip(held, by_turn(talks, advantages), strict=True):
@@ -155,10 +159,10 @@ def test_what_has_a_positive_advantage_becomes_likelier(learner: Learner, talks:
     tokens = np.concatenate([talked.turns[k].tokens for talked in from_table(talks) for k in talked.agent_turns])
     good, bad = ends & (tokens == 1), ends & (tokens == 2)
     rows = Batch.read(talks).token_rows
-    before = learner.evaluate("policy", rows)["logprobs"]
+    before = learner.core.evaluate("policy", rows)["logprobs"]
     wanted = good.astype(np.float32) - bad.astype(np.float32)
-    metrics = learner.improve_conversations(talks, wanted, ConversationImprovement(epochs=4, learning_rate=3e-3))
-    change = learner.evaluate("policy", rows)["logprobs"] - before
+    metrics = learner.run(ConversationImprovement(epochs=4, learning_rate=3e-3), talks, wanted)[1]
+    change = learner.core.evaluate("policy", rows)["logprobs"] - before
     assert change[good].mean() > 0.1 and change[bad].mean() < -0.1, (change[good].mean(), change[bad].mean())
     assert metrics["policy_steps"] == 16 and metrics["trained_tokens"] == 4 * len(tokens)
 
@@ -173,7 +177,7 @@ def test_partial_groups_are_compared_with_who_is_there(learner: Learner, talks: 
     """Every token's advantage is its return less the others' mean return from the same turn on; alone it is zero."""
     kept = talks.take([row for row in range(talks.num_rows) if row not in dropped])
     rewards = np.random.default_rng(1).random(count_tokens(kept)).astype(np.float32)
-    advantages, _ = learner.advantages(kept, rewards, Advantages(whiten=False))
+    advantages, _ = learner.run(Advantages(whiten=False), kept, rewards)
     held, parts = from_table(kept), by_turn(kept, rewards)
     returns = [naive_returns(turns) for turns in parts]
     for i, (talked, turns) in enumerate(zip(held, by_turn(kept, advantages), strict=True)):
@@ -186,21 +190,21 @@ def test_partial_groups_are_compared_with_who_is_there(learner: Learner, talks: 
 
 def test_gae_bridges_what_the_user_says(learner: Learner, talks: pa.Table) -> None:
     rewards = np.random.default_rng(1).random(count_tokens(talks)).astype(np.float32)
-    spec = Advantages(estimator="ppo", gae_lambda=1.0, whiten=False, critic=ValueFit(epochs=1))
-    first, _ = learner.advantages(talks, rewards, spec)
+    spec = Advantages(estimator="ppo", gae_lambda=1.0, whiten=False, critic=Fit(epochs=1))
+    first, _ = learner.run(spec, talks, rewards)
     values = []
     for turns, found in zip(by_turn(talks, rewards), by_turn(talks, first), strict=True):
         returns = np.cumsum(np.concatenate(turns)[::-1])[::-1]
         values.append(returns - np.concatenate(found))
     np.testing.assert_allclose(np.concatenate(values), values[0][0], atol=1e-4)
-    _, numbers = learner.advantages(talks, rewards, spec)
+    _, numbers = learner.run(spec, talks, rewards)
     assert numbers["explained_variance"] > 0 and numbers["critic_loss"] > 0
 
 
 def test_a_critic_learns_what_is_to_come(learner: Learner, talks: pa.Table) -> None:
     rewards, _ = rewards_of(learner, talks, "outcome")
-    spec = Advantages(estimator="ppo", critic=ValueFit(epochs=8, learning_rate=3e-3))
-    found = [learner.advantages(talks, rewards, spec)[1]["explained_variance"] for _ in range(3)]
+    spec = Advantages(estimator="ppo", critic=Fit(epochs=8, learning_rate=3e-3))
+    found = [learner.run(spec, talks, rewards)[1]["explained_variance"] for _ in range(3)]
     assert found[0] == pytest.approx(0.0, abs=1e-5) and found[-1] > 0.3, found
 
 
@@ -220,18 +224,18 @@ def without(table: pa.Table, **changes: Any) -> pa.Table:
 
 def test_what_cannot_be_is_refused(learner: Learner, talks: pa.Table, judged: pa.Table) -> None:
     with pytest.raises(DataError, match=r"'g0' has an agent turn of \d+ tokens with 0 log-probabilities"):
-        learner.advantages(without(talks, logprobs=[], versions=[]), np.zeros(1, dtype=np.float32))
+        learner.run(Advantages(), without(talks, logprobs=[], versions=[]), np.zeros(1, dtype=np.float32))
     with pytest.raises(DataError, match="need as many finite rewards; 1 were given"):
-        learner.advantages(talks, np.zeros(1, dtype=np.float32))
+        learner.run(Advantages(), talks, np.zeros(1, dtype=np.float32))
     with pytest.raises(DataError, match="need as many finite advantages"):
-        learner.improve_conversations(talks, np.full(count_tokens(talks), np.nan, dtype=np.float32))
+        learner.run(ConversationImprovement(), talks, np.full(count_tokens(talks), np.nan, dtype=np.float32))
     with pytest.raises(ConfigurationError, match="'itpo' scores with implicit rewards; none were given"):
-        learner.turn_rewards(talks, TurnRewards(scheme="itpo"))
+        learner.run(TurnRewards(scheme="itpo"), talks)
     with pytest.raises(DataError, match="takes the column 'turn_weights'"):
-        learner.turn_rewards(talks, TurnRewards(scheme="judge"))
+        learner.run(TurnRewards(scheme="judge"), talks)
     wrong = pa.array([[1.0]] * judged.num_rows, pa.list_(pa.float32()))
     with pytest.raises(DataError, match="turn_weights gives another number"):
-        learner.turn_rewards(talks.append_column(TURN_WEIGHTS, wrong), TurnRewards(scheme="judge"))
+        learner.run(TurnRewards(scheme="judge"), talks.append_column(TURN_WEIGHTS, wrong))
 
 
 def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table) -> None:
@@ -239,12 +243,12 @@ def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table
     for talked in held:
         count = len(talked.agent_turns)
         talked.metrics = {f"gain_{turn}": float(turn == count - 1) for turn in range(count)}
-    _, numbers = learner.turn_rewards(
+    _, numbers = learner.run(
+        TurnRewards(scheme="judge"),
         to_table(held).append_column(
             TURN_WEIGHTS,
             pa.array([[1.0 + turn for turn in range(len(one.agent_turns))] for one in held], pa.list_(pa.float32())),
         ),
-        TurnRewards(scheme="judge"),
     )
     choices = [talked for talked in held if len(talked.agent_turns) > 1]
     assert numbers["agreement"] == 1.0, "of conversations that failed, too"

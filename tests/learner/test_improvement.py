@@ -12,7 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import KL, Improvement
+from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.snapshot import Snapshot
+from mtrl_ray.learner.sections import KL
 from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import answer, talk
 
@@ -53,7 +55,7 @@ def naive_advantages(rows: list[dict[str, object]], scores: np.ndarray, spec: Im
     return found
 
 
-@pytest.mark.parametrize("aggregation", ["token", "response"])
+@pytest.mark.parametrize("aggregation", ["token", "turn"])
 @pytest.mark.parametrize("estimator", ["ppo", "grpo", "reinforce"])
 def test_the_first_gradient_is_the_policy_gradient(
     learner: Learner,
@@ -65,7 +67,7 @@ def test_the_first_gradient_is_the_policy_gradient(
 ) -> None:
     spec = Improvement(**ONE_STEP, estimator=estimator, aggregation=aggregation, whiten=estimator == "ppo")
     scores = np.random.default_rng(0).random(responses.num_rows).astype(np.float32)
-    metrics = learner.improve(conversations, responses, spec, scores)
+    metrics = learner.run(spec, conversations, responses, scores)[1]
 
     rows, by_id = responses.to_pylist(), {one.id: one for one in from_table(conversations)}
     model = LlamaForCausalLM.from_pretrained(policy_folder)
@@ -88,7 +90,7 @@ def test_trees_and_sequences_learn_the_same(
     assert trees.core.branch_tokens > 0
     sequences.core.branch_tokens = 0
     spec = Improvement(epochs=2, minibatches=1, learning_rate=1e-3)
-    first, second = (one.improve(conversations, responses, spec, scores) for one in (trees, sequences))
+    first, second = (one.run(spec, conversations, responses, scores)[1] for one in (trees, sequences))
     np.testing.assert_allclose(parameters_of(trees), parameters_of(sequences), atol=1e-5)
     for name in ("policy_loss", "critic_loss", "kl_reference", "entropy", "clip_fraction", "explained_variance"):
         assert first[name] == pytest.approx(second[name], abs=1e-5), name
@@ -100,7 +102,7 @@ def test_the_same_seed_gives_the_same_numbers(
     def numbers(seed: int) -> tuple[dict[str, float], np.ndarray]:
         learner = Learner(settings, policy_folder, seed=seed)
         scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-        metrics = learner.improve(conversations, responses, Improvement(), scores)
+        metrics = learner.run(Improvement(), conversations, responses, scores)[1]
         timed = {"seconds", "tokens_per_second"}
         return {name: value for name, value in metrics.items() if name not in timed}, parameters_of(learner)
 
@@ -123,7 +125,7 @@ def test_what_scores_becomes_likelier(
     for number in range(8):
         responses = sampled(learner, conversations, samples=6, seed=number)
         scores = np.array([prefers_seven(tokens) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
-        means.append(learner.improve(conversations, responses, spec, scores)["score"])
+        means.append(learner.run(spec, conversations, responses, scores)[1]["score"])
     assert means[-1] > means[0] + 0.3, means
 
 
@@ -136,7 +138,7 @@ def test_a_strong_penalty_keeps_the_policy_near_its_reference(
         for number in range(5):
             responses = sampled(learner, conversations, samples=6, seed=number)
             scores = np.array([prefers_seven(tokens) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
-            found = learner.improve(conversations, responses, spec, scores)["kl_reference"]
+            found = learner.run(spec, conversations, responses, scores)[1]["kl_reference"]
         return found
 
     free = divergence(coefficient=0.0)
@@ -147,13 +149,13 @@ def test_a_strong_penalty_keeps_the_policy_near_its_reference(
 def test_references(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
     current = Improvement(epochs=1, minibatches=1, kl=KL(reference="current"))
-    learner.anchor()
-    assert learner.improve(conversations, responses, current, scores)["kl_reference"] == pytest.approx(0, abs=1e-7)
-    assert learner.improve(conversations, responses, current, scores)["kl_reference"] > 1e-6
-    learner.anchor()
-    assert learner.improve(conversations, responses, current, scores)["kl_reference"] == pytest.approx(0, abs=1e-7)
+    learner.run(Snapshot())
+    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
+    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] > 1e-6
+    learner.run(Snapshot())
+    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
     initial = Improvement(epochs=1, minibatches=1)
-    assert learner.improve(conversations, responses, initial, scores)["kl_reference"] > 1e-6
+    assert learner.run(initial, conversations, responses, scores)[1]["kl_reference"] > 1e-6
 
 
 def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, conversations: pa.Table) -> None:
@@ -161,12 +163,12 @@ def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, co
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
     spec = Improvement(epochs=1, minibatches=1, importance_cap=1.5)
     learner.weights(4)
-    stale = learner.improve(conversations, responses, spec, scores)["importance_weight"]
+    stale = learner.run(spec, conversations, responses, scores)[1]["importance_weight"]
     assert 0 < stale < 1.5
     assert stale != 1.0
     learner.weights(5)
-    assert learner.improve(conversations, responses, spec, scores)["importance_weight"] == 1.0
-    assert learner.improve(conversations, responses, spec, scores)["importance_weight"] != 1.0, "the policy has moved"
+    assert learner.run(spec, conversations, responses, scores)[1]["importance_weight"] == 1.0
+    assert learner.run(spec, conversations, responses, scores)[1]["importance_weight"] != 1.0, "the policy has moved"
 
 
 def test_steps_end_when_the_policy_has_gone_far_enough(
@@ -174,7 +176,7 @@ def test_steps_end_when_the_policy_has_gone_far_enough(
 ) -> None:
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
     spec = Improvement(epochs=10, minibatches=2, learning_rate=1e-2, kl_stop=0.05)
-    metrics = learner.improve(conversations, responses, spec, scores)
+    metrics = learner.run(spec, conversations, responses, scores)[1]
     assert 1 <= metrics["policy_steps"] < 20
 
 
@@ -186,8 +188,8 @@ def test_a_policy_with_entropy_bonus_stays_more_random(
     def entropy(bonus: float) -> float:
         learner = Learner(settings, policy_folder, seed=3)
         spec = Improvement(epochs=4, learning_rate=3e-3, entropy_bonus=bonus)
-        learner.improve(conversations, responses, spec, scores)
-        return learner.improve(conversations, responses, spec, scores)["entropy"]
+        learner.run(spec, conversations, responses, scores)
+        return learner.run(spec, conversations, responses, scores)[1]["entropy"]
 
     assert entropy(0.5) > entropy(0.0) + 0.02
 
@@ -197,17 +199,17 @@ def test_the_critic_learns_to_explain_its_returns(
 ) -> None:
     scores = np.array([float(tokens[0] > 30) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
     spec = Improvement(epochs=15, critic_learning_rate=3e-3, learning_rate=1e-6)
-    assert learner.improve(conversations, responses, spec, scores)["explained_variance"] == pytest.approx(0, abs=0.05)
-    assert learner.improve(conversations, responses, spec, scores)["explained_variance"] > 0.3
+    assert learner.run(spec, conversations, responses, scores)[1]["explained_variance"] == pytest.approx(0, abs=0.05)
+    assert learner.run(spec, conversations, responses, scores)[1]["explained_variance"] > 0.3
 
 
 def test_nonsense_is_refused(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     with pytest.raises(ConfigurationError, match="Q has not been fitted"):
-        learner.improve(conversations, responses)
+        learner.run(Improvement(), conversations, responses)
     with pytest.raises(DataError, match="finite scores"):
-        learner.improve(conversations, responses, scores=np.full(responses.num_rows, np.nan))
+        learner.run(Improvement(), conversations, responses, np.full(responses.num_rows, np.nan))
     with pytest.raises(DataError, match="no responses"):
-        learner.improve(conversations, responses.slice(0, 0), scores=np.zeros(0))
+        learner.run(Improvement(), conversations, responses.slice(0, 0), np.zeros(0))
     with pytest.raises(ValueError, match="k1 as a loss"):
         KL(place="loss", kind="k1")
 
@@ -219,6 +221,6 @@ def test_larger_micro_batches_give_the_same_step(policy_folder: Path, conversati
     weights = []
     for budget in (64, 100_000):
         learner = Learner(LearnerSettings(threads=1, device="cpu", tokens_per_microbatch=budget), policy_folder, seed=3)
-        learner.improve(conversations, responses, spec, scores)
+        learner.run(spec, conversations, responses, scores)
         weights.append(parameters_of(learner))
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)

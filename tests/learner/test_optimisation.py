@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl_ray.learner.compute.collective import Collective
+from mtrl_ray.learner.compute.epochs import minibatches
 from mtrl_ray.learner.compute.optimisation import STATISTICS, Optimiser
 from mtrl_ray.learner.compute.passes import Step
 from mtrl_ray.learner.learner import Learner
@@ -61,13 +62,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(learner: Learner, conv
         total = outputs["logprobs"].sum() / (0.0 if poison else len(rows.items))
         return total, {"items": torch.tensor(float(len(items)))}
 
-    selection = next(learner.minibatches(rows, 1, "test"))
+    selection = minibatches(rows, learner.core.generator("test"), 1)[0]
     before = {name: value.clone() for name, value in learner.core.models.policy.named_parameters()}
-    first = learner.update("policy", rows, selection, loss, Step(1e-3))
+    first = learner.core.update("policy", rows, selection, loss, Step(1e-3))
     assert first["skipped"] == 1.0
     assert learner.core.models.optimiser("policy").skipped == 1
     assert all(torch.equal(before[name], value) for name, value in learner.core.models.policy.named_parameters())
     poison = False
-    second = learner.update("policy", rows, selection, loss, Step(1e-3))
+    second = learner.core.update("policy", rows, selection, loss, Step(1e-3))
     assert (second["skipped"], second["items"]) == (0.0, len(rows.items))
     assert any(not torch.equal(before[name], value) for name, value in learner.core.models.policy.named_parameters())

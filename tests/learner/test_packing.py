@@ -113,15 +113,15 @@ def test_hidden_states_do_not_depend_on_the_layout(
 ) -> None:
     dialogues = Dialogues.read(conversations)
     found = Responses.read(responses, dialogues)
-    plain = learner.evaluate("policy", packing.response_tokens(dialogues, found, 0))
-    other = learner.evaluate("policy", packing.response_tokens(dialogues, found, branch_tokens))
+    plain = learner.core.evaluate("policy", packing.response_tokens(dialogues, found, 0))
+    other = learner.core.evaluate("policy", packing.response_tokens(dialogues, found, branch_tokens))
     np.testing.assert_allclose(other["logprobs"], plain["logprobs"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(other["entropies"], plain["entropies"], rtol=1e-5, atol=1e-5)
 
 
 def test_logprobs_are_those_of_the_whole_sequence_alone(learner: Learner, conversations: pa.Table) -> None:
     dialogues = Dialogues.read(conversations)
-    found = learner.evaluate("policy", packing.turn_tokens(dialogues))["logprobs"]
+    found = learner.core.evaluate("policy", packing.turn_tokens(dialogues))["logprobs"]
     expected = []
     for one in from_table(conversations):
         with torch.no_grad():
@@ -143,7 +143,7 @@ def test_chains_reach_attention_without_a_mask(
         return attention(*arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    learner.evaluate("policy", packing.turn_tokens(Dialogues.read(conversations)))
+    learner.core.evaluate("policy", packing.turn_tokens(Dialogues.read(conversations)))
     assert calls
     assert all(mask is None and causal for mask, causal in calls)
 

@@ -10,9 +10,15 @@ import torch
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.methods.pair_models import pair_loss, pair_rows, quality
+from mtrl_ray.learner.methods.pair_models import (
+    ConversationRewards,
+    PairFit,
+    Preferences,
+    pair_loss,
+    pair_rows,
+    quality,
+)
 from mtrl_ray.learner.rows.tables import Dialogues
-from mtrl_ray.learner.specification import PairFit
 from tests.learner.examples import VOCABULARY
 from tests.learner.test_group import group, settings_for
 
@@ -60,14 +66,14 @@ def swapped(table):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_symmetric_by_construction_and_learns(learner, kind):
     table, given = pairs(1, 96, by_rank)
-    first = learner.fit_pairs(table, given, kind, SPEC)
+    first = learner.run(SPEC, table, given, kind)[1]
     assert first["cross_entropy"] == pytest.approx(np.log(2), abs=1e-3), "it knows nothing yet"
     fresh, truth = pairs(2, 48, by_rank)
-    then = learner.fit_pairs(fresh, truth, kind, SPEC)
+    then = learner.run(SPEC, fresh, truth, kind)[1]
     assert then["accuracy"] > 0.9 and then["cross_entropy"] < 0.67 and then["calibration"] < 0.12
-    found = learner.preferred(fresh, kind)
+    found = learner.run(Preferences(kind), fresh)[0]
     np.testing.assert_allclose(found[::2] + found[1::2], 1.0, atol=1e-6)
-    back = learner.preferred(swapped(fresh), kind)
+    back = learner.run(Preferences(kind), swapped(fresh))[0]
     np.testing.assert_allclose(back.reshape(-1, 2)[:, ::-1].ravel(), found, atol=1e-5)
 
 
@@ -76,24 +82,26 @@ def test_only_the_preference_model_learns_a_circle(learner):
     fresh, truth = pairs(2, 60, in_a_circle)
     reached = {}
     for kind in KINDS:
-        learner.fit_pairs(table, given, kind, PairFit(epochs=8, minibatches=6, learning_rate=2e-3))
-        reached[kind] = quality(learner.preferred(fresh, kind).astype(np.float64), truth.astype(np.float64))["accuracy"]
+        learner.run(PairFit(epochs=8, minibatches=6, learning_rate=2e-3), table, given, kind)
+        reached[kind] = quality(learner.run(Preferences(kind), fresh)[0].astype(np.float64), truth.astype(np.float64))[
+            "accuracy"
+        ]
     assert reached["preference"] > 0.9 and reached["reward"] < 0.75, reached
 
 
 def test_rewards_are_the_log_odds(learner):
     table, given = pairs(1, 16, by_rank)
-    learner.fit_pairs(table, given, "reward", SPEC)
-    scores = learner.rewards(table).astype(np.float64)
+    learner.run(SPEC, table, given, "reward")
+    scores = learner.run(ConversationRewards(), table)[0].astype(np.float64)
     expected = 1 / (1 + np.exp(scores[1::2] - scores[::2]))
-    np.testing.assert_allclose(learner.preferred(table, "reward")[::2], expected, atol=1e-6)
+    np.testing.assert_allclose(learner.run(Preferences("reward"), table)[0][::2], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_has_the_gradient_of_the_cross_entropy(learner, kind):
     """Against autograd on the loss written down per pair, each conversation (or couple) read on its own."""
     table, given = pairs(3, 6, by_rank)
-    learner.fit_pairs(table, given, kind, PairFit(epochs=2, minibatches=1))
+    learner.run(PairFit(epochs=2, minibatches=1), table, given, kind)
     model, dialogues = learner.core.models.value(kind), Dialogues.read(table)
     rows = pair_rows(learner.core, dialogues, kind)
 
@@ -132,33 +140,35 @@ def test_even_pairs_and_blind_predictions_are_no_success():
 def test_what_is_no_pair_is_refused(learner):
     table, given = pairs(1, 4, by_rank)
     with pytest.raises(DataError, match="7 conversations are no pairs"):
-        learner.fit_pairs(table.slice(0, 7), given[:7], "reward")
+        learner.run(PairFit(), table.slice(0, 7), given[:7], "reward")
     for wrong in (given[:-1], given * 3):
         with pytest.raises(DataError, match=r"8 conversations need as many preferences in \[0, 1\]"):
-            learner.fit_pairs(table, wrong, "reward")
+            learner.run(PairFit(), table, wrong, "reward")
     with pytest.raises(ConfigurationError, match="there is no preference model yet"):
-        learner.preferred(table, "preference")
+        learner.run(Preferences("preference"), table)
     long = to_table([talk(name, [10] * 40, np.random.default_rng(0)) for name in "ab"])
     with pytest.raises(ConfigurationError, match="the model has 256 positions; use the reward model"):
-        learner.fit_pairs(long, given[:2], "preference")
+        learner.run(PairFit(), long, given[:2], "preference")
 
 
 def test_models_are_kept_and_adopted(learner, policy_folder, settings, tmp_path):
     table, given = pairs(1, 8, by_rank)
     for kind in KINDS:
-        learner.fit_pairs(table, given, kind, SPEC)
+        learner.run(SPEC, table, given, kind)
     learner.save(tmp_path / "all")
     resumed, other = Learner(settings, policy_folder, seed=3), Learner(settings, policy_folder, seed=4)
     resumed.load(tmp_path / "all")
     for kind in KINDS:
         learner.core.models.value(kind).save(tmp_path / kind)
         other.adopt(kind, tmp_path / kind)
-        assert np.array_equal(resumed.preferred(table, kind), learner.preferred(table, kind))
-        assert np.array_equal(other.preferred(table, kind), learner.preferred(table, kind))
-    other.fit_pairs(table, given, "reward", SPEC)
-    further = other.preferred(table, "reward")
+        assert np.array_equal(resumed.run(Preferences(kind), table)[0], learner.run(Preferences(kind), table)[0])
+        assert np.array_equal(other.run(Preferences(kind), table)[0], learner.run(Preferences(kind), table)[0])
+    other.run(SPEC, table, given, "reward")
+    further = other.run(Preferences("reward"), table)[0]
     other.adopt("reward", tmp_path / "reward")
-    assert np.array_equal(other.preferred(table, "reward"), further), "what has been learned since is not lost"
+    assert np.array_equal(other.run(Preferences("reward"), table)[0], further), (
+        "what has been learned since is not lost"
+    )
     with pytest.raises(CheckpointError):
         Learner(settings, policy_folder, seed=3).adopt("reward", tmp_path / "nothing")
 
@@ -167,11 +177,11 @@ def test_two_processes_fit_as_one_does(ray_cluster: None, policy_folder: Path) -
     table, given = pairs(1, 12, by_rank)
     references = [ray.put(table), ray.put(given)]
     with group(2, policy_folder) as two:
-        promised = [two.fit_pairs(*references, kind, SPEC) for kind in KINDS]
-        promised += [two.preferred(references[0], kind) for kind in KINDS]
+        promised = [two.run(SPEC, *references, kind)[1] for kind in KINDS]
+        promised += [two.run(Preferences(kind), references[0])[0] for kind in KINDS]
         fitted, found = (lambda every: (every[:2], every[2:]))(ray.get(promised, timeout=120))
     alone = Learner(settings_for(1), policy_folder, seed=3)
     for kind, theirs in zip(KINDS, fitted, strict=True):
-        assert alone.fit_pairs(table, given, kind, SPEC)["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert alone.run(SPEC, table, given, kind)[1]["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     for kind, theirs in zip(KINDS, found, strict=True):
-        np.testing.assert_allclose(alone.preferred(table, kind), theirs, atol=1e-3)
+        np.testing.assert_allclose(alone.run(Preferences(kind), table)[0], theirs, atol=1e-3)

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import ConversationImprovement, PRMFit
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
 from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped, talk
 
@@ -39,9 +40,9 @@ def test_the_loss_and_its_gradient_are_those_of_whole_conversations(policy_folde
     scores = torch.tensor(talks["score"].to_pylist())
     learner, frozen = learner_with(policy_folder), LlamaForCausalLM.from_pretrained(policy_folder)
     warm = PRMFit(beta=BETA, minibatches=1, learning_rate=1e-2, max_gradient_norm=None)
-    first = learner.fit_prm(talks, warm)
+    first = learner.run(warm, talks)[1]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-5), "a copy of its reference knows nothing"
-    learned = learner.core.models.prm().model
+    learned = learner.core.models.get("prm").model
     with torch.no_grad():
         reference = torch.stack(naive_sums(frozen, talks))
     model = LlamaForCausalLM.from_pretrained(policy_folder)
@@ -50,11 +51,11 @@ def test_the_loss_and_its_gradient_are_those_of_whole_conversations(policy_folde
     loss = torch.nn.functional.binary_cross_entropy_with_logits(sums, scores)
     loss.backward()
     norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
-    rewards = learner.implicit_rewards(talks, BETA)
+    rewards = learner.run(ImplicitRewards(BETA), talks)[0]
     lengths = [int(talked.mask.sum()) for talked in from_table(talks)]
     by_talk = [part.sum() for part in np.split(rewards, np.cumsum(lengths)[:-1])]
     np.testing.assert_allclose(by_talk, sums.detach().numpy(), atol=2e-4)
-    second = learner.fit_prm(talks, warm)
+    second = learner.run(warm, talks)[1]
     assert second["loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert second["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
 
@@ -64,7 +65,7 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path) -> None:
     found = []
     for budget in (64, 200, 16_384):
         learner = learner_with(policy_folder, budget)
-        found.append((learner.fit_prm(talks, SPEC)["loss"], learner.implicit_rewards(talks, BETA)))
+        found.append((learner.run(SPEC, talks)[1]["loss"], learner.run(ImplicitRewards(BETA), talks)[0]))
     for loss, rewards in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-5)
         np.testing.assert_allclose(rewards, found[0][1], atol=1e-4)
@@ -74,15 +75,15 @@ def test_it_learns_which_turns_the_outcome_depends_on(policy_folder: Path) -> No
     learner = learner_with(policy_folder)
     spec = PRMFit(beta=BETA, minibatches=4, learning_rate=3e-3)
     for number in range(6):
-        metrics = learner.fit_prm(grouped(seed=number, contexts=12, samples=4), spec)
+        metrics = learner.run(spec, grouped(seed=number, contexts=12, samples=4))[1]
     assert metrics["pair_accuracy"] > 0.7 and metrics["r"] > 0.4, metrics
     talks = talk(seed=99, count=40)
-    rewards, lengths, outcomes = learner.implicit_rewards(talks, BETA), [], []
+    rewards, lengths, outcomes = learner.run(ImplicitRewards(BETA), talks)[0], [], []
     for talked in from_table(talks):
         lengths += [len(talked.turns[turn].tokens) for turn in talked.agent_turns]
         outcomes += talked.rewards
     turns = np.array([part.sum() for part in np.split(rewards, np.cumsum(lengths)[:-1])])
-    table = learner.score_turns(talks, BETA)
+    table = learner.run(ScoreTurns(BETA), talks)[0]
     np.testing.assert_allclose(table["reward"], turns, atol=1e-5)
     np.testing.assert_array_equal(np.concatenate(table["token_rewards"].to_pylist()).astype(np.float32), rewards)
     asked = [(talked.id, turn) for talked in from_table(talks) for turn in talked.agent_turns]
@@ -96,14 +97,14 @@ def test_the_reference_is_the_policy_before_its_first_step_whenever_the_model_is
     tokens = sum(int(talked.mask.sum()) for talked in from_table(talks))
     learner = learner_with(policy_folder)
     advantages = np.linspace(-1, 1, tokens, dtype=np.float32)
-    learner.improve_conversations(talks, advantages, ConversationImprovement(learning_rate=1e-2, minibatches=1))
-    learner.fit_prm(talks, SPEC.model_copy(update={"learning_rate": 1e-12}))
-    np.testing.assert_allclose(learner.implicit_rewards(talks, BETA), 0.0, atol=1e-4)
+    learner.run(ConversationImprovement(learning_rate=1e-2, minibatches=1), talks, advantages)
+    learner.run(SPEC.model_copy(update={"learning_rate": 1e-12}), talks)
+    np.testing.assert_allclose(learner.run(ImplicitRewards(BETA), talks)[0], 0.0, atol=1e-4)
 
 
 def test_what_cannot_be_is_refused(policy_folder: Path) -> None:
     learner, talks = learner_with(policy_folder), grouped(seed=6, contexts=2, samples=2)
-    with pytest.raises(ConfigurationError, match="call fit_prm first"):
-        learner.implicit_rewards(talks, BETA)
+    with pytest.raises(ConfigurationError, match="run PRMFit first"):
+        learner.run(ImplicitRewards(BETA), talks)
     with pytest.raises(DataError, match="nothing to learn from"):
-        learner.fit_prm(talks.slice(0, 0))
+        learner.run(PRMFit(), talks.slice(0, 0))

@@ -11,7 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.specification import KL, Advantages, Improvement, PRMFit, QFit, TurnRewards
+from mtrl_ray.learner.methods.advantages import Advantages
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit
+from mtrl_ray.learner.methods.q import QFit
+from mtrl_ray.learner.methods.snapshot import Snapshot
+from mtrl_ray.learner.methods.turn_rewards import TurnRewards
+from mtrl_ray.learner.sections import KL
 from mtrl_ray.settings.tree import LearnerSettings
 from mtrl_ray.weights.packed import unpack
 from tests.learner.examples import answer, grouped, talk
@@ -23,9 +30,9 @@ FIT = QFit(target="td_lambda", target_rate=0.5, minibatch_conversations=4)
 def iterate(learner: Learner, number: int) -> dict[str, float]:
     """One iteration; its numbers, times left out."""
     talks = talk(seed=number, count=12, prefix=f"{number}-")
-    learner.anchor()
-    fitted = {f"q/{name}": value for name, value in learner.fit_q(talks, FIT).items()}
-    improved = learner.improve(talks, answer(talks, number, samples=3, version=number), SPEC)
+    learner.run(Snapshot())
+    fitted = {f"q/{name}": value for name, value in learner.run(FIT, talks)[1].items()}
+    improved = learner.run(SPEC, talks, answer(talks, number, samples=3, version=number))[1]
     return {name: value for name, value in (fitted | improved).items() if "second" not in name}
 
 
@@ -60,11 +67,11 @@ def test_a_loaded_learner_needs_the_checkpoint_no_more(
 def iterate_whole(learner: Learner, number: int) -> dict[str, float]:
     """One iteration on whole conversations with every model that such an algorithm has; its numbers."""
     talks = grouped(seed=number, contexts=3, samples=3, prefix=f"{number}-")
-    fitted = learner.fit_prm(talks, PRMFit(minibatches=2))
-    implicit = learner.implicit_rewards(talks, 0.05)
-    rewards = [learner.turn_rewards(talks, TurnRewards(scheme=name), implicit) for name in ("itpo", "value", "uniform")]
-    found, numbers = learner.advantages(talks, sum(reward for reward, _ in rewards), Advantages(estimator="ppo"))
-    improved = learner.improve_conversations(talks, found)
+    fitted = learner.run(PRMFit(minibatches=2), talks)[1]
+    implicit = learner.run(ImplicitRewards(0.05), talks)[0]
+    rewards = [learner.run(TurnRewards(scheme=name), talks, implicit) for name in ("itpo", "value", "uniform")]
+    found, numbers = learner.run(Advantages(estimator="ppo"), talks, sum(reward for reward, _ in rewards))
+    improved = learner.run(ConversationImprovement(), talks, found)[1]
     everything = {f"prm/{name}": value for name, value in fitted.items()} | rewards[1][1] | numbers | improved
     return {name: value for name, value in everything.items() if "second" not in name}
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.methods.updates import Measured, policy_loss
-from mtrl_ray.learner.specification import KL, ConversationImprovement
+from mtrl_ray.learner.sections import KL
 
 TOKENS, CAP = 7, 2.0
 

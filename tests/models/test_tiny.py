@@ -8,12 +8,12 @@ import numpy as np
 
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.learner.methods import sft_processes
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
-from mtrl_ray.run import tiny_model as tiny
 from mtrl_ray.run.recipes import load
 from mtrl_ray.run.tiny_model import make_tiny, tiny_model
 from mtrl_ray.settings.tree import ModelSettings, WarmStartSettings
@@ -40,7 +40,7 @@ def test_its_turns_are_well_formed(tmp_path, sales_settings):
 def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     settings, environment, trained_on = load("sales", []).environment, make("sales"), []
-    monkeypatch.setattr(tiny, "imitate", lambda folder, table, supervision: trained_on.append(table) or DONE)
+    monkeypatch.setattr(sft_processes, "sft_in_processes", lambda folder, table, sft: trained_on.append(table) or DONE)
     folders = []
     for shares in (None, {"expert": 1, "random": 0}, {"random": 1}, dict(environment.warm_start)):
         warm = WarmStartSettings(conversations=60, shares=shares)

@@ -13,6 +13,7 @@ from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.dialogue.conversation import from_table, to_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.turn_ranks import TURNS, stability
+from mtrl_ray.feedback.turn_weights import judge_turns
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import checkpoint, trainer
@@ -74,9 +75,10 @@ def test_groups_that_lost_members_are_compared_with_who_is_there(stepping):
     sizes = {len(group) for group in members.values()}
     assert len(held) < 24 and len(sizes) > 1, "some conversations failed, not all of the same contexts"
     table = logged.window(1)
-    rewards = system.turn_rewards(table, stepping.algorithm.settings.rewards.model_copy(update={"scheme": "outcome"}))
+    outcome = stepping.algorithm.settings.rewards.model_copy(update={"scheme": "outcome"})
+    rewards, _ = system.learn(outcome, table)
     plain = stepping.algorithm.settings.advantages.model_copy(update={"whiten": False})
-    found = ray.get(system.advantages(table, rewards, plain))
+    found = ray.get(system.learn(plain, table, rewards)[0])
     lengths = [int(talked.mask.sum()) for talked in from_table(ray.get(table))]
     price = stepping.algorithm.settings.rewards.length_penalty
     worth = {one.id: one.score - price * sum(len(one.turns[k].text.split()) for k in one.agent_turns) for one in held}
@@ -93,7 +95,7 @@ def test_an_environment_without_a_record_cannot_judge(stepping):
     talks = from_table(ray.get(stepping.system.buffer.window.remote(1)))
     for talked in talks:
         talked.metrics = {}
-    table = stepping.system.judge(ray.put(to_table(talks)), settings.judge)
+    table = judge_turns(stepping.system, ray.put(to_table(talks)), settings.judge)
     with pytest.raises(DataError, match="no record of which turn mattered"), trainer.explained(stepping.folder):
         ray.get(table)
     with pytest.raises(ray.exceptions.RayTaskError):

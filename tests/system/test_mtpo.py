@@ -12,6 +12,7 @@ import ray
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.feedback.preferences import compare_pairs, pair_up
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import trainer
 from mtrl_ray.run.folder import prepare
@@ -96,7 +97,7 @@ def test_pairs_that_lost_a_member_take_no_part(stepping):
     stepping.algorithm = make_algorithm(TREE)
     system, settings = stepping.system, stepping.algorithm.settings
     logged = system.rollout(8, 2)
-    conversations, terminal = system.compare(system.pairs(logged.window(1)), settings.preferences)
+    conversations, terminal = compare_pairs(system, pair_up(system, logged.window(1)), settings.preferences)
     talks, found = from_table(ray.get(conversations)), ray.get(terminal)
     everyone = from_table(ray.get(system.buffer.take.remote(logged.ids)))
     contexts = [one.context_id for one in everyone]
@@ -188,10 +189,8 @@ def test_what_cannot_work_is_said_before_anything_starts(quick, tmp_path):
         load("sales", [*quick, RIVALS, f"algorithm={json.dumps(TREE | {'variant': 'mtpo_tau'})}"])
     for change, sentence in (
         ({"samples": 3}, "samples is 3 and variant is mtpo; conversations are compared two by two"),
-        ({"improvement": {"mixture": 0.1}}, "mixture is set by algorithm.tau"),
         ({"variant": "mtpo_tau", "improvement": {"importance_cap": None}}, "improvement.importance_cap is null"),
         ({"improvement": {"kl": {"kind": "k2", "place": "loss"}}}, "kl is set by algorithm.alpha"),
-        ({"advantages": {"alpha": 0.1}}, "advantages.alpha is algorithm.alpha"),
         ({"variant": "rlhf"}, "variant is rlhf, which needs a reward model"),
         ({"variant": "reward", "model": {"refresh": True}}, "variant is reward, which takes the task's own score"),
         ({"model": {}}, "model has neither a folder, nor first, nor refresh"),

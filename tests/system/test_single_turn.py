@@ -12,6 +12,7 @@ from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.offline_pairs import divided, parted_pairs
 from mtrl_ray.feedback.single_turns import matched
+from mtrl_ray.learner.methods.pair_models import ConversationRewards, ResponseRewards
 from mtrl_ray.run import trainer
 from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
@@ -89,9 +90,11 @@ def test_a_response_is_scored_as_the_conversation_that_ends_with_it(stepping):
     table = logged.window(1)
     responses = system.respond(states, 1)
     same = system.respond(states, 1)
-    scores = ray.get(system.response_rewards(table, responses))
+    scores = ray.get(system.learn(ResponseRewards(), table, responses)[0])
     np.testing.assert_allclose(
-        ray.get(system.rewards(matched.remote(table, responses, same))), np.repeat(scores, 2), atol=1e-5
+        ray.get(system.learn(ConversationRewards(), matched.remote(table, responses, same))[0]),
+        np.repeat(scores, 2),
+        atol=1e-5,
     )
     other = ray.get(system.respond(states, 1, stream="opponent"))
     assert other["tokens"].to_pylist() != ray.get(responses)["tokens"].to_pylist()

@@ -234,7 +234,7 @@ class Careless(IterativePPO):
 
     def iterate(self, system) -> None:
         system.rollout(12, 1)
-        system.fit_q(system.buffer.take.remote([]), self.settings.q)
+        system.learn(self.settings.q, system.buffer.take.remote([]))
 
 
 def test_an_error_of_the_learner_surfaces_as_its_cause(stepping):

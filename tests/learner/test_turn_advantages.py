@@ -10,8 +10,10 @@ import torch
 from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods.conversations import ConversationImprovement
+from mtrl_ray.learner.methods.turn_advantages import TurnAdvantages
 from mtrl_ray.learner.rows.batch import Batch
-from mtrl_ray.learner.specification import KL, ConversationImprovement, TurnAdvantages, ValueFit
+from mtrl_ray.learner.sections import KL, Fit
 from mtrl_ray.objectives.advantages import turn_gae
 from mtrl_ray.objectives.regularised_rewards import on_arrival
 from mtrl_ray.tabular.equilibrium import nash_equilibrium
@@ -21,11 +23,11 @@ from tests.learner.examples import grouped
 from tests.learner.test_group import flat, group, settings_for
 
 ALPHA, LAMBDA, TOKEN_LAMBDA = 0.3, 0.8, 0.6
-FIT = ValueFit(epochs=1, minibatches=2)
+FIT = Fit(epochs=1, minibatches=2)
 
 
 def spec(value: str, **changes) -> TurnAdvantages:
-    given = {"alpha": ALPHA, "gae_lambda": LAMBDA, "token_lambda": TOKEN_LAMBDA, "whiten": False, "fit": FIT}
+    given = {"gae_lambda": LAMBDA, "token_lambda": TOKEN_LAMBDA, "whiten": False, "fit": FIT}
     return TurnAdvantages(value=value, **(given | changes))
 
 
@@ -74,17 +76,17 @@ def backwards(rewards: list[float], values: list[float], lam: float) -> tuple[li
 def warmed(learner: Learner, talks, terminal) -> tuple[np.ndarray, np.ndarray]:
     """Values of turns and of tokens that are not all alike, as the learner will read them."""
     for value in ("turn", "token"):
-        learner.turn_advantages(talks, terminal, spec(value, fit=ValueFit(epochs=4, learning_rate=1e-2)))
+        learner.run(spec(value, fit=Fit(epochs=4, learning_rate=1e-2)), talks, terminal, ALPHA)
     batch = Batch.read(talks)
-    turns = learner.evaluate("value", batch.state_rows)["values"]
-    tokens = learner.evaluate("critic", batch.token_rows)["values"]
+    turns = learner.core.evaluate("value", batch.state_rows)["values"]
+    tokens = learner.core.evaluate("critic", batch.token_rows)["values"]
     assert turns.std() > 0.01 and tokens.std() > 0.01
     return turns, tokens
 
 
 def test_values_of_turns_are_those_of_a_naive_loop(learner, talks, terminal):
     values, _ = warmed(learner, talks, terminal)
-    found, numbers = learner.turn_advantages(talks, terminal, spec("turn"))
+    found, numbers = learner.run(spec("turn"), talks, terminal, ALPHA)
     expected, paid, start = [], [], 0
     for talked, end in zip(from_table(talks), terminal, strict=True):
         kl = divergences(learner, talked)
@@ -102,7 +104,7 @@ def test_values_of_turns_are_those_of_a_naive_loop(learner, talks, terminal):
 
 def test_values_of_tokens_are_those_of_a_naive_loop(learner, talks, terminal):
     _, values = warmed(learner, talks, terminal)
-    found, _ = learner.turn_advantages(talks, terminal, spec("token"))
+    found, _ = learner.run(spec("token"), talks, terminal, ALPHA)
     expected: list[float] = []
     for talked, end in zip(from_table(talks), terminal, strict=True):
         kl = [entry for turn in divergences(learner, talked) for entry in turn]
@@ -114,7 +116,7 @@ def test_values_of_tokens_are_those_of_a_naive_loop(learner, talks, terminal):
 
 def test_the_hybrid_is_turns_outside_and_tokens_inside(learner, talks, terminal):
     of_turns, of_tokens = warmed(learner, talks, terminal)
-    found, numbers = learner.turn_advantages(talks, terminal, spec("hybrid"))
+    found, numbers = learner.run(spec("hybrid"), talks, terminal, ALPHA)
     expected: list[float] = []
     turn = 0
     for talked, end in zip(from_table(talks), terminal, strict=True):
@@ -132,14 +134,15 @@ def test_the_hybrid_is_turns_outside_and_tokens_inside(learner, talks, terminal)
 
 def test_scores_end_a_conversation_where_nothing_else_does(learner, talks):
     scores = talks["score"].to_numpy()
-    given, _ = learner.turn_advantages(talks, scores, spec("turn"))
-    learner.core.models._values.clear()
+    given, _ = learner.run(spec("turn"), talks, scores, ALPHA)
+    learner.core.models._made.clear()
     learner.core.models._optimisers.clear()
-    np.testing.assert_array_equal(learner.turn_advantages(talks, None, spec("turn"))[0], given)
+    learner.core.forget_reference()
+    np.testing.assert_array_equal(learner.run(spec("turn"), talks, None, ALPHA)[0], given)
 
 
 def test_whitening_is_over_turns(learner, talks, terminal):
-    found, numbers = learner.turn_advantages(talks, terminal, spec("turn", alpha=0.0, whiten=True))
+    found, numbers = learner.run(spec("turn", whiten=True), talks, terminal, 0.0)
     lengths = Batch.read(talks).turn_lengths
     per_turn = found[np.cumsum(lengths) - 1]
     np.testing.assert_array_equal(np.repeat(per_turn, lengths), found)
@@ -150,7 +153,7 @@ def test_whitening_is_over_turns(learner, talks, terminal):
 def test_what_cannot_be_a_terminal_reward_is_refused(learner, talks, terminal):
     for wrong in (terminal[:-1], np.where(np.arange(10) == 3, np.nan, terminal)):
         with pytest.raises(DataError, match="10 conversations need as many finite terminal rewards"):
-            learner.turn_advantages(talks, wrong, spec("turn"))
+            learner.run(spec("turn"), talks, wrong, ALPHA)
 
 
 def test_sampled_advantages_are_those_of_the_game_on_average():
@@ -189,12 +192,12 @@ def test_sampled_advantages_are_those_of_the_game_on_average():
 
 def test_the_plain_objective_and_the_proximal_term(learner, talks, terminal, policy_folder, settings):
     """One step at π = π_old: plain and clipped have one gradient, the proximal term none; later it holds back."""
-    advantages, _ = learner.turn_advantages(talks, terminal, spec("turn"))
+    advantages, _ = learner.run(spec("turn"), talks, terminal, ALPHA)
     common = {"minibatches": 1, "kl": KL(coefficient=0.0), "entropy_bonus": 0.0, "max_gradient_norm": None}
 
     def moved(**changes) -> tuple[dict[str, float], np.ndarray]:
         fresh = Learner(settings, policy_folder, seed=3)
-        numbers = fresh.improve_conversations(talks, advantages, ConversationImprovement(**(common | changes)))
+        numbers = fresh.run(ConversationImprovement(**(common | changes)), talks, advantages)[1]
         return numbers, flat(fresh.weights(1))
 
     clipped, weights = moved()
@@ -213,11 +216,11 @@ def test_samples_of_a_mixture_are_corrected(learner, talks, terminal):
         for turn in talked.agent_turns:
             talked.turns[turn].versions = [0] * len(talked.turns[turn].tokens)
     fresh = to_table(found)
-    advantages, _ = learner.turn_advantages(fresh, terminal, spec("turn"))
-    own = learner.improve_conversations(fresh, advantages, ConversationImprovement(learning_rate=1e-9))
+    advantages, _ = learner.run(spec("turn"), fresh, terminal, ALPHA)
+    own = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages)[1]
     assert own["importance_weight"] == 1.0
     learner.core.policy_steps = learner.core.published_at
-    mixed = learner.improve_conversations(fresh, advantages, ConversationImprovement(learning_rate=1e-9, mixture=0.1))
+    mixed = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages, 0.1)[1]
     assert mixed["importance_weight"] != 1.0
 
 
@@ -225,11 +228,11 @@ def test_two_processes_give_the_result_of_one(ray_cluster: None, policy_folder: 
     tables = [ray.put(talks), ray.put(terminal)]
     given = spec("hybrid", whiten=True)
     with group(2, policy_folder) as two:
-        found, numbers = two.turn_advantages(*tables, given)
-        again, _ = two.turn_advantages(*tables, given)
+        found, numbers = two.run(given, *tables, ALPHA)
+        again, _ = two.run(given, *tables, ALPHA)
         found, numbers, again = ray.get([found, numbers, again], timeout=120)
     alone = Learner(settings_for(1), policy_folder, seed=3)
-    expected, theirs = alone.turn_advantages(talks, terminal, given)
+    expected, theirs = alone.run(given, talks, terminal, ALPHA)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert numbers == pytest.approx(theirs, abs=1e-4)
-    np.testing.assert_allclose(again, alone.turn_advantages(talks, terminal, given)[0], atol=1e-3)
+    np.testing.assert_allclose(again, alone.run(given, talks, terminal, ALPHA)[0], atol=1e-3)

@@ -9,9 +9,9 @@ from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn,
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.optimisation import warmup_cosine
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.learner.rows.packing import turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues
-from mtrl_ray.learner.specification import Supervision
 from tests.learner.examples import agent_turn
 
 
@@ -27,7 +27,7 @@ def echoes(count: int) -> pa.Table:
 
 
 def test_it_learns_to_imitate(learner: Learner) -> None:
-    metrics = learner.supervise(echoes(64), Supervision(steps=150, minibatch_conversations=16))
+    metrics = learner.run(SFT(steps=150, minibatch_conversations=16), echoes(64))[1]
     assert metrics["steps"] == 150
     assert metrics["first_loss"] > 3.0
     assert metrics["loss"] < 0.5
@@ -36,21 +36,21 @@ def test_it_learns_to_imitate(learner: Learner) -> None:
 def test_only_the_agents_tokens_carry_loss(learner: Learner, conversations: pa.Table) -> None:
     """The first step's loss is the mean over the agent's tokens of the model as it was."""
     rows = turn_tokens(Dialogues.read(conversations))
-    expected = -learner.evaluate("policy", rows)["logprobs"].mean()
-    metrics = learner.supervise(conversations, Supervision(steps=1, minibatch_conversations=1000))
+    expected = -learner.core.evaluate("policy", rows)["logprobs"].mean()
+    metrics = learner.run(SFT(steps=1, minibatch_conversations=1000), conversations)[1]
     assert metrics["first_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert metrics["trained_tokens"] == len(rows.items)
 
 
 def test_passes_or_seconds_bound_it(learner: Learner, conversations: pa.Table) -> None:
-    assert learner.supervise(conversations, Supervision(epochs=3, minibatch_conversations=5))["steps"] == 9
-    assert learner.supervise(conversations, Supervision(steps=10**6, seconds=0.5))["steps"] < 10**6
+    assert learner.run(SFT(epochs=3, minibatch_conversations=5), conversations)[1]["steps"] == 9
+    assert learner.run(SFT(steps=10**6, seconds=0.5), conversations)[1]["steps"] < 10**6
     with pytest.raises(DataError, match="nothing to imitate"):
-        learner.supervise(conversations.slice(0, 0))
+        learner.run(SFT(), conversations.slice(0, 0))
 
 
-def test_imitation_moves_the_initial_reference(learner: Learner, conversations: pa.Table) -> None:
-    learner.supervise(conversations, Supervision(steps=3))
+def test_sft_moves_the_initial_reference(learner: Learner, conversations: pa.Table) -> None:
+    learner.run(SFT(steps=3), conversations)
     reference = learner.core.model("reference")
     for own, copied in zip(learner.core.models.policy.parameters(), reference.parameters(), strict=True):
         assert torch.equal(own, copied)

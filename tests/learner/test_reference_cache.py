@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.learner.compute.core import Name
 from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.compute.reference_cache import KEPT
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.methods.frozen_readings import KEPT
+from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
+from mtrl_ray.learner.methods.sft import SFT
+from mtrl_ray.learner.methods.snapshot import Snapshot
 from mtrl_ray.learner.rows.batch import Batch
-from mtrl_ray.learner.specification import PRMFit
 from tests.learner.examples import grouped, talk
 
 
@@ -28,7 +29,7 @@ class Reader:
 
         monkeypatch.setattr(learner.core.passes, "evaluate", counting)
 
-    def __call__(self, name: Name, conversations: pa.Table, temperature: float = 1.0) -> np.ndarray:
+    def __call__(self, name: str, conversations: pa.Table, temperature: float = 1.0) -> np.ndarray:
         return self._core.evaluate(name, Batch.read(conversations).token_rows, Reading(temperature))["logprobs"]
 
 
@@ -50,7 +51,9 @@ def test_the_same_rows_are_read_once_and_other_ones_anew(read: Reader, conversat
     assert read.passes == 4
 
 
-def test_models_that_learn_are_read_every_time(read: Reader, conversations: pa.Table) -> None:
+def test_models_that_learn_are_read_every_time(learner: Learner, read: Reader, conversations: pa.Table) -> None:
+    learner.core.keep_reference()
+    learner.core.models.copy("prm", "reference")
     for _ in range(2):
         read("policy", conversations)
         read("prm", conversations)
@@ -74,8 +77,8 @@ def test_a_model_that_was_copied_anew_or_loaded_is_read_anew(
     learner: Learner, read: Reader, conversations: pa.Table, tmp_path: Path
 ) -> None:
     before = read("anchor", conversations)
-    learner.supervise(conversations)
-    learner.anchor()
+    learner.run(SFT(), conversations)
+    learner.run(Snapshot())
     after = read("anchor", conversations)
     assert read.passes == 2 and not np.allclose(before, after)
     learner.save(tmp_path)
@@ -85,8 +88,8 @@ def test_a_model_that_was_copied_anew_or_loaded_is_read_anew(
 
 def test_an_iteration_reads_its_reference_once(learner: Learner, read: Reader) -> None:
     talks = grouped(seed=4, contexts=3, samples=4)
-    learner.fit_prm(talks, PRMFit())
+    learner.run(PRMFit(), talks)
     assert read.passes == 2, "the model's predictions before its fit, and the reference"
-    learner.implicit_rewards(talks, 0.05)
-    learner.score_turns(talks, 0.05)
+    learner.run(ImplicitRewards(0.05), talks)
+    learner.run(ScoreTurns(0.05), talks)
     assert read.passes == 4

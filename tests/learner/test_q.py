@@ -7,10 +7,8 @@ import pytest
 from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.methods import fitting
-from mtrl_ray.learner.rows.packing import turn_ends
-from mtrl_ray.learner.rows.tables import Dialogues, Responses
-from mtrl_ray.learner.specification import QFit
+from mtrl_ray.learner.methods.q import Data, PredictQ, QFit, ScoreResponses
+from mtrl_ray.learner.methods.values import calibration_error
 from tests.learner.examples import answer, talk
 
 
@@ -22,20 +20,18 @@ def naive_returns(one: Conversation, discount: float) -> list[float]:
 
 
 def targets_of(learner: Learner, conversations: pa.Table, spec: QFit, responses: pa.Table | None = None) -> np.ndarray:
-    dialogues = Dialogues.read(conversations)
-    found = None if responses is None else Responses.read(responses, dialogues)
-    return fitting._targets(learner.core, dialogues, turn_ends(dialogues), fitting.Turns(dialogues), found, spec)
+    return spec.targets(learner.core, Data.read(conversations, responses))
 
 
 @pytest.fixture
 def fitted(learner: Learner) -> Learner:
     """A learner whose Q says something."""
-    learner.fit_q(talk(seed=9, count=16, prefix="old"), QFit(epochs=3, minibatch_conversations=4))
+    learner.run(QFit(epochs=3, minibatch_conversations=4), talk(seed=9, count=16, prefix="old"))
     return learner
 
 
 def test_returns_are_predicted_beside_q(fitted: Learner, conversations: pa.Table) -> None:
-    table = fitted.predict_q(conversations, discount=0.9)
+    table = fitted.run(PredictQ(0.9), conversations)[0]
     loaded = from_table(conversations)
     assert table["conversation_id"].to_pylist() == [one.id for one in loaded for _ in one.agent_turns]
     assert table["turn"].to_pylist() == [turn for one in loaded for turn in one.agent_turns]
@@ -47,7 +43,7 @@ def test_returns_are_predicted_beside_q(fitted: Learner, conversations: pa.Table
 
 @pytest.mark.parametrize(("target", "weight"), [("sarsa", 0.0), ("td_lambda", 0.8)])
 def test_backups_along_logged_pairs(fitted: Learner, conversations: pa.Table, target: str, weight: float) -> None:
-    q = iter(fitted.predict_q(conversations)["q"].to_pylist())
+    q = iter(fitted.run(PredictQ(), conversations)[0]["q"].to_pylist())
     expected: list[float] = []
     for one in from_table(conversations):
         values = [next(q) for _ in one.agent_turns]
@@ -63,7 +59,7 @@ def test_backups_along_logged_pairs(fitted: Learner, conversations: pa.Table, ta
 
 def test_expected_backups_average_over_responses_in_the_next_state(fitted: Learner, conversations: pa.Table) -> None:
     responses = answer(conversations, seed=4, samples=3)
-    scores = fitted.score(conversations, responses)
+    scores = fitted.run(ScoreResponses(), conversations, responses)[0]
     values: dict[tuple[str, int], list[float]] = {}
     for row, score in zip(responses.to_pylist(), scores, strict=True):
         values.setdefault((row["conversation_id"], row["turn"]), []).append(float(score))
@@ -78,15 +74,15 @@ def test_expected_backups_average_over_responses_in_the_next_state(fitted: Learn
 
 def test_expected_backups_need_responses(fitted: Learner, conversations: pa.Table) -> None:
     with pytest.raises(ConfigurationError, match="needs responses in the next states"):
-        fitted.fit_q(conversations, QFit(target="expected"))
+        fitted.run(QFit(target="expected"), conversations)
     with pytest.raises(DataError, match="needs a response on conversation"):
-        fitted.fit_q(conversations, QFit(target="expected"), answer(conversations, seed=4, samples=1, every=3))
+        fitted.run(QFit(target="expected"), conversations, answer(conversations, seed=4, samples=1, every=3))
 
 
 def test_a_slow_copy_gives_other_targets(fitted: Learner, conversations: pa.Table) -> None:
     slow = QFit(target="sarsa", target_rate=0.1, epochs=4, minibatch_conversations=4)
     before = targets_of(fitted, conversations, slow)
-    fitted.fit_q(conversations, slow)
+    fitted.run(slow, conversations)
     after = targets_of(fitted, conversations, slow)
     fast = targets_of(fitted, conversations, QFit(target="sarsa"))
     assert not np.allclose(after, before)
@@ -103,45 +99,48 @@ def test_q_scores_responses_as_it_scores_turns(fitted: Learner, conversations: p
     ]
     responses = pa.Table.from_pylist(rows, schema=answer(conversations, 0, 1).schema)
     np.testing.assert_allclose(
-        fitted.score(conversations, responses), fitted.predict_q(conversations)["q"].to_numpy(), rtol=1e-4, atol=1e-5
+        fitted.run(ScoreResponses(), conversations, responses)[0],
+        fitted.run(PredictQ(), conversations)[0]["q"].to_numpy(),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_unseen_conversations_are_judged_before_they_are_fitted(learner: Learner) -> None:
     """The last token of a turn tells its reward, so with γ = 0 the return can be known."""
     spec = QFit(discount=0.0, epochs=12, minibatch_conversations=8, learning_rate=3e-3)
-    first = learner.fit_q(talk(seed=1, count=96), spec)
+    first = learner.run(spec, talk(seed=1, count=96))[1]
     assert "r" not in first
     unseen = talk(seed=2, count=32, prefix="new")
-    predicted = learner.predict_q(unseen, discount=0.0)
-    second = learner.fit_q(unseen, spec)
+    predicted = learner.run(PredictQ(0.0), unseen)[0]
+    second = learner.run(spec, unseen)[1]
     q, returns = predicted["q"].to_numpy(), predicted["return"].to_numpy()
     assert second["r"] == pytest.approx(np.corrcoef(q, returns)[0, 1], abs=1e-4)
     assert second["r"] > 0.8
-    assert second["calibration"] == pytest.approx(fitting.calibration_error(q, returns), abs=1e-4)
+    assert second["calibration"] == pytest.approx(calibration_error(q, returns), abs=1e-4)
     assert second["evaluated_turns"] == len(q)
-    assert "r" not in learner.fit_q(unseen, spec), "nothing in there is unseen any more"
+    assert "r" not in learner.run(spec, unseen)[1], "nothing in there is unseen any more"
     assert max(first["loss"], second["loss"]) < 0.1
 
 
 def test_the_loss_is_in_units_of_the_first_targets_variance(learner: Learner, conversations: pa.Table) -> None:
     returns = [value for one in from_table(conversations) for value in naive_returns(one, 0.95)]
     spec = QFit(epochs=1, minibatch_conversations=1000, learning_rate=1e-9)
-    assert learner.fit_q(conversations, spec)["loss"] == pytest.approx(1.0, rel=1e-4)
-    q = learner.predict_q(conversations)["q"].to_numpy()
+    assert learner.run(spec, conversations)[1]["loss"] == pytest.approx(1.0, rel=1e-4)
+    q = learner.run(PredictQ(), conversations)[0]["q"].to_numpy()
     np.testing.assert_allclose(q, np.mean(returns), rtol=1e-4)
 
 
 def test_calibration_error() -> None:
     predictions = np.repeat(np.arange(10) / 10, 5)
-    assert fitting.calibration_error(predictions, predictions) == pytest.approx(0.0)
-    assert fitting.calibration_error(predictions, predictions + 0.25) == pytest.approx(0.25)
+    assert calibration_error(predictions, predictions) == pytest.approx(0.0)
+    assert calibration_error(predictions, predictions + 0.25) == pytest.approx(0.25)
     noisy = predictions + np.tile([-0.2, -0.1, 0.0, 0.1, 0.2], 10)
-    assert fitting.calibration_error(predictions, noisy) == pytest.approx(0.0, abs=1e-9)
+    assert calibration_error(predictions, noisy) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_nothing_to_fit(learner: Learner, conversations: pa.Table) -> None:
     with pytest.raises(DataError, match="nothing to fit Q on"):
-        learner.fit_q(conversations.slice(0, 0))
+        learner.run(QFit(), conversations.slice(0, 0))
     with pytest.raises(ConfigurationError, match="Q has not been fitted"):
-        learner.predict_q(conversations)
+        learner.run(PredictQ(), conversations)

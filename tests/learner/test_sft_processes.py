@@ -6,12 +6,12 @@ import pytest
 
 from mtrl_ray.errors import EngineError
 from mtrl_ray.learner.learner import Learner
-from mtrl_ray.learner.methods.imitation import imitate
-from mtrl_ray.learner.specification import Supervision
+from mtrl_ray.learner.methods.sft import SFT
+from mtrl_ray.learner.methods.sft_processes import sft_in_processes
 from mtrl_ray.models.policy import load_policy
 from mtrl_ray.settings.tree import LearnerSettings
 
-FEW = Supervision(steps=4, minibatch_conversations=4)
+FEW = SFT(steps=4, minibatch_conversations=4)
 
 
 def test_processes_of_its_own_give_what_one_gives(
@@ -19,9 +19,9 @@ def test_processes_of_its_own_give_what_one_gives(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(policy_folder, folder)
-    found = imitate(folder, conversations, FEW)
+    found = sft_in_processes(folder, conversations, FEW)
     alone = Learner(settings, policy_folder)
-    expected = alone.supervise(conversations, FEW)
+    expected = alone.run(FEW, conversations)[1]
     assert {name: found[name] for name in ("steps", "skipped", "trained_tokens")} == {
         name: expected[name] for name in ("steps", "skipped", "trained_tokens")
     }
@@ -33,4 +33,4 @@ def test_processes_of_its_own_give_what_one_gives(
 
 def test_a_process_that_fails_is_named_and_ends_the_others(tmp_path: Path, conversations: pa.Table) -> None:
     with pytest.raises(EngineError, match=r"process [01] of the warm start ended with status 1: .*no model"):
-        imitate(tmp_path / "nowhere", conversations, FEW)
+        sft_in_processes(tmp_path / "nowhere", conversations, FEW)
