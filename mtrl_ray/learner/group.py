@@ -11,7 +11,7 @@
 import gc
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -24,7 +24,9 @@ from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.starting import without_collecting
 from mtrl_ray.processes.waiting import ANSWER_SECONDS, sound
 from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
-from mtrl_ray.weights.packed import PackedWeights
+
+if TYPE_CHECKING:
+    from mtrl_ray.weights.packed import PackedWeights  # with torch
 
 COLLECTIVE_SECONDS = 300.0
 """Deadline of every sum over the processes: longer than the slowest rank's share of a step may lag behind."""
@@ -152,12 +154,12 @@ class LearnerGroup:
         adopted: Ref[None] = _all.remote(*[actor.call.remote("adopt", model, str(folder)) for actor in self._actors])
         return adopted
 
-    def weights(self, version: int) -> Ref[PackedWeights]:
+    def weights(self, version: int) -> "Ref[PackedWeights]":
         """Ref of the policy's `PackedWeights`, owned by the caller."""
-        weights: Ref[PackedWeights] = self._call("weights", version)
+        weights: "Ref[PackedWeights]" = self._call("weights", version)
         return weights
 
-    def packed(self, version: int) -> tuple[Ref[PackedWeights], Ref[int]]:
+    def packed(self, version: int) -> "tuple[Ref[PackedWeights], Ref[int]]":
         """Refs of the policy's `PackedWeights` and of their size in bytes, by which it is known that they are there."""
         results = [actor.call.options(num_returns=2).remote("packed", version) for actor in self._actors]
         weights, size = results[0]
