@@ -156,7 +156,7 @@ class LearnerGroup:
 
     def weights(self, version: int) -> "Ref[PackedWeights]":
         """Ref of the policy's `PackedWeights`, owned by the caller."""
-        weights: "Ref[PackedWeights]" = self._call("weights", version)
+        weights: Ref[PackedWeights] = self._call("weights", version)
         return weights
 
     def packed(self, version: int) -> "tuple[Ref[PackedWeights], Ref[int]]":

@@ -6,8 +6,8 @@
    same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends the run with a checkpoint
    (`stopping`).
 3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
-   the buffer's index and position in the journal, this process's random states, the iteration, and the metrics so far,
-   to which the run's are brought back. Leases are not in it: they follow from the seed and the iteration.
+   the buffer's index and position in the journal, this process's random states, the algorithm's state, the iteration, and
+   the metrics so far, to which the run's are brought back. Leases are not in it: they follow from the seed and the iteration.
 """
 
 import shutil
@@ -109,7 +109,8 @@ class Trainer:
         self.recorder.close()
 
     def _state(self) -> dict[str, Any]:
-        return {**self.system.state(), "random": random_state.state(), "recoveries": self.recovery.total}
+        state = {**self.system.state(), "random": random_state.state(), "recoveries": self.recovery.total}
+        return state | {"algorithm": self.algorithm.state()}
 
     def _save(self, folder: Path) -> None:
         self.system.save(folder)
@@ -136,6 +137,7 @@ class Trainer:
         try:
             random_state.restore(state["random"])
             self.recovery.total = max(self.recovery.total, int(state["recoveries"]))
+            self.algorithm.restore(state.get("algorithm", {}))  # version 0.1 had none
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"

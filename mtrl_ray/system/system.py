@@ -84,7 +84,7 @@ class System:
             self.scaling = Scaling(folder, lambda: self.fleet, workers)
         self._metrics: dict[str, float] = {}
         self._buffer_restarts: int | None = None  # known
-        self._promised: list[tuple[str, Ref[Numbers]]] = []  # with their prefix
+        self._promised: list[tuple[str | None, Ref[Numbers]]] = []  # with their prefix
         self._causes: list[tuple[str, Ref[str]]] = []  # of whose failures, in a sentence
 
     def start(self) -> list[dict[str, Any]]:
@@ -194,13 +194,13 @@ class System:
         """Have every learner process run an operation; refs of its value and its numbers. Returns at once.
 
         arguments: refs of tables and arrays, and plain values. metrics: prefix under which the numbers become the iteration's
-        metrics; None: they do not. An algorithm may fetch them too, to react to a KL.
+        metrics; None: they do not. An algorithm may fetch them too, to react to a KL. If the operation raises, so does
+        `take_metrics`.
         """
         if operation.doing:
             self.view.part("learner", operation.doing)
         value, numbers = self.learner.run(operation, *arguments)
-        if metrics is not None:
-            self.record(metrics, numbers)
+        self._promised.append((metrics, numbers))
         return value, numbers
 
     def respond(self, states: States, samples: int, mixture: float = 0.0, stream: str = "") -> Ref[pa.Table]:
@@ -249,7 +249,8 @@ class System:
         metrics, promised, failed = self._metrics, self._promised, self._causes
         self._metrics, self._promised, self._causes = {}, [], []
         for prefix, reference in promised:
-            metrics |= _numbers(prefix, self.fetch(reference, f"the numbers of {prefix}"))
+            numbers = self.fetch(reference, f"the numbers of {prefix}" if prefix else "the learner")
+            metrics |= _numbers(prefix, numbers) if prefix else {}
         for work, sentence in failed:
             if causes := self.fetch(sentence, f"what failed in {work}"):
                 self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
