@@ -106,8 +106,8 @@ def test_only_conversations_on_one_context_are_compared():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preference_scale": 0}, "car_dealer: preference_scale is 0, it has to be a number above 0"),
-        ({"preference_noise": 2}, "car_dealer: preference_noise is 2, it has to be a number from 0 to 1"),
+        ({"preference_scale": 0}, "car_dealer: preference_scale is 0; it has to be a number above 0"),
+        ({"preference_noise": 2}, "car_dealer: preference_noise is 2; it has to be a number from 0 to 1"),
         ({"preference_noise_kind": "loud"}, "preference_noise_kind is 'loud', use one of expected, flipped, label"),
         ({"preference_seed": 0.5}, "preference_seed is 0.5, it has to be a whole number"),
     ],

@@ -1,10 +1,10 @@
-"""Scripted agents of `car_dealer`: they read what the policy reads, and choose their words at random under their seed.
+"""Scripted agents of `car_dealer`: they see what the policy sees and draw their phrasings from a seed.
 
-1. `expert` asks for wishes, features and budget, offers the car that fits at its list price, names a wanted feature,
-   comes down in small steps, and takes the buyer's offer when it is close or final.
-2. `greedy` maximises what this very turn is expected to earn: it names at once the price that a buyer it knows nothing
-   about would accept now, and takes any counter-offer.
-3. `random` makes any move of the repertoire.
+1. `expert` asks for wishes, features and budget, offers the matching car at its list price, names a wanted feature,
+   lowers the price in small steps, and accepts the buyer's offer if it is close or final.
+2. `greedy` maximises the expected reward of the current turn: it offers at once the price that an unknown buyer would
+   accept now, and accepts any counter-offer.
+3. `random` makes a random move.
 """
 
 import random
@@ -16,16 +16,16 @@ from mtrl_envs.car_dealer.moves import Car, buyer_move, find_car, seller_move, t
 from mtrl_ray.dialogue.conversation import Role
 
 GREEDY_FRACTION = 0.3
-"""Share of the list price whose expected immediate reward is highest when it is the first thing said (measured)."""
+"""Fraction of the list price with the highest expected immediate reward as a first offer (measured)."""
 
 CONCESSION = 0.93
-"""The expert's next price over its last."""
+"""Ratio of the expert's next price to its last."""
 
 CLOSE_ENOUGH = 0.94
-"""A counter-offer of this share of the expert's next price is taken."""
+"""The expert accepts a counter-offer of at least this fraction of its next price."""
 
 LAST_TURN = 9
-"""Agent turns after which the expert takes what is offered: the conversation ends at ten."""
+"""Agent turns after which the expert accepts any offer; the conversation ends at ten."""
 
 REPERTOIRE: dict[str, tuple[str, ...]] = {
     "wants": ("What car do you want?", "What are you looking for?", "Which brand and type do you like?"),
@@ -52,7 +52,7 @@ def read_cars(system: str) -> list[Car]:
 
 @dataclass
 class Known:
-    """What the history tells: stock, wishes, the stated budget, the car and prices on the table."""
+    """What is known from the history: stock, wishes, the stated budget, the car and the prices under discussion."""
 
     cars: list[Car] = field(default_factory=list)
     brand: str | None = None
@@ -69,7 +69,7 @@ class Known:
     turns: int = 0
 
     def best_cars(self) -> list[Car]:
-        """The cars that match most of the known wishes; never empty."""
+        """The cars that match the most known wishes; never empty."""
         fresh = [car for car in self.cars if car not in self.rejected] or self.cars
         points = [
             3 * (car.brand == self.brand) + 3 * (car.type == self.type) + len(set(car.features) & set(self.features))
@@ -79,7 +79,7 @@ class Known:
 
 
 def known(history: Sequence[tuple[Role, str]]) -> Known:
-    """Read the whole history."""
+    """What is known after the whole history."""
     state = Known()
     for role, text in history:
         if role == Role.SYSTEM:
@@ -153,7 +153,7 @@ class DealerAgent:
         return self._say("offer", car=state.car, price=thousands(price)) + self._praise(state)
 
     def _praise(self, state: Known) -> str:
-        """A sentence on a wanted feature of the car that was not named yet, or nothing."""
+        """A sentence on a wanted feature of the car that was not named yet, or an empty string."""
         if state.car is None:
             return ""
         left = [feature for feature in state.car.features if feature in state.features and feature not in state.praised]

@@ -4,9 +4,9 @@
    features of eight. Four cars are in stock, listed with their prices in the system prompt; one of them fits.
 2. A sale gives price / 100,000 as the reward on arrival and ends the conversation; the score is the same number.
    Metrics: `reward` (price / 1,000, the benchmark's own scale), `sold`, `price`.
-3. Of two conversations with the same buyer, the one with the higher reward is preferred, with Bradley-Terry's probability.
-4. The price that closes at once (`greedy`) is far below what a buyer pays who was asked, shown what it wants, and met
-   half-way (`expert`).
+3. Preferences between two conversations with the same buyer are Bradley-Terry on the reward.
+4. The price that sells at once (`greedy`) is far below the price that a buyer pays after questions, a matching car and
+   concessions (`expert`).
 """
 
 import random
@@ -27,16 +27,16 @@ from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.errors import DataError
 
 LONGEST_RESPONSE = 60
-"""Words above which a response is no turn of a conversation any more."""
+"""Longest well-formed response, in words."""
 
 
 class CarDealer(Environment):
-    """Cars for sale.
+    """A car dealer and a buyer.
 
     Options: `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`); of the preferences,
     `preference_scale` (thousands of dollars that change the log-odds by 1), `preference_noise`,
     `preference_noise_kind` and `preference_seed` (see `mtrl_envs.preferences.Noise`).
-    Raises ConfigurationError for values that cannot work.
+    Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "car_dealer"
@@ -87,14 +87,16 @@ class CarDealer(Environment):
 
 
 def reward(conversation: Conversation) -> float:
-    """Price / 1,000, 0 without a sale. Raises DataError where the conversation's metrics lack it."""
+    """Price / 1,000; 0 without a sale. Raises DataError if the conversation's metrics lack it."""
     if "reward" not in conversation.metrics:
-        raise DataError(f"conversation {conversation.id!r} has no metric 'reward', by which car_dealer compares")
+        raise DataError(
+            f"conversation {conversation.id!r} has no metric 'reward', which car_dealer needs to compare"
+        )
     return conversation.metrics["reward"]
 
 
 def sample_profile(rng: random.Random) -> Profile:
-    """A buyer's hidden side, and the cars in stock; prices in dollars."""
+    """A random buyer, and the cars in stock; prices in dollars."""
     budget = 1000 * rng.randint(10, 90)
     brand, kind = rng.choice(BRANDS), rng.choice(list(TYPES))
     features = rng.sample(list(FEATURES), rng.randint(1, 4))
@@ -110,7 +112,7 @@ def sample_profile(rng: random.Random) -> Profile:
 
 
 def _stock(rng: random.Random, budget: int, brand: str, kind: str, features: list[str]) -> list[Car]:
-    """The car that fits, one that shares its brand, one its type, one neither; in random order."""
+    """Four cars in random order: the matching one, one of the same brand, one of the same type, one that shares neither."""
     brands = rng.sample([name for name in BRANDS if name != brand], 2)
     kinds = rng.sample([name for name in TYPES if name != kind], 2)
     wanted = rng.sample(features, min(2, len(features)))

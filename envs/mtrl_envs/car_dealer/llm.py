@@ -1,6 +1,6 @@
-"""The buyer of `car_dealer` played by an LLM: its persona, and what its end marker may say.
+"""The buyer of `car_dealer` played by an LLM: its system prompt, and the check of its end marker.
 
-The marker is `[END: bought PRICE]`; PRICE has to be one that somebody named in the conversation, within the budget.
+The marker is `[END: bought PRICE]`; PRICE has to be named in the conversation and within the budget.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def persona(profile: dict[str, Any]) -> str:
 
 
 def sale(ending: Ending, said: list[tuple[str, str]], budget: float) -> Outcome:
-    """The outcome an end marker states. Raises DataError for a price nobody named, or above the budget."""
+    """The outcome that an end marker states. Raises DataError for a price that was not named or is above the budget."""
     if not ending.bought:
         return NO_SALE
     price = offered_price(intents.clean(ending.detail))

@@ -1,8 +1,8 @@
-"""The cars of `car_dealer`, and what its two sides mean by what they say.
+"""The cars of `car_dealer`, and parsers for the messages of both sides.
 
-1. A car is named by brand, type, or both; a price by an amount ("$38k", "38,000"; "$38" is thirty-eight thousand here).
-2. `seller_move` reads what the dealer says: which car, at which price, which features it names, what it asks.
-3. `buyer_move` reads what the buyer says. Both accept free text.
+1. A car is named by brand, type, or both; a price by an amount ("$38k", "38,000"; "$38" means $38,000).
+2. `seller_move` parses a dealer's message: the car, its price, the features it names, the questions.
+3. `buyer_move` parses a buyer's message. Both accept free text.
 """
 
 import re
@@ -91,13 +91,13 @@ class Car:
 
 
 def thousands(price: float) -> str:
-    """A price as the scripts say it: `$38k`."""
+    """A price in the scripted users' format: `$38k`."""
     return f"${round(price / 1000)}k"
 
 
 @dataclass(frozen=True)
 class SellerMove:
-    """What the dealer's message does. `asks`: any of wants, features, budget; `price`: dollars."""
+    """A parsed dealer's message. `asks`: any of wants, features, budget; `price`: dollars."""
 
     asks: tuple[str, ...]
     brand: str | None
@@ -111,13 +111,13 @@ class SellerMove:
 
     @property
     def understood(self) -> bool:
-        """Whether it has at least one intent."""
+        """Whether the message has at least one intent."""
         flags = (self.accepts, self.greets, self.farewell, self.hostile, self.price is not None)
         return bool(self.asks or self.brand or self.type or self.praises) or any(flags)
 
 
 def seller_move(message: str) -> SellerMove:
-    """The intents of a dealer's message."""
+    """Parse a dealer's message into its intents."""
     text = intents.clean(message)
     parts = intents.sentences(text)
     brands = intents.names(text, BRANDS)
@@ -136,7 +136,7 @@ def seller_move(message: str) -> SellerMove:
 
 
 def offered_price(text: str) -> float | None:
-    """The price cleaned text proposes, in dollars: the last amount that is not set aside ("down from $40k")."""
+    """The price that cleaned text proposes, in dollars: the last amount that is not excluded ("down from $40k")."""
     meant = [
         amount
         for at, amount in intents.price_spans(text)
@@ -148,7 +148,7 @@ def offered_price(text: str) -> float | None:
 
 
 def find_car(cars: Sequence[Car], brand: str | None, kind: str | None, current: Car | None) -> Car | None:
-    """The car in stock that a brand and a type name; where several fit, the one under discussion, else the first."""
+    """The car in stock with a brand and a type; if several match, the one under discussion, otherwise the first."""
     matching = [car for car in cars if brand in (None, car.brand) and kind in (None, car.type)]
     if brand is None and kind is None:
         return current
@@ -169,7 +169,7 @@ def _asks(sentence: str, topic: str) -> bool:
 
 @dataclass(frozen=True)
 class BuyerMove:
-    """What a buyer's message tells: wants, a price in dollars (an offer; a budget when asked for it), the last word."""
+    """A parsed buyer's message: wants, a price in dollars (an offer, or the budget after a question for it), whether final."""
 
     brand: str | None
     type: str | None
@@ -183,7 +183,7 @@ _WRONG_CAR = phrases(r"not what i want\b", r"not the right car\b", r"wrong car\b
 
 
 def buyer_move(message: str) -> BuyerMove:
-    """What a buyer's message tells."""
+    """Parse a buyer's message."""
     text = intents.clean(message)
     brands = intents.names(text, BRANDS)
     return BuyerMove(

@@ -1,11 +1,11 @@
-"""The buyer of `car_dealer`: a budget, a personality, wishes, and a limit that the seller can move.
+"""The buyer of `car_dealer`: a budget, a personality, wishes, and a price limit that the seller can raise.
 
-1. A car is worth `min(budget, list price) * fit` to the buyer; fit is 1 when brand, type and wanted features agree.
-2. What the buyer would pay now is that worth times readiness, which starts low and rises when the seller asks, names a
-   wanted feature of the car, or comes down with the price. Personality sets start, steps, patience and truthfulness.
-3. A price at or under that limit is accepted; above it the buyer makes a counter-offer, which never falls, and loses
-   patience. With its patience nearly gone it says that the offer is final, then leaves.
-4. Accepting the buyer's offer sells at that price. Each turn draws from a generator of its own (context, seed, turn).
+1. The worth of a car to the buyer is `min(budget, list price) * fit`; fit is 1 if brand, type and features match.
+2. The buyer's limit is this worth times its readiness, which starts low and rises when the seller asks, names a
+   wanted feature of the car, or lowers the price. The personality sets start, steps, patience and truthfulness.
+3. A price up to the limit is accepted. Above it the buyer makes a counter-offer, which never decreases, and loses
+   patience. When its patience is almost used up it makes a final offer, then leaves.
+4. Accepting the buyer's offer sells at that price. Each turn has its own generator, seeded by (context, seed, turn).
 """
 
 import random
@@ -19,8 +19,8 @@ from mtrl_ray.dialogue.conversation import StopReason
 
 @dataclass(frozen=True)
 class Personality:
-    """`patience` in lost tempers; `start`: readiness at first; `step`: its rise; `truth`: stated budget over budget;
-    `tells`: probability of stating it; `hint`: what the opening lets through.
+    """`patience`: points until it leaves; `start`: first readiness; `step`: its rise; `truth`: stated / true budget;
+    `tells`: probability to state the budget; `hint`: sentence in the opening.
     """
 
     patience: int
@@ -45,7 +45,7 @@ PERSONALITIES: dict[str, Personality] = {
 }
 
 TALKERS = ("friendly", "chatty")
-"""Personalities that a friendly word makes readier to pay."""
+"""Personalities whose readiness rises after a friendly message."""
 
 SAYINGS: dict[str, tuple[str, ...]] = {
     "open": ("Hi, I want a car.", "Hello, I need a new car."),
@@ -89,7 +89,7 @@ class Buyer(User):
         self._rng = random.Random(f"{key}/0")
 
     def opening(self) -> str:
-        """The first message: perhaps with brand or type, and a hint of the personality."""
+        """The first message, possibly with brand or type, and a hint of the personality."""
         return f"{self._say(self._profile['opening'])} {self._nature.hint}"
 
     def reply(self, response: str) -> Reply:
@@ -172,7 +172,7 @@ class Buyer(User):
         return f"{self._say('insulted')} {self._bargain(car)}" if insulted else self._bargain(car)
 
     def _bargain(self, car: Car) -> str:
-        """The counter-offer: some part of what the buyer would pay now, never less than the one before."""
+        """The counter-offer: a fraction of the current limit, never less than the previous offer."""
         offer = 1000 * int(self._limit(car) * self._rng.uniform(0.75, 0.92) / 1000)
         self._counter = max(offer, self._counter or 0.0, 1000.0)
         if self._patience == 1:
@@ -180,7 +180,7 @@ class Buyer(User):
         return self._say("counter" if self._fit(car) > 0.75 else "half_right")
 
     def _limit(self, car: Car) -> float:
-        """What the buyer would pay for a car now, in dollars."""
+        """The buyer's current price limit for a car, in dollars."""
         return min(self._profile["budget"], car.price) * self._fit(car) * self._ready
 
     def _fit(self, car: Car) -> float:
@@ -202,7 +202,7 @@ class Buyer(User):
         return self._say(topic)
 
     def _please(self, reason: str, steps: float) -> None:
-        """Raise readiness, once for each reason."""
+        """Raise the readiness, once per reason."""
         if reason not in self._pleased:
             self._pleased.add(reason)
             self._ready = min(1.0, self._ready + steps * self._nature.step)

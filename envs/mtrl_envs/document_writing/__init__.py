@@ -1,1 +1,1 @@
-"""Document writing: a user knows which document it wants and says so when asked."""
+"""Document writing: a user has a target document in mind and describes it if asked."""

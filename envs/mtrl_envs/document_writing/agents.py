@@ -15,7 +15,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 HEADING = "Final: "
 USUAL = {"day": "Saturday", "hour": 5, "place": "garden"}
-"""What a writer puts for a time or place that it was not told."""
+"""Defaults for an unknown time or place."""
 
 
 class Writer(AskingAgent):
@@ -28,7 +28,7 @@ class Writer(AskingAgent):
         super().__init__(name, f"document_writing/{seed}")
 
     def read(self, messages: Sequence[str]) -> Known:
-        """Kind and event of the request, and what was told of time, place, tone and length."""
+        """Kind and event of the request, and the known time, place, tone and length."""
         facts: dict[str, Any] = {}
         for message in messages:
             facts |= told(message)
@@ -40,12 +40,12 @@ class Writer(AskingAgent):
         return self.rng.choice(QUESTIONS[topic]).format(event=known.get("event", "event"))
 
     def answer(self, known: Known) -> str:
-        """The document; unknown tone and length are drawn at random, unknown facts are the usual ones."""
+        """The document; unknown tone and length are random, unknown facts are the defaults."""
         facts = sample_facts(self.rng) | USUAL | dict(known)
         kind = facts.get("kind") or self.rng.choice(list(KINDS))
         return HEADING + document(kind, facts.get("event") or self.rng.choice(list(EVENTS)), facts)
 
     def nonsense(self) -> str:
-        """Some other document."""
+        """Another document."""
         order = sample_order(self.rng)
         return HEADING + document(order["kind"], order["event"], order)

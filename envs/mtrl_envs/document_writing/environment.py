@@ -2,10 +2,10 @@
 
 1. The request names the kind (invitation, cancellation) and the event. Time, place, tone and length are hidden;
    the opening tells at most two of them.
-2. The agent asks, at most five turns long, and writes the document, which ends the conversation. The score is word-level
+2. The agent has at most five turns. Writing the document ends the conversation. The score is word-level
    BLEU by sacrebleu against the target, from 0 to 1.
-3. Tone and length decide the wording: to write at once (`greedy`) misses most of it, to ask first (`expert`) takes every turn.
-4. Documents of the two splits differ in what they say; how the user talks has nothing to do with the split.
+3. Tone and length determine the wording: writing at once (`greedy`) misses most of it; asking first (`expert`) takes all turns.
+4. Documents of the two splits differ in content; the user's behaviour does not depend on the split.
 """
 
 import random
@@ -29,18 +29,18 @@ SYSTEM_WITH_TEMPLATES = f"{SYSTEM}. House style, by kind, tone and length:\n" + 
 )
 
 TOLD = (0, 0, 1, 1, 2)
-"""How many topics the opening tells, each as often as it is listed."""
+"""Numbers of topics that the opening tells, drawn uniformly from this list."""
 
 LONGEST_RESPONSE = 80
-"""Words above which a response is no turn of a conversation any more."""
+"""Longest well-formed response, in words."""
 
 
 class DocumentWriting(Environment):
     """Short documents.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `templates` (whether the system
-    prompt shows the house style: for a policy that has not learned it from the warm start); `user` ("scripted" or "llm")
-    and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for values that cannot work.
+    prompt shows the house style, for a policy without a warm start on it); `user` ("scripted" or "llm")
+    and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "document_writing"

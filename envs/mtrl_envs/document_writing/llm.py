@@ -1,4 +1,4 @@
-"""The client of `document_writing` played by an LLM: its persona; the document is recognised and scored as ever."""
+"""The client of `document_writing` played by an LLM: its system prompt. Documents are scored as with the scripted user."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""What the two sides of `document_writing` mean by what they say.
+"""Parsers for the messages of both sides of `document_writing`.
 
-1. `writer_move` reads a response: questions about time, place, tone and length, and the finished document.
-2. The document is what follows a heading such as "Final:"; or a whole message that asks nothing and has at least
+1. `writer_move` parses a response: questions about time, place, tone and length, and the finished document.
+2. The document is the text after a heading such as "Final:"; or a whole message that has no question and at least
    `SHORTEST_DOCUMENT` words.
-3. `told` reads a user's message: day and hour, place, tone, length.
+3. `told` parses a user's message: day and hour, place, tone, length.
 """
 
 import re
@@ -14,7 +14,7 @@ from mtrl_envs.scripted.intents import phrases
 from mtrl_envs.scripted.telling import Move
 
 SHORTEST_DOCUMENT = 8
-"""Words of a message without a heading from which it is taken for the document."""
+"""Words that make a message without a heading a document."""
 
 _HEADING = re.compile(
     r"\b(?:(?:final|finished|document|text|draft|invitation|cancellation|notice|here (?:it|you) (?:is|go|are))"
@@ -47,7 +47,7 @@ _TOLD: dict[str, dict[str, re.Pattern[str]]] = {
 
 
 def writer_move(message: str) -> Move:
-    """The intents of a response."""
+    """Parse a response into its intents."""
     text = intents.clean(message)
     asked = {topic for part in intents.sentences(text) for topic in _asked(part)}
     written = finished(message)
@@ -68,7 +68,7 @@ def _asked(sentence: str) -> set[str]:
 
 
 def finished(message: str) -> str | None:
-    """The document of a response, single-spaced; None where there is none."""
+    """The document of a response, single-spaced; None if there is none."""
     text = " ".join(message[: intents.LIMIT].encode("utf-8", "replace").decode().split())
     heading = _HEADING.search(text)
     if heading is not None:
@@ -77,7 +77,7 @@ def finished(message: str) -> str | None:
 
 
 def told(message: str) -> dict[str, str | int]:
-    """What a user's message tells: kind, event, day, hour, place, tone, length; a later statement corrects an earlier one."""
+    """The facts of a user's message: kind, event, day, hour, place, tone, length; a later statement corrects an earlier one."""
     text = intents.clean(message)
     facts: dict[str, str | int] = {}
     for key, candidates in (("day", DAYS), ("place", PLACES), ("event", EVENTS)):

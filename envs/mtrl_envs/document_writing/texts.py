@@ -1,7 +1,7 @@
 """The documents of `document_writing`: two kinds, two tones, two lengths, and the facts that go into them.
 
 1. A target document is a template, chosen by kind, tone and length, with the event, the time and the place filled in.
-2. The templates share few phrases: who guesses tone or length wrongly scores low, whatever facts are right.
+2. The templates share few phrases: a wrong tone or length scores low even if the facts are right.
 3. The score of a text is its word-level BLEU against the target, by sacrebleu (13a tokens, up to four words in a row,
    effective order for short texts), as a share of 1.
 """
@@ -16,10 +16,10 @@ from mtrl_envs.scripted.intents import phrases
 from mtrl_envs.scripted.splits import Profile
 
 TOPICS = ("when", "where", "tone", "length")
-"""What the user may be asked about; the kind and the event are in the request."""
+"""Topics that the agent can ask about; the request states the kind and the event."""
 
 EVENTS: dict[str, int] = {"party": 6, "concert": 4, "picnic": 3, "dinner": 2, "workshop": 2, "meeting": 1}
-"""Events, with how often each occurs in proportion: a small model tells apart more easily what differs in frequency."""
+"""Events and their weights: a small model distinguishes events more easily if their frequencies differ."""
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOURS = range(2, 10)
 PLACES = ("library", "garden", "museum", "school", "cafe", "gym")
@@ -30,7 +30,7 @@ KINDS: dict[str, re.Pattern[str]] = {
     "invitation": phrases(r"invit"),
     "cancellation": phrases(r"cancel", r"called off\b"),
 }
-"""Kinds of document, and how they are named."""
+"""Patterns of the kinds of document."""
 
 TEMPLATES: dict[tuple[str, str, str], str] = {
     ("invitation", "formal", "short"): (
@@ -69,16 +69,16 @@ def bleu(text: str, target: str) -> float:
 
 
 def document(kind: str, event: str, facts: Profile) -> str:
-    """The text of a kind about an event; `facts`: tone, length, day, hour, place."""
+    """The target document of a kind and an event; `facts`: tone, length, day, hour, place."""
     template = TEMPLATES[kind, facts["tone"], facts["length"]]
     return template.format(event=event, day=facts["day"], hour=facts["hour"], place=facts["place"])
 
 
 @functools.cache
 def attainable(kind: str, tone: str, length: str, told: frozenset[str]) -> float:
-    """The expected BLEU against a target of this kind, tone and length of the best text that the told topics allow.
+    """The expected BLEU of the best text for known topics, given a target of this kind, tone and length.
 
-    Tone and length are guessed where they are not told; an unknown time or place is a word that is not in the target.
+    Unknown tone and length are guessed; an unknown time or place is a word that is not in the target.
     """
     facts = {"day": "Monday", "hour": "five", "place": "library"}
     target = document(kind, "event", {"tone": tone, "length": length, **facts})
@@ -94,7 +94,7 @@ def attainable(kind: str, tone: str, length: str, told: frozenset[str]) -> float
 
 
 def sample_facts(rng: random.Random) -> Profile:
-    """What is to be told of a document: tone, length, day, hour (o'clock), place."""
+    """Random facts of a document: tone, length, day, hour (o'clock), place."""
     return {
         "tone": rng.choice(TONES),
         "length": rng.choice(LENGTHS),
@@ -105,7 +105,7 @@ def sample_facts(rng: random.Random) -> Profile:
 
 
 def sample_order(rng: random.Random) -> Profile:
-    """A document somebody wants: its kind and event, and what is to be told of it."""
+    """A random target document: kind, event and facts."""
     return {
         "kind": rng.choice(list(KINDS)),
         "event": rng.choices(list(EVENTS), weights=list(EVENTS.values()))[0],

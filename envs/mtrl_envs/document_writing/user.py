@@ -1,4 +1,4 @@
-"""The user of `document_writing`: a target document in mind, whose time, place, tone and length come out when asked."""
+"""The user of `document_writing`: has a target document in mind; tells its time, place, tone and length if asked."""
 
 from typing import Any
 
@@ -30,19 +30,19 @@ class Client(TellingUser):
         self._target = document(order["kind"], order["event"], order)
 
     def request(self) -> str:
-        """Kind and event."""
+        """A sentence with kind and event."""
         return self.rng.choice(REQUESTS[self._order["kind"]]).format(event=self._order["event"])
 
     def read(self, response: str) -> Move:
-        """The intents of a response."""
+        """Parse a response into its intents."""
         return writer_move(response)
 
     def tell(self, topic: str) -> str:
-        """Time, place, tone or length."""
+        """A sentence on time, place, tone or length."""
         return self._state(topic, self._order)
 
     def mistake(self, topic: str) -> str:
-        """Another time or place; the other tone or length."""
+        """A sentence with a wrong time or place, or the other tone or length."""
         if topic in ("tone", "length"):
             other = next(
                 value for value in (*TONES, *LENGTHS)[2 * (topic == "length") :] if value != self._order[topic]

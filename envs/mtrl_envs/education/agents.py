@@ -1,10 +1,10 @@
-"""Scripted teachers of `education`: they read what the policy reads, and choose their words at random under their seed.
+"""Scripted teachers of `education`: they see what the policy sees and draw their phrasings from a seed.
 
 1. `expert` asks how the student likes to learn, then presents in that style, asks, takes up every answer, challenges, and
-   comforts a distressed student; it needs none of the context's hidden part.
-2. `greedy` says what raises the judgement of the lesson most if it ended now: comfort where there is distress, and a new
-   presentation, with enthusiasm. A question is worth nothing until its answer is taken up, so it never asks.
-3. `random` says anything of the repertoire, now and then about another topic.
+   comforts a distressed student. It does not use the hidden part of the context.
+2. `greedy` maximises the quality of the lesson as if it ended now: it comforts a distressed student and gives a new
+   presentation with enthusiasm. It never asks, because a question counts only after its answer is taken up.
+3. `random` makes a random move, sometimes about another topic.
 """
 
 import random
@@ -31,12 +31,12 @@ GREET = ("Hello, nice to meet you.", "Hi, welcome.")
 """Phrasings of each move."""
 
 CHALLENGES = 2
-"""How many challenges the expert gives; more have little use."""
+"""Challenges that the expert gives; more add little."""
 
 
 @dataclass
 class Known:
-    """What the history tells of the student and the lesson."""
+    """What is known of the student and the lesson from the history."""
 
     topic: str = "plants"
     style: str | None = None
@@ -51,7 +51,7 @@ class Known:
 
 
 def known(history: Sequence[tuple[Role, str]]) -> Known:
-    """Read the whole history."""
+    """What is known after the whole history."""
     state = Known()
     said = ""
     for role, text in history:
@@ -123,7 +123,7 @@ class Teacher:
         return self._say(PRESENT[style], self._fresh(state))
 
     def _fresh(self, state: Known) -> str:
-        """An aspect that was not presented yet, if one is left."""
+        """An aspect that was not presented yet, if there is one."""
         fresh = [aspect for aspect in TOPICS[state.topic] if aspect not in state.presented]
         return self._rng.choice(fresh or list(TOPICS[state.topic]))
 

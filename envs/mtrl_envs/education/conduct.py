@@ -1,25 +1,25 @@
-"""The judgement of `education`: a teacher's conduct over a whole lesson, and how two lessons compare (2405.14655 §6.1).
+"""The judge of `education`: a teacher's conduct over a whole lesson, and the preference between two lessons (2405.14655 §6.1).
 
-1. `judge` reads the lesson's words, turn by turn, and counts what is worth something; what counts depends on the order:
-   - presented: a presentation of something that was not presented before counts 1, without enthusiasm ½;
-   - taken_up: a question or challenge whose answer the next message takes up (acknowledges and repeats a word of it);
-   - challenged: a challenge after an answer was taken up, and not to a distressed student, that was answered;
-   - comforted: share of the signs of distress that the next message answers with comfort;
-   - matched: share of the presentations in the preferred style, once the student showed or told it (an adapting student's
-     other styles count half); `UNKNOWN` where it never showed;
-   - varied: share of the teacher's messages that are not a repetition.
-2. Counts have diminishing returns, f(n) = 1 - 0.4^n, and the criteria need each other:
+1. `judge` parses a lesson turn by turn and counts the following, which depends on the order of the turns:
+   - presented: a presentation of something new counts 1, without enthusiasm ½;
+   - taken_up: a question or challenge whose answer the next message takes up (acknowledges it and repeats a word of it);
+   - challenged: an answered challenge after an answer was taken up, to a student without distress;
+   - comforted: fraction of the signs of distress that the next message answers with comfort;
+   - matched: fraction of the presentations in the preferred style, after the student showed or told it (an adapting student's
+     other styles count half); `UNKNOWN` if it never showed;
+   - varied: fraction of the teacher's messages that are not a repetition.
+2. Counts have diminishing returns, f(n) = 1 - 0.4^n, and the criteria are combined multiplicatively:
 
        teaching = 0.35 f(presented) + 0.35 √(f(presented) f(taken_up)) + 0.3 √(f(taken_up) f(challenged))
        quality  = teaching · (0.25 + 0.75 matched) · (0.4 + 0.6 comforted) · (0.4 + 0.6 varied)
 
-   A lesson that the student did not stay in to its end has quality 0.
+   A lesson that the student left before its end has quality 0.
 3. Three manners of conduct beat each other in a cycle: lecturing loses to questioning, questioning to coaching (challenge
-   and comfort), coaching to lecturing. Messages without any of them lose to all. `margin` mixes this in:
+   and comfort), coaching to lecturing. Messages without a manner lose to all. `margin` mixes both parts:
 
        advantage = sharpness · ((1 - cyclic) (quality - quality') + cyclic (cycle(m, m') + idle' - idle))
 
-   with m the shares of the manners in the messages. With `cyclic` > 0 no reward explains the preferences; at 1 the only
+   with m the fractions of the manners in the messages. With `cyclic` > 0 no reward represents the preferences; at 1 the only
    equilibrium is to use the three manners equally often.
 """
 
@@ -34,11 +34,11 @@ from mtrl_envs.preferences import bradley_terry
 from mtrl_envs.scripted import intents
 
 UNKNOWN = 0.2
-"""`matched` of a lesson in which the preference never showed."""
+"""`matched` if the student's preference never showed."""
 UNTRIED = 0.5
-"""`matched` of a lesson in which it showed, and nothing was presented after that."""
+"""`matched` if the preference showed and nothing was presented afterwards."""
 ADAPTED = 0.5
-"""What a presentation in another style counts with a student who adapts."""
+"""Weight of a presentation in another style to a student who adapts."""
 
 MANNERS = ("lecturing", "questioning", "coaching")
 
@@ -53,7 +53,7 @@ class Exchange:
 
 @dataclass
 class Lesson:
-    """The words of a lesson, and the student it was given to."""
+    """The messages of a lesson, and its student."""
 
     preference: str
     adapts: bool
@@ -62,7 +62,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Conduct:
-    """What is judged. `manners`: shares of lecturing, questioning and coaching messages; the rest is idle."""
+    """The criteria of rule 1. `manners`: fractions of lecturing, questioning and coaching messages; the rest is idle."""
 
     presented: float
     taken_up: int
@@ -74,7 +74,7 @@ class Conduct:
 
     @property
     def quality(self) -> float:
-        """In [0, 1]; rule 2."""
+        """The quality of the lesson, in [0, 1] (rule 2)."""
         presented, taken_up, challenged = map(_returns, (self.presented, self.taken_up, self.challenged))
         teaching = 0.35 * presented + 0.35 * math.sqrt(presented * taken_up) + 0.3 * math.sqrt(taken_up * challenged)
         care = (0.4 + 0.6 * self.comforted) * (0.4 + 0.6 * self.varied)
@@ -86,7 +86,7 @@ def _returns(count: float) -> float:
 
 
 def outcome(conduct: Conduct, ended: bool = True) -> Outcome:
-    """The quality as the score, and what it is made of as metrics; `ended`: whether the student stayed to the end."""
+    """The quality as the score and the criteria as metrics; `ended`: whether the student stayed to the end."""
     parts = asdict(conduct)
     shares = dict(zip(MANNERS, parts.pop("manners"), strict=True))
     metrics = {name: float(value) for name, value in (parts | shares).items()}
@@ -94,7 +94,7 @@ def outcome(conduct: Conduct, ended: bool = True) -> Outcome:
 
 
 def judge(lesson: Lesson) -> Conduct:
-    """The conduct of a lesson's teacher."""
+    """The teacher's conduct in a lesson."""
     record = _Record(lesson.preference, lesson.adapts)
     for exchange in lesson.exchanges:
         record.read(teacher_move(exchange.teacher), student_signs(exchange.student))
@@ -112,7 +112,7 @@ def judge(lesson: Lesson) -> Conduct:
 
 
 class _Record:
-    """What is known of a lesson up to some turn."""
+    """The running counts of a lesson up to the current turn."""
 
     def __init__(self, preference: str, adapts: bool) -> None:
         self._preference = preference
@@ -126,7 +126,7 @@ class _Record:
         self.manners: Counter[str | None] = Counter()
 
     def read(self, move: TeacherMove, reply: StudentSigns) -> None:
-        """Take in one exchange."""
+        """Add one exchange."""
         self._answer_to(move)
         if move.presents:
             self._presentation(move)
@@ -139,13 +139,13 @@ class _Record:
         self._before = reply
 
     def match(self) -> float:
-        """Rule 1, matched."""
+        """`matched` of rule 1."""
         if not self._shown:
             return UNKNOWN
         return sum(self._matches) / len(self._matches) if self._matches else UNTRIED
 
     def _answer_to(self, move: TeacherMove) -> None:
-        """Whether a message heeds what the student said before it."""
+        """Count whether a message takes up the student's last answer and comforts its distress."""
         if self._before.distressed:
             self.distressed += 1
             self.comforted += move.comforts
@@ -162,7 +162,7 @@ class _Record:
 
 
 def aspect_word(aspect: str) -> str:
-    """An aspect as it occurs among the words of a move."""
+    """An aspect in the normal form of the words of a move."""
     return aspect.removesuffix("s")
 
 
@@ -181,7 +181,7 @@ def _shares(manners: Counter[str | None], turns: int) -> tuple[float, float, flo
 
 
 def cycle(first: Iterable[float], second: Iterable[float]) -> float:
-    """How far the manners of the first beat those of the second, in [-1, 1]; its sign changes when they are swapped."""
+    """Cyclic advantage of the first lesson's manners over the second's, in [-1, 1]; antisymmetric."""
     lecturing, questioning, coaching = first
     lecturing_, questioning_, coaching_ = second
     return (
@@ -192,7 +192,7 @@ def cycle(first: Iterable[float], second: Iterable[float]) -> float:
 
 
 def margin(first: tuple[Conduct, float], second: tuple[Conduct, float], cyclic: float, sharpness: float) -> float:
-    """Margin of the preference of two lessons, each its conduct and its quality (0 where the student left); rule 3."""
+    """Log-odds of preferring the first lesson (rule 3). A lesson is its conduct and its quality (0 if the student left)."""
     (one, quality), (other, other_quality) = first, second
     manners = cycle(one.manners, other.manners) + (sum(one.manners) - sum(other.manners))
     return bradley_terry(sharpness * ((1 - cyclic) * (quality - other_quality) + cyclic * manners))

@@ -1,12 +1,12 @@
-"""`education`: a teacher talks to a student with a hidden way of learning; lessons are compared, not counted (2405.14655 §6.1).
+"""`education`: a teacher and a student with a hidden way of learning; the oracle compares whole lessons (2405.14655 §6.1).
 
 1. The student opens with a topic. Hidden: the preferred style of lessons (interactive, direct, hands-on, creative), the
-   reaction where it is not met (rude, disengaged, frustrated, anxious; adapts; tells), patience, and the lesson's length.
-2. The student ends the lesson. The paper's lessons have 10 to 15 turns; here the default is 6 to 8, so that a tiny
+   reaction to other styles (rude, disengaged, frustrated, anxious; adapts; tells), patience, and the lesson's length.
+2. The student ends the lesson. The paper's lessons have 10 to 15 turns; the default here is 6 to 8, so that a tiny
    model needs seconds for hundreds of them (`shortest`, `longest`).
 3. `prefer` is the oracle: it compares the teachers' conduct over the two whole lessons (`mtrl_envs.education.conduct`).
-4. The score, which arrives as the reward of the last turn, is the absolute quality that the same judgement sees. It is there
-   for reports and for algorithms that need a reward; learning from preferences does not see it.
+4. The score, which is also the reward of the last turn, is the absolute quality by the same judge. It exists
+   for reports and for algorithms that need a reward; learning from preferences does not use it.
 """
 
 import random
@@ -31,16 +31,16 @@ from mtrl_ray.errors import ConfigurationError
 SYSTEM = "Teach the student: present with enthusiasm, ask, take up answers, challenge, comfort."
 
 LONGEST_RESPONSE = 60
-"""Words above which a response is no turn of a conversation any more."""
+"""Longest well-formed response, in words."""
 
 
 class Education(Environment):
-    """Lessons.
+    """A teacher and a student.
 
     Options: `shortest` and `longest` (agent turns of a lesson); `user` ("scripted" or "llm") and `llm` (settings of
     `mtrl_envs.llm.user.LLMSettings`). Of the preferences: `cyclic` (weight of the part that is not transitive, 0 to 1),
     `sharpness` (log-odds per unit of quality), `preference_noise`, `preference_noise_kind` and `preference_seed` (see
-    `mtrl_envs.preferences.Noise`). Raises ConfigurationError for values that cannot work.
+    `mtrl_envs.preferences.Noise`). Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "education"
@@ -102,13 +102,13 @@ class Education(Environment):
 
 
 def judged(conversation: Conversation) -> tuple[Conduct, float]:
-    """A lesson's conduct and its quality, 0 where the student did not stay. Raises DataError without its context."""
+    """A lesson's conduct and its quality (0 if the student left). Raises DataError if its context is missing."""
     conduct = judge(lesson_of(conversation))
     return conduct, conduct.quality if conversation.stop in (StopReason.OUTCOME, StopReason.LOGGED) else 0.0
 
 
 def sample_profile(rng: random.Random) -> Profile:
-    """A student: topic, preferred style, reaction, and the order in which the topic's aspects come to its mind."""
+    """A random student: topic, preferred style, reaction, and the order in which it thinks of the topic's aspects."""
     topic = rng.choice(list(TOPICS))
     return {
         "topic": topic,

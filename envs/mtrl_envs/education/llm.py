@@ -1,7 +1,7 @@
-"""The student of `education` played by an LLM: its persona, and the words of a lesson whoever spoke them.
+"""The student of `education` played by an LLM: its system prompt, and the lesson of a finished conversation.
 
 The lesson ends after its number of agent turns, as with the scripted student; before that the LLM can only leave, with
-the marker `[END: left]`. The judgement reads what both sides said, so it is the same.
+the marker `[END: left]`. The judge is the same, because it parses the messages of both sides.
 """
 
 from dataclasses import replace
@@ -35,7 +35,7 @@ def student(settings: LLMSettings, key: str, seed: int, profile: dict[str, Any])
 
 
 class LLMStudent(LLMUser):
-    """One lesson with an LLM."""
+    """The student of one lesson, played by an LLM."""
 
     def __init__(self, settings: LLMSettings, key: str, seed: int, profile: dict[str, Any]) -> None:
         self._lesson = lesson_for(profile)
@@ -44,7 +44,7 @@ class LLMStudent(LLMUser):
         super().__init__(settings, task_role(persona(profile), lambda response: None, nothing), key, seed)
 
     def reply(self, response: str) -> Reply:
-        """The LLM's answer; the last turn's carries the quality of the lesson."""
+        """The LLM's answer; the last one has the quality of the lesson as its reward."""
         reply = super().reply(response)
         self._lesson.exchanges.append(Exchange(response, reply.text))
         over = reply.stop is None and len(self._lesson.exchanges) >= self._turns
@@ -64,17 +64,17 @@ def persona(profile: dict[str, Any]) -> str:
 
 
 def lesson_for(profile: dict[str, Any]) -> Lesson:
-    """A lesson with a student, nothing said yet. Raises KeyError where the profile is not one of a student."""
+    """A lesson without messages. Raises KeyError if the profile is not one of a student."""
     return Lesson(profile["preference"], profile["reaction"] == "adapts")
 
 
 def lesson_of(conversation: Conversation) -> Lesson:
-    """The words of a finished conversation. Raises DataError where its context is not that of a student."""
+    """The lesson of a finished conversation. Raises DataError if its context is not that of a student."""
     try:
         lesson = lesson_for(conversation.context)
     except KeyError as error:
         raise DataError(
-            f"conversation {conversation.id!r} lacks {error.args[0]!r} in its context, by which education compares"
+            f"conversation {conversation.id!r} lacks {error.args[0]!r} in its context, which education needs to compare lessons"
         ) from None
     for index in conversation.agent_turns:
         heard = conversation.turns[index + 1 : index + 2]

@@ -1,10 +1,10 @@
-"""The topics of `education`, and what teacher and student mean by what they say.
+"""The topics of `education`, and parsers for the messages of teacher and student.
 
-1. A topic has four aspects, single words. A presentation has one of four styles, which are what students may prefer.
-2. `teacher_move` reads a teacher's message by intent, `student_signs` a student's. Both accept free text: an aspect that
-   is not in the table counts by its words, a statement without any style is direct.
-3. What was read is remembered, because agents, students and the judgement read the same messages again and again.
-4. `content` gives the words of a message that carry meaning; whether an answer is taken up is whether they recur.
+1. A topic has four aspects, single words. A presentation has one of four styles, of which a student prefers one.
+2. `teacher_move` parses a teacher's message, `student_signs` a student's. Both accept free text: an aspect that
+   is not in the table counts by its words, and a statement without a style is direct.
+3. Results are cached, because agents, students and the judge parse the same messages repeatedly.
+4. `content` gives the content words of a message; an answer is taken up if one of them recurs.
 """
 
 import functools
@@ -24,7 +24,7 @@ TOPICS: dict[str, tuple[str, str, str, str]] = {
     "Rome": ("roads", "laws", "legions", "baths"),
     "oceans": ("tides", "waves", "salt", "reefs"),
 }
-"""Aspects of each topic, in which lessons are taught."""
+"""Aspects of each topic."""
 
 ASPECTS = tuple(aspect for aspects in TOPICS.values() for aspect in aspects)
 TOPIC_OF = {aspect: topic for topic, aspects in TOPICS.items() for aspect in aspects}
@@ -46,7 +46,7 @@ STYLES: dict[str, re.Pattern[str]] = {
         r"(imagin\w*|stor(y|ies)|draw\w*|pictures?|paint\w*|songs?|poems?|pretend|invent\w*|creativ\w*|role-?play)\b"
     ),
 }
-"""How a presentation of each style, or the wish for it, is recognised."""
+"""Patterns of a presentation in each style, or of the wish for it."""
 
 _ASK_STYLE = phrases(
     r"how (do|would|can|should|did) (you|we|i) (like|love|prefer|want|best|learn|teach|study|wish)[^?]*",
@@ -109,12 +109,12 @@ _NO_CONTENT = frozenset(
 )
 _WORD = re.compile(r"[a-z]{3,}")
 LONG_STATEMENT = 6
-"""Words from which a statement that names no aspect of the table still presents something."""
+"""Minimum words of a statement without an aspect of the table that still presents something."""
 
 
 @dataclass(frozen=True)
 class TeacherMove:
-    """What a teacher's message does; `style` and `aspects` (in the table) of what it presents, `words` with meaning."""
+    """A parsed teacher's message; `style` and `aspects` (of the table) of its presentation, `words`: content words."""
 
     style: str | None = None
     aspects: tuple[str, ...] = ()
@@ -130,12 +130,12 @@ class TeacherMove:
 
     @property
     def presents(self) -> bool:
-        """Whether it presents something."""
+        """Whether the message presents something."""
         return self.style is not None
 
     @property
     def understood(self) -> bool:
-        """Whether it has at least one intent."""
+        """Whether the message has at least one intent."""
         return (
             self.presents
             or self.asks
@@ -151,7 +151,7 @@ class TeacherMove:
 
 @dataclass(frozen=True)
 class StudentSigns:
-    """What a student's message shows; `told` is the style it wishes for, `words` what an answer says (none: no answer)."""
+    """A parsed student's message; `told`: the style it wishes for, `words`: content words of an answer (empty: no answer)."""
 
     distressed: bool = False
     bored: bool = False
@@ -161,7 +161,7 @@ class StudentSigns:
 
 
 def teacher_move(message: str) -> TeacherMove:
-    """The intents of a teacher's message."""
+    """Parse a teacher's message into its intents."""
     return _teacher_move(intents.clean(message))
 
 
@@ -187,7 +187,7 @@ def _teacher_move(text: str) -> TeacherMove:
 
 
 def student_signs(message: str) -> StudentSigns:
-    """What a student's message shows."""
+    """Parse a student's message."""
     return _student_signs(intents.clean(message))
 
 
@@ -207,7 +207,7 @@ def _student_signs(text: str) -> StudentSigns:
 
 
 def content(text: str) -> frozenset[str]:
-    """The words of cleaned text that carry meaning; plurals count as their singular."""
+    """The content words of cleaned text; plurals count as their singular."""
     return frozenset(word.removesuffix("s") for word in _WORD.findall(text) if word not in _NO_CONTENT)
 
 
@@ -218,13 +218,13 @@ def first_style(text: str) -> str | None:
 
 
 def _is_question(part: str) -> bool:
-    """Whether a sentence asks the student about the subject; an invitation ("let us talk about it") or comfort does not."""
+    """Whether a sentence is a question about the subject; an invitation ("let us talk about it") or comfort is not."""
     asks = intents.is_question(part) and first_style(part) is None and not intents.says(part, _COMFORT)
     return "?" in part or asks
 
 
 def _presented(parts: list[str]) -> str | None:
-    """The style of what sentences present; None where they present nothing. To ask for an explanation presents nothing."""
+    """The style of the sentences' presentation; None if there is none. A request for an explanation is no presentation."""
     subject = [part for part in parts if not intents.says(part, _CHALLENGE)]
     for part in subject:
         style = first_style(part)

@@ -1,13 +1,13 @@
-"""The student of `education`: a hidden way of learning, a reaction where it is not met, and moods (2405.14655 §6.1).
+"""The student of `education`: a hidden way of learning, a reaction to other styles, and moods (2405.14655 §6.1).
 
 1. A presentation in the preferred style pleases; in any other the student reacts: rude or disengaged ones sulk, frustrated
-   or anxious ones are distressed, some adapt from then on, some tell what they would rather have.
+   or anxious ones are distressed, some adapt from then on, some tell what they prefer.
 2. A distressed student learns nothing until it is comforted or taught in its style; a sulking one until it is taught in its
-   style or asked how it likes to learn. To the latter question students answer, vaguely now and then.
-3. A question about the subject is answered with an aspect of the topic, once something was presented; a challenge too, once
-   an answer was taken up. Both come too early otherwise, and distress those who tend to it.
-4. Nonsense, hostility, ignored distress, and the wrong style for one who told its wish cost patience; out of it the student
-   leaves. Otherwise the lesson ends after its number of agent turns, and the teacher's conduct is its score.
+   style or asked how it likes to learn. Students answer this question, sometimes vaguely.
+3. A question about the subject is answered with an aspect of the topic after something was presented; a challenge after
+   an answer was taken up. Otherwise they come too early and distress students who tend to distress.
+4. Nonsense, hostility, ignored distress, and the wrong style after the student told its wish cost patience. Without patience
+   the student leaves. Otherwise the lesson ends after its number of agent turns, scored by the teacher's conduct.
 """
 
 import random
@@ -22,10 +22,10 @@ from mtrl_ray.dialogue.conversation import StopReason
 SULKING = ("rude", "disengaged")
 DISTRESSED = ("frustrated", "anxious")
 REACTIONS = (*SULKING, *DISTRESSED, "adapts", "tells")
-"""What a student does whose way of learning is not met."""
+"""Reactions to a style that the student does not prefer."""
 
 VAGUE = 0.15
-"""Probability that the question how the student likes to learn is answered vaguely."""
+"""Probability of a vague answer to the question how the student likes to learn."""
 
 WISHES: dict[str, tuple[str, ...]] = {
     "interactive": ("I would rather discuss it.", "I like to talk things over."),
@@ -33,7 +33,7 @@ WISHES: dict[str, tuple[str, ...]] = {
     "hands-on": ("I would rather build something.", "I like to use my hands."),
     "creative": ("I would rather hear a story.", "I like to draw and imagine."),
 }
-"""How a student tells its preference."""
+"""Sentences that tell a preference, by style."""
 
 SAYINGS: dict[str, tuple[str, ...]] = {
     "opening": ("Hi, teach me about {topic}.", "Hello, I want to learn about {topic}.", "Can you teach me {topic}?"),
@@ -71,7 +71,7 @@ class Student(User):
         self.rng = random.Random(f"{key}/opening")
 
     def opening(self) -> str:
-        """The topic."""
+        """A request to be taught the topic."""
         return self._say("opening", topic=self._profile["topic"])
 
     def reply(self, response: str) -> Reply:
@@ -92,7 +92,7 @@ class Student(User):
         return Reply(text, reward=self._result.score, stop=StopReason.OUTCOME)
 
     def outcome(self) -> Outcome:
-        """The teacher's conduct; nothing where the lesson did not reach its end."""
+        """The score of the teacher's conduct; 0 if the lesson did not reach its end."""
         return self._result or outcome(judge(self._lesson), ended=False)
 
     def _react(self, move: TeacherMove) -> str:
@@ -148,7 +148,7 @@ class Student(User):
         return self.rng.choice(WISHES[self._profile["preference"]])
 
     def _answered(self, ready: bool, saying: str, move: TeacherMove) -> str:
-        """An answer to a question or challenge, not the aspect it names itself; `saying` where it comes too early."""
+        """Answer a question or challenge with an aspect it does not name; use `saying` if it comes too early."""
         if not ready:
             self._upset = self._profile["reaction"] in DISTRESSED
             return self._say(saying)

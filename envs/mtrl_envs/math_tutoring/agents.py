@@ -1,4 +1,4 @@
-"""Scripted tutors of `math_tutoring`: `expert`, `greedy`, `random` (see `scripted.asking`); they show how they calculate."""
+"""Scripted tutors of `math_tutoring`: `expert`, `greedy`, `random` (see `scripted.asking`); they show their calculation."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,7 +21,7 @@ FINAL = {
     "rounded": "{equation}. Rounded, the answer is {number}.",
     "doubled": "{equation}. Doubled, the answer is {number}.",
 }
-"""A final answer, for each wish."""
+"""Final answers, by wish."""
 
 
 class Tutor(AskingAgent):
@@ -34,31 +34,31 @@ class Tutor(AskingAgent):
         super().__init__(name, f"math_tutoring/{seed}")
 
     def read(self, messages: Sequence[str]) -> Known:
-        """The family and thing of the request, and what was told of numbers and wish."""
+        """Family and thing of the request, and the known numbers and wish."""
         family = family_of(messages[0]) or FAMILIES["gather"]
         thing = next((thing for thing in family.things if thing in messages[0]), family.things[0])
         facts = {topic: value for message in messages for topic, value in told(message, family).items()}
         return {"family": family, "thing": thing, **facts}
 
     def question(self, topic: str, known: Known) -> str:
-        """A question in the words of the story."""
+        """A question about a topic, in the words of the story."""
         family: Family = known["family"]
         variants = WISH_QUESTIONS if topic == "wish" else family.questions[topic]
         return self.rng.choice(variants).format(thing=known["thing"])
 
     def answer(self, known: Known) -> str:
-        """The calculation and its result; an unknown wish is taken for none."""
+        """The calculation and its result; an unknown wish counts as `exact`."""
         family: Family = known["family"]
         first, second = self._fill(family, known)
         return self._calculate(family, first, second, known.get("wish", "exact"))
 
     def nonsense(self) -> str:
-        """The answer to some other problem."""
+        """The answer to another problem."""
         family = self.rng.choice(list(FAMILIES.values()))
         return self._calculate(family, *numbers(self.rng, family.sign), self.rng.choice(list(FINAL)))
 
     def _fill(self, family: Family, known: Known) -> tuple[int, int]:
-        """Both numbers, guessed where they are not known; guesses fit the story."""
+        """Both numbers; unknown ones are plausible guesses."""
         for _ in range(200):
             first, second = numbers(self.rng, family.sign)
             if (first, second) == (known.get("first", first), known.get("second", second)):

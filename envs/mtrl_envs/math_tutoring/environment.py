@@ -1,10 +1,10 @@
-"""`math_tutoring`: a pupil holds a word problem whose numbers and wish come out when asked; the answer is checked (2603.23550).
+"""`math_tutoring`: a pupil has a word problem and tells its numbers and wish if asked; the answer is checked (2603.23550).
 
 1. The request names the story ("What do my pens cost?"). Two numbers and a wish (exact, rounded, doubled) are hidden; the
    opening tells at most two of them.
-2. The agent asks, at most five turns long, and gives a final answer, which ends the conversation: score 1 if it is right.
-3. To answer at once (`greedy`) means to guess; to ask for everything first (`expert`) takes up to four turns.
-4. Problems of the two splits differ in story, numbers or wish; how a problem is told has nothing to do with the split.
+2. The agent has at most five turns. A final answer ends the conversation: the score is 1 if it is right, otherwise 0.
+3. An immediate answer (`greedy`) is a guess; asking for everything first (`expert`) takes up to four turns.
+4. Problems of the two splits differ in story, numbers or wish; the way a problem is told does not depend on the split.
 """
 
 import random
@@ -34,17 +34,17 @@ OPENINGS: tuple[tuple[str, ...], ...] = (
     ("first", "second"),
     ("first", "second"),
 )
-"""What the opening tells, each as often as it is listed."""
+"""Topics that the opening tells, drawn uniformly from this list."""
 
 LONGEST_RESPONSE = 60
-"""Words above which a response is no turn of a conversation any more."""
+"""Longest well-formed response, in words."""
 
 
 class MathTutoring(Environment):
     """Word problems.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `user` ("scripted" or "llm") and
-    `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for values that cannot work.
+    `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "math_tutoring"

@@ -1,4 +1,4 @@
-"""The pupil of `math_tutoring` played by an LLM: its persona; the final answer is recognised and graded as ever."""
+"""The pupil of `math_tutoring` played by an LLM: its system prompt. The answer is graded as with the scripted user."""
 
 from typing import Any
 

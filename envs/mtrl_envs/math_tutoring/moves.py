@@ -1,10 +1,10 @@
-"""What the two sides of `math_tutoring` mean by what they say.
+"""Parsers for the messages of both sides of `math_tutoring`.
 
-1. `tutor_move` reads a response. What a question is about depends on the story: "how much" asks for a price, "how fast" for
-   a speed. A question that fits no topic but asks for numbers or details asks for the first number that is missing.
-2. A final answer is a number behind "answer", "result", "solution" or "total" in a statement (behind its last equals sign where
-   there is one); or, in a message that asks nothing, its last number. Numbers up to twenty may be written as words.
-3. `told` reads a user's message: the numbers and the wish.
+1. `tutor_move` parses a response. The topic of a question depends on the story: "how much" asks for a price, "how fast" for
+   a speed. A question that has no topic but asks for numbers or details asks for the first missing number.
+2. A final answer is a number after "answer", "result", "solution" or "total" in a statement (after its last equals sign if
+   there is one); or, in a message without a question, its last number. Numbers up to twenty may be words.
+3. `told` parses a user's message: the numbers and the wish.
 """
 
 import re
@@ -40,7 +40,7 @@ _WISHES = {
 
 
 def tutor_move(message: str, family: Family | None) -> Move:
-    """The intents of a response; without a family, of a response to any story."""
+    """Parse a response into its intents. `family` is the family of the story; None accepts any."""
     text = intents.clean(message)
     families = list(FAMILIES.values()) if family is None else [family]
     asked = {topic for part in intents.sentences(text) for topic in _asked(part, families)}
@@ -67,7 +67,7 @@ def _asked(sentence: str, families: list[Family]) -> set[str]:
 
 
 def final_answer(text: str) -> str | None:
-    """The number that cleaned text gives as the final answer, as it is written there."""
+    """The final answer in cleaned text, as written there; None if there is none."""
     parts = intents.sentences(_WORD_NUMBER.sub(lambda word: str(_WORDS.index(word[1])), text))
     stated = [part for part in parts if "?" not in part]
     for part in reversed(stated):
@@ -99,6 +99,6 @@ def told(message: str, family: Family) -> dict[str, int | str]:
 
 
 def family_of(request: str) -> Family | None:
-    """The family of the story that a user's first message tells of."""
+    """The family of the story in a user's first message."""
     words = set(re.findall(r"[a-z]+", intents.clean(request)))
     return next((family for family in FAMILIES.values() if words & set(family.things)), None)

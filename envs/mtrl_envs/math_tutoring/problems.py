@@ -1,8 +1,8 @@
 """The word problems of `math_tutoring`: five families of stories, two numbers each, and a wish for the answer.
 
-1. A family is one operation in a story (`x`, `+`, `-`, `:`), with the words in which its numbers are asked for and told.
+1. A family is one operation in a story (`x`, `+`, `-`, `:`), with the questions for its numbers and the answers.
 2. A wish is a second operation on the result: none (`exact`), rounded to the nearest ten, or doubled.
-3. Numbers are small, so that a model of half a million parameters can learn the arithmetic. Divisions leave no rest.
+3. Numbers are small, so that a model of half a million parameters can learn the arithmetic. Divisions have no remainder.
 """
 
 import random
@@ -13,17 +13,17 @@ from mtrl_envs.scripted.intents import phrases
 from mtrl_envs.scripted.splits import Profile
 
 TOPICS = ("first", "second", "wish")
-"""The two numbers of a problem, and what is wished for."""
+"""The two numbers of a problem, and the wish for the answer."""
 
 WISHES: dict[str, float] = {"exact": 0.5, "rounded": 0.25, "doubled": 0.25}
-"""How often each wish occurs."""
+"""Wishes and their probabilities."""
 
 EQUATIONS = {"x": "{} x {} = {}", "+": "{} + {} = {}", "-": "{} - {} = {}", ":": "{} : {} = {}"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of story. `asks`, `tells`: by topic, what a question about it and a statement of it look like."""
+    """A kind of story. `asks`, `tells`: patterns of questions about a topic and of statements of it, by topic."""
 
     sign: str
     things: tuple[str, ...]
@@ -139,13 +139,13 @@ WISH_ANSWERS: dict[str, tuple[str, ...]] = {
 
 
 def result(family: str, first: int, second: int) -> int:
-    """What a story's operation gives."""
+    """The result of a story's operation."""
     sign = FAMILIES[family].sign
     return {"x": first * second, "+": first + second, "-": first - second, ":": first // second}[sign]
 
 
 def wished(number: int, wish: str) -> int:
-    """A result as it was wished for; 15 is rounded to 20."""
+    """A result after the wish is applied; 15 is rounded to 20."""
     return {"exact": number, "rounded": (number + 5) // 10 * 10, "doubled": 2 * number}[wish]
 
 
@@ -155,7 +155,7 @@ def solution(problem: Profile) -> int:
 
 
 def numbers(rng: random.Random, sign: str) -> tuple[int, int]:
-    """The two numbers of a story."""
+    """Draw the two numbers of a story with operation `sign`."""
     if sign == ":":
         children = rng.randint(2, 5)
         return children * rng.randint(2, 9), children

@@ -24,7 +24,7 @@ class Doctor(AskingAgent):
         super().__init__(name, f"medical/{seed}")
 
     def read(self, messages: Sequence[str]) -> Known:
-        """Complaint, symptom, history, risk."""
+        """The complaint, symptom, history and risk the messages state."""
         return {topic: value for message in messages for topic, value in told(message).items()}
 
     def question(self, topic: str, known: Known) -> str:
@@ -32,7 +32,7 @@ class Doctor(AskingAgent):
         return self.rng.choice(QUESTIONS[topic])
 
     def answer(self, known: Known) -> str:
-        """A condition that agrees with most of what is known, its advice, and care for a known risk."""
+        """The condition that matches most known facts, its advice, and a sentence on a known risk."""
         agreeing = {
             name: sum(getattr(condition, topic) == known.get(topic) for topic in ("complaint", "symptom", "history"))
             for name, condition in CONDITIONS.items()
@@ -41,11 +41,11 @@ class Doctor(AskingAgent):
         return verdict_of(self.rng.choice(best), known.get("risk", "none"))
 
     def nonsense(self) -> str:
-        """Some other patient's answer."""
+        """The answer for another patient."""
         return verdict_of(self.rng.choice(list(CONDITIONS)), self.rng.choice(list(RISKS)))
 
 
 def verdict_of(condition: str, risk: str) -> str:
-    """A final answer."""
+    """The text of a final answer."""
     words = [f"Diagnosis: {condition}.", CONDITIONS[condition].advice, CARE.get(risk, "")]
     return " ".join(words).strip()

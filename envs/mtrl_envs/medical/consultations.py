@@ -1,4 +1,4 @@
-"""Recorded consultations as contexts of `medical`: a Parquet file in the form of MTMedDialog's training set (DoctorAgent-RL).
+"""Recorded consultations as contexts of `medical`, from a Parquet file in the format of MTMedDialog (DoctorAgent-RL).
 
 1. A row has `prompt` (messages; the second begins with "Patient's description: ") and `reward_model` (`ground_truth` with
    `diagnosis` and `recommendation`; `patient_information`: the doctor's questions with the patient's answers). The set has
@@ -49,7 +49,7 @@ DISEASES: dict[str, re.Pattern[str]] = {
         if name not in ("reflux", "ulcer", "common cold")
     },
 }
-"""Diseases by name."""
+"""Patterns of diseases, by name."""
 
 ADVICE: dict[str, re.Pattern[str]] = {
     "light diet": phrases(
@@ -68,7 +68,7 @@ ADVICE: dict[str, re.Pattern[str]] = {
     "doctor": phrases(r"(follow up|follow-up|see a doctor|hospital|medical attention|consult|further evaluation)\b"),
     "calm": phrases(r"(stress|anxiety|relax|relaxation|mood)\b"),
 }
-"""Kinds of advice."""
+"""Patterns of kinds of advice, by name."""
 
 
 def check_file(path: str) -> str:
@@ -93,7 +93,7 @@ def check_file(path: str) -> str:
 
 
 def _missing_fields(schema: pa.Schema) -> list[str]:
-    """What `reward_model` lacks."""
+    """The fields that `reward_model` lacks."""
     wanted = {
         "ground_truth": ("diagnosis", "recommendation"),
         "patient_information": ("doctor_question", "patient_response"),
@@ -151,13 +151,13 @@ def _consultation(row: dict[str, Any]) -> Profile | None:
 
 
 def named(text: str, table: dict[str, re.Pattern[str]]) -> set[str]:
-    """The entries of a table that a text names."""
+    """The keys of a table whose pattern matches the text."""
     cleaned = intents.clean(text)
     return {name for name, pattern in table.items() if pattern.search(cleaned)}
 
 
 def assess(answer: str, case: Profile) -> float:
-    """Points of a final answer, 0 to 10."""
+    """Points of a final answer, 0 to 10 (rule 3)."""
     truth, given = named(case["diagnosis"], DISEASES), named(answer, DISEASES)
     wanted = named(case["advice"], ADVICE)
     f1 = 2 * len(truth & given) / (len(truth) + len(given))

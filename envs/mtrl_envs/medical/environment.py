@@ -1,11 +1,11 @@
-"""`medical`: symptoms, history and risks come out by asking; diagnosis and advice are scored 0 to 10 (2603.23550).
+"""`medical`: a doctor asks about symptoms, history and risks; diagnosis and advice get 0 to 10 points (2603.23550).
 
 1. A patient opens with a complaint and an age. A symptom, a history and perhaps a risk factor are hidden; the opening tells
-   at most one of them. Which condition it is follows from complaint, symptom and history (`mtrl_envs.medical.knowledge`).
-2. The agent asks, at most six turns long, and gives a diagnosis with advice, which ends the conversation. The score is the
-   points / 10; the metric `accurate` is 1 for 8 points and more.
-3. To diagnose at once (`greedy`) means to guess among four conditions; to ask first (`expert`) takes up to four turns.
-4. With `contexts=PATH` the patients are recorded ones (`mtrl_envs.medical.consultations`).
+   at most one of them. Complaint, symptom and history determine the condition (`mtrl_envs.medical.knowledge`).
+2. The agent has at most six turns. A diagnosis with advice ends the conversation. The score is the
+   points / 10; the metric `accurate` is 1 for at least 8 points.
+3. An immediate diagnosis (`greedy`) guesses among four conditions; asking first (`expert`) takes up to four turns.
+4. With `contexts=PATH` the patients come from recorded consultations (`mtrl_envs.medical.consultations`).
 """
 
 import random
@@ -32,19 +32,19 @@ SYSTEM_WITH_TABLE = (
 )
 
 OPENINGS: tuple[tuple[str, ...], ...] = ((), (), (), *((topic,) for topic in TOPICS))
-"""What the opening tells, each as often as it is listed."""
+"""Topics that the opening tells, drawn uniformly from this list."""
 
 LONGEST_RESPONSE = 80
-"""Words above which a response is no turn of a conversation any more."""
+"""Longest well-formed response, in words."""
 
 
 class Medical(Environment):
-    """Consultations.
+    """A doctor and a patient.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `table` (whether the system prompt
-    shows the knowledge table: for a policy that has not learned it from the warm start); `contexts` (path of a Parquet file
+    shows the knowledge table, for a policy without a warm start on it); `contexts` (path of a Parquet file
     with recorded consultations); `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`).
-    Raises ConfigurationError for values that cannot work.
+    Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "medical"

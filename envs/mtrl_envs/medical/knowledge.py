@@ -1,10 +1,10 @@
-"""The knowledge table of `medical`: complaints, the conditions behind them, the advice for each, and risks to heed.
+"""The knowledge table of `medical`: complaints, their conditions, the advice for each condition, and risk factors.
 
-1. A complaint has four conditions. Each has a symptom and a history; some conditions share the one, some the other, so
-   that which question tells most depends on the complaint and on the answer. It is a game's table, and no medical advice.
-2. A patient has one risk factor or none. Advice has to heed it, and no risk that the patient does not have.
-3. Points, 0 to 10: 4 for the diagnosis, and only with it 3 for the advice and 3 for heeding the risk. A wrong diagnosis of
-   the same complaint gets 1, unless the condition was urgent. 8 points and more count as accurate: all three are needed.
+1. A complaint has four conditions. Each has a symptom and a history, some of which several conditions share, so the
+   most informative question depends on the complaint and on earlier answers. The table is fictional, not medical advice.
+2. A patient has one risk factor or none. The advice has to account for exactly this risk.
+3. Points, 0 to 10: 4 for the right diagnosis; then 3 for the advice and 3 for accounting for the risk. A wrong diagnosis of
+   the same complaint gets 1, unless the condition was urgent. An answer with at least 8 points counts as accurate.
 """
 
 import random
@@ -15,7 +15,7 @@ from mtrl_envs.scripted.intents import phrases
 from mtrl_envs.scripted.splits import Profile
 
 TOPICS = ("symptom", "history", "risk")
-"""What a patient may be asked about."""
+"""Topics that the doctor can ask about."""
 
 ENOUGH = 8
 """Points from which a consultation counts as accurate."""
@@ -35,7 +35,7 @@ class Condition:
 
     @property
     def urgent(self) -> bool:
-        """Whether the patient belongs in a hospital now."""
+        """Whether the patient needs a hospital now."""
         return self.advice == HOSPITAL
 
 
@@ -126,14 +126,14 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 RISKS: dict[str, float] = {"none": 0.4, "pregnancy": 0.2, "penicillin": 0.2, "thinners": 0.2}
-"""Risk factors, and how often each occurs."""
+"""Risk factors and their probabilities."""
 
 CARE: dict[str, str] = {
     "pregnancy": "Only if safe in pregnancy.",
     "penicillin": "No penicillin.",
     "thinners": "No aspirin.",
 }
-"""How advice heeds a risk."""
+"""Sentence with which advice accounts for a risk."""
 
 HEEDS: dict[str, re.Pattern[str]] = {
     "pregnancy": phrases(r"pregnan", r"(unborn|midwife|baby)\b"),
@@ -177,7 +177,7 @@ PATIENT: dict[str, dict[str, tuple[str, ...]]] = {
         "thinners": ("I take blood thinners.", "I am on blood thinners."),
     },
 }
-"""What patients say, by topic and value."""
+"""Sentences of patients, by topic and value."""
 
 TOLD: dict[str, dict[str, re.Pattern[str]]] = {
     "complaint": {
@@ -211,11 +211,11 @@ TOLD: dict[str, dict[str, re.Pattern[str]]] = {
         "thinners": phrases(r"thinners?\b"),
     },
 }
-"""How what patients say is recognised."""
+"""Patterns that recognise the sentences of patients."""
 
 
 def consistent(case: Profile, told: frozenset[str]) -> list[Condition]:
-    """The conditions of a case's complaint that agree with what was told of symptom and history."""
+    """The conditions of a complaint that are consistent with the known symptom and history; `told`: known topics."""
     return [
         condition
         for condition in CONDITIONS.values()
@@ -225,7 +225,7 @@ def consistent(case: Profile, told: frozenset[str]) -> list[Condition]:
 
 
 def points(case: Profile, diagnosis: str | None, advised: bool, heeded: frozenset[str]) -> int:
-    """Points of a final answer: the condition it names, whether its advice is that condition's, the risks it heeds."""
+    """Points of a final answer: `diagnosis` it names, whether it gives the right advice (`advised`), risks it accounts for."""
     right, given = CONDITIONS[case["condition"]], CONDITIONS.get(diagnosis or "")
     if given is None:
         return 0
@@ -235,7 +235,7 @@ def points(case: Profile, diagnosis: str | None, advised: bool, heeded: frozense
 
 
 def sample_case(rng: random.Random) -> Profile:
-    """A patient's condition, with its complaint, symptom and history; a risk factor; and an age, which is of no account."""
+    """A patient: condition with its complaint, symptom and history, a risk factor, and an age, which has no effect."""
     condition = rng.choice(list(CONDITIONS.values()))
     risk = rng.choices(list(RISKS), weights=list(RISKS.values()))[0]
     return {

@@ -1,4 +1,4 @@
-"""The patient of `medical` played by an LLM: its persona; the diagnosis is recognised and graded as ever."""
+"""The patient of `medical` played by an LLM: its system prompt. The diagnosis is graded as with the scripted user."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mtrl_envs.scripted.telling import TellingUser
 
 
 def patient(settings: LLMSettings, key: str, seed: int, case: dict[str, Any], scripted: TellingUser) -> LLMUser:
-    """An LLM patient; `scripted` is the one who would speak in its place, and grades."""
+    """An LLM patient; the scripted user `scripted` grades the final answer."""
 
     def final(response: str) -> Outcome | None:
         answer = scripted.read(response).answer
@@ -19,7 +19,7 @@ def patient(settings: LLMSettings, key: str, seed: int, case: dict[str, Any], sc
 
 
 def persona(case: dict[str, Any]) -> str:
-    """The system prompt of a patient, of the table or recorded."""
+    """The system prompt of a patient, either from the knowledge table or recorded."""
     if "answers" in case:
         facts = " ".join(f"Asked {question!r} you say {answer!r}." for question, answer in case["answers"])
         complaint = case["description"]

@@ -1,9 +1,9 @@
-"""What the two sides of `medical` mean by what they say.
+"""Parsers for the messages of both sides of `medical`.
 
-1. `doctor_move` reads a response: questions about symptoms, history and risks, and the final answer.
-2. A final answer names a diagnosis in a statement: behind "Diagnosis:", or a condition of the table in a message that asks
-   nothing. `verdict` takes it apart; who names two conditions has named none.
-3. `told` reads a patient's message: complaint, symptom, history, risk.
+1. `doctor_move` parses a response: questions about symptoms, history and risks, and the final answer.
+2. A final answer states a diagnosis: after "Diagnosis:", or a condition of the table in a message without a question.
+   `verdict` parses it; an answer that names two conditions has no diagnosis.
+3. `told` parses a patient's message: complaint, symptom, history, risk.
 """
 
 import re
@@ -38,7 +38,7 @@ _HEADING = phrases(r"diagnos(is|ed)\b")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A final answer of the doctor: the one condition it names, the conditions its advice is good for, the risks it heeds."""
+    """A parsed final answer: the one condition it names, the conditions its advice is for, the risks it accounts for."""
 
     diagnosis: str | None
     advised: frozenset[str]
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def doctor_move(message: str, diseases: Iterable[re.Pattern[str]] = ()) -> Move:
-    """The intents of a response; `diseases`: patterns of further names that make a statement a diagnosis."""
+    """Parse a response. `diseases`: further patterns of names that make a statement a diagnosis."""
     text = intents.clean(message)
     parts = intents.sentences(text)
     asked = {topic for part in parts for topic in _asked(part)}
@@ -76,7 +76,7 @@ def _is_final(parts: list[str], diseases: Iterable[re.Pattern[str]]) -> bool:
 
 
 def verdict(answer: str) -> Verdict:
-    """What a final answer says."""
+    """Parse a final answer."""
     text = intents.clean(answer)
     named = [name for name, condition in CONDITIONS.items() if condition.names.search(text)]
     return Verdict(

@@ -1,10 +1,10 @@
-"""The patient and the doctors of a recorded consultation (`mtrl_envs.medical.consultations`).
+"""The patient and the scripted doctors of recorded consultations (`mtrl_envs.medical.consultations`).
 
-1. The patient opens with the recorded description. A question gets the recorded answer to the most similar question of the
-   record that is not told yet, by shared words and topics; one that resembles none of these is answered with "No."
-2. The noise is that of every patient: vague answers, and slips (the answer to another question), which are taken back.
-3. The record does not say which answer the diagnosis hangs on: no turn has a gain, `key_turn` is -1.
-4. The scripted doctors diagnose by catchwords: for such patients they are speakers to begin with, and no yardsticks.
+1. The patient opens with the recorded description. A question gets the recorded answer to the most similar recorded
+   question that was not used yet, by shared words and topics. A question without a similar one is answered with "No."
+2. Noise works as for every patient: vague answers, and slips (the answer to another question) that are corrected later.
+3. The record does not say which answer decides the diagnosis: every gain is 0 and `key_turn` is -1.
+4. The scripted doctors diagnose by keywords. They are good enough for a warm start, but they are no upper baseline.
 """
 
 import random
@@ -23,10 +23,10 @@ from mtrl_envs.scripted.telling import Move, TellingUser
 from mtrl_ray.dialogue.conversation import Role
 
 ANSWER_LIMIT = 240
-"""Characters of a recorded message that the patient says; nobody writes more in a chat."""
+"""Characters after which a recorded message is cut."""
 
 NOTHING = "nothing"
-"""The topic of questions that resemble none of the record."""
+"""The topic of questions that resemble no recorded one."""
 
 _STOP = frozenset(
     re.findall(
@@ -35,11 +35,11 @@ _STOP = frozenset(
         "on or please sir so that the there this to was were what when where which with would you your",
     )
 )
-"""Words of questions that say nothing of what is asked."""
+"""Stop words of questions."""
 
 
 class RecordedPatient(TellingUser):
-    """A patient from a record. `case`: description, diagnosis, advice, answers (question, answer), told, patience."""
+    """A recorded patient. `case`: description, diagnosis, advice, answers (question, answer), told, patience."""
 
     def __init__(self, key: str, case: dict[str, Any], noise: float) -> None:
         super().__init__(key, (), case["patience"], noise)
@@ -51,7 +51,7 @@ class RecordedPatient(TellingUser):
         return shortened(self._case["description"])
 
     def read(self, response: str) -> Move:
-        """The intents of a response; it asks about the recorded questions it resembles, the most similar first."""
+        """Parse a response; it asks about the recorded questions it resembles, the most similar first."""
         move = recorded_move(response)
         if not move.asks:
             return move
@@ -73,7 +73,7 @@ class RecordedPatient(TellingUser):
         return graded(assess(answer, self._case), bool(answer))
 
     def attainable(self, told: frozenset[str]) -> float:
-        """Unknown: the same whatever was told."""
+        """A constant, because the record does not say what each answer is worth."""
         return 1.0
 
 
@@ -84,7 +84,7 @@ CATCHWORDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("common cold", intents.phrases(r"fever", r"cough", r"runny nose", r"sneez")),
 )
 DEFAULT = "gastritis"
-"""The commonest diagnosis of the set."""
+"""The most frequent diagnosis of the data set."""
 
 QUESTIONS = (
     "How long has this been going on?",
@@ -117,20 +117,20 @@ class RecordedDoctor:
 
 
 def recorded_move(response: str) -> Move:
-    """The intents of a response to some recorded patient: any question asks about something."""
+    """Parse a response to any recorded patient; every question has the topic of some recorded question."""
     move = doctor_move(response, DISEASES.values())
     asks = any(intents.is_question(part) for part in intents.sentences(intents.clean(response)))
     return replace(move, asks=(NOTHING,) if asks else ())
 
 
 def words(text: str) -> set[str]:
-    """The words of a question that carry meaning, without a plural's ending, and the topics it is about."""
+    """The content words of a question, without plural endings, and its topics."""
     cleaned = intents.clean(text)
     topics = {f"about {topic}" for topic, pattern in ASKS.items() if pattern.search(cleaned)}
     return topics | {word.removesuffix("s") for word in re.findall(r"[a-z]+", cleaned) if word not in _STOP}
 
 
 def shortened(text: str) -> str:
-    """A recorded message on one line, cut at a word's end."""
+    """A recorded message on one line, cut after a word."""
     line = " ".join(text.split())
     return line if len(line) <= ANSWER_LIMIT else line[:ANSWER_LIMIT].rsplit(" ", 1)[0]

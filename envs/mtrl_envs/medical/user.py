@@ -1,4 +1,4 @@
-"""The patient of `medical`: a condition with its symptom and history, and perhaps a risk factor, which come out when asked."""
+"""The patient of `medical`: tells symptom, history and a possible risk factor if asked."""
 
 from statistics import fmean
 from typing import Any
@@ -21,33 +21,33 @@ class Patient(TellingUser):
         return f"{self.rng.choice(PATIENT['complaint'][self._case['complaint']])} I am {self._case['age']}."
 
     def read(self, response: str) -> Move:
-        """The intents of a response."""
+        """Parse a response into its intents."""
         return doctor_move(response)
 
     def tell(self, topic: str) -> str:
-        """The symptom, the history, or the risk."""
+        """A sentence on the symptom, the history or the risk."""
         return self.rng.choice(PATIENT[topic][self._case[topic]])
 
     def mistake(self, topic: str) -> str:
-        """Something else: of the symptoms, that of another condition of the complaint."""
+        """A wrong fact; a wrong symptom is that of another condition of the complaint."""
         others = {value for value in TOLD[topic] if value != self._case[topic]}
         if topic == "symptom":
             others &= {condition.symptom for condition in consistent(self._case, frozenset())}
         return self.rng.choice(PATIENT[topic][self.rng.choice(sorted(others))])
 
     def grade(self, answer: str) -> Outcome:
-        """Points of the knowledge table / 10."""
+        """Points of the knowledge table / 10, and whether they are enough."""
         given = verdict(answer)
         advised = self._case["condition"] in given.advised
         return graded(points(self._case, given.diagnosis, advised, given.heeded), bool(answer))
 
     def attainable(self, told: frozenset[str]) -> float:
-        """The expected score of the best diagnosis, with its advice and care for the likeliest risk."""
+        """The expected score of the best diagnosis, with its advice and the most probable risk."""
         return expected(self._case, told) / 10
 
 
 def graded(number: float, answered: bool) -> Outcome:
-    """The outcome of so many points: score (points / 10), and whether they are enough."""
+    """The outcome for a number of points: score (points / 10), and whether they are enough (`accurate`)."""
     return Outcome(
         number / 10, {"points": float(number), "accurate": float(number >= ENOUGH), "answered": float(answered)}
     )

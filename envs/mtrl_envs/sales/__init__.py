@@ -1,1 +1,1 @@
-"""Sales: a clerk finds out what a customer wants before it offers something."""
+"""Sales: a business asks a customer about needs before it offers a product."""

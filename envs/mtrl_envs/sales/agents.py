@@ -1,8 +1,8 @@
-"""Scripted agents of `sales`: they read what the policy reads, and choose their words at random under their seed.
+"""Scripted agents of `sales`: they see what the policy sees and draw their phrasings from a seed.
 
-1. `expert` asks for what it does not know (kind, use, budget), then offers the product that fits, and answers a worry.
-2. `greedy` maximises the chance of a purchase at this very turn: it offers its best guess at once, every turn.
-3. `random` makes any move of the repertoire.
+1. `expert` asks for unknown needs (kind, use, budget), then offers the product that fits, and answers a worry.
+2. `greedy` maximises the probability of a purchase in the current turn: it offers its best guess every turn.
+3. `random` makes a random move.
 """
 
 import random
@@ -13,7 +13,7 @@ from mtrl_envs.sales.moves import CATALOGUE, Product, customer_move, fitting, se
 from mtrl_ray.dialogue.conversation import Role
 
 LAST_QUESTION = 5
-"""Agent turns after which the expert asks no more: the conversation ends at eight."""
+"""Agent turns after which the expert stops asking; the conversation ends at eight."""
 
 REPERTOIRE: dict[str, tuple[str, ...]] = {
     "kind": ("What are you looking for?", "What kind of product do you need?", "How can I help, what do you want?"),
@@ -38,7 +38,7 @@ REPERTOIRE: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class Known:
-    """What the history tells: the customer's needs, what was ruled out, and the offer and objection on the table."""
+    """What is known from the history: the customer's needs, excluded products, current offer and objection."""
 
     kind: str | None = None
     use: str | None = None
@@ -51,7 +51,7 @@ class Known:
     turns: int = 0
 
     def candidates(self) -> list[Product]:
-        """Products that may fit, as far as known; never empty."""
+        """Products that fit the known needs; never empty."""
         fresh = [product for product in CATALOGUE.values() if product.name not in self.rejected]
         matching = [
             product
@@ -65,7 +65,7 @@ class Known:
 
 
 def split_sent(text: str) -> tuple[str | None, str]:
-    """What was sent in place of the suggestion, and the customer's words, of a user message as the agent reads it."""
+    """Split a user message into the text sent instead of the suggestion (None if none) and the customer's words."""
     if not text.startswith("(sent: "):
         return None, text
     sent, _, words = text[len("(sent: ") :].rpartition(") ")
@@ -73,7 +73,7 @@ def split_sent(text: str) -> tuple[str | None, str]:
 
 
 def known(history: Sequence[tuple[Role, str]]) -> Known:
-    """Read the whole history."""
+    """What is known after the whole history."""
     state = Known()
     suggestion = ""
     for role, text in history:
@@ -143,7 +143,7 @@ class SalesAgent:
         return self._answer(state) or "offer"
 
     def _answer(self, state: Known) -> str | None:
-        """The move that settles an objection to the offer on the table."""
+        """The move that answers an objection to the current offer."""
         if state.last_offer is None or state.objection is None:
             return None
         return {"price": "discount", "quality": "reassure", "unsure": "close"}[state.objection]

@@ -2,11 +2,11 @@
 
 The setting is that of 2511.21638 §2.1.
 
-1. The customer has hidden needs (kind of product, use, budget), perhaps a worry, and limited patience; it starts vague.
-2. The agent suggests; the business sends the suggestion, an edited version, or something of its own (`Reply.sent`).
+1. The customer has hidden needs (kind of product, use, budget), perhaps a worry, and limited patience. It starts vaguely.
+2. The agent suggests a message; the business sends it, an edited version, or another message (`Reply.sent`).
 3. A purchase gives reward 1 on arrival and ends the conversation; the score is 1 for a purchase, 0 otherwise.
-4. Offering at once sometimes hits by luck, but wrong offers cost goodwill, and trust grows with what was asked: the
-   best policy for the next reply alone (`greedy`) sells far less than one that plans (`expert`).
+4. An immediate offer sometimes succeeds by luck, but wrong offers cost goodwill, and trust grows with questions. The
+   best policy for the next reply alone (`greedy`) sells far less than one that plans ahead (`expert`).
 """
 
 import random
@@ -25,19 +25,19 @@ from mtrl_envs.scripted.splits import Profile, draw
 from mtrl_ray.errors import ConfigurationError
 
 TIGHT, AMPLE = (400, 500, 600), (1100, 1200, 1300)
-"""Budgets in dollars: for every simple product and no better one; for every product."""
+"""Budgets in dollars: enough for simple products only; enough for every product."""
 
 LONGEST_RESPONSE = 60
-"""Words above which a suggestion is no reply to a customer any more."""
+"""Longest well-formed suggestion, in words."""
 
 
 class Sales(Environment):
-    """Suggested responses for a shop.
+    """Suggested replies for a shop.
 
-    Options: `as_is`, `edited`, `ignored` (shares of what the business does, sum 1); `vague` (probability of an unclear
-    answer); `catalogue` (whether the system prompt lists the products: for a policy that has not learned them from the
+    Options: `as_is`, `edited`, `ignored` (probabilities of what the business does, sum 1); `vague` (probability of a vague
+    answer); `catalogue` (whether the system prompt lists the products, for a policy that has not learned them from the
     warm start); `user` ("scripted" or "llm") and `llm`
-    (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for values that cannot work.
+    (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "sales"
@@ -59,7 +59,7 @@ class Sales(Environment):
         for key, value in shares.items():
             share("sales", key, value)
         if abs(sum(shares.values()) - 1) > 1e-6:
-            raise ConfigurationError(f"sales: as_is + edited + ignored is {sum(shares.values()):g}, it has to be 1")
+            raise ConfigurationError(f"sales: as_is + edited + ignored is {sum(shares.values()):g}; it has to be 1")
         self._business = Business(as_is, edited, ignored)
         self._vague = share("sales", "vague", vague)
         self._system = SYSTEM_WITH_CATALOGUE if catalogue else SYSTEM
@@ -91,7 +91,7 @@ class Sales(Environment):
 
 
 def sample_profile(rng: random.Random) -> Profile:
-    """A customer's hidden side: needs, budget in dollars, worry, patience, manner."""
+    """A random customer: needs, budget in dollars, worry, patience, manner."""
     product = rng.choice(list(CATALOGUE.values()))
     better = product.price >= 700
     budget = rng.choice(AMPLE if better else TIGHT)

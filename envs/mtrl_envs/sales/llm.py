@@ -1,6 +1,6 @@
-"""The customer of `sales` played by an LLM: its persona, and what its end marker may say.
+"""The customer of `sales` played by an LLM: its system prompt, and the check of its end marker.
 
-The marker is `[END: bought NAME]`; NAME has to be a product of the catalogue that was offered in the conversation.
+The marker is `[END: bought NAME]`; NAME has to be a product that was offered in the conversation.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def persona(profile: dict[str, Any]) -> str:
 
 
 def settle(ending: Ending, said: list[tuple[str, str]]) -> Outcome:
-    """The outcome an end marker states. Raises DataError for a product that was never offered."""
+    """The outcome that an end marker states. Raises DataError for a product that was never offered."""
     if not ending.bought:
         return Outcome(0.0, {"sold": 0.0})
     bought = intents.names(intents.clean(ending.detail), CATALOGUE)

@@ -1,8 +1,8 @@
-"""The catalogue of `sales`, and what its two sides mean by what they say.
+"""The catalogue of `sales`, and parsers for the messages of both sides.
 
-1. Twelve products: three kinds, two uses of each, a simple and a better one for every use. What fits a customer is the
-   dearest product of their kind and use that their budget allows.
-2. `seller_move` reads a message to the customer by intent, `customer_move` a customer's message. Both accept free text.
+1. Twelve products: three kinds, two uses of each, a simple and a better one for every use. The product that fits a customer
+   is the most expensive one of their kind and use within their budget.
+2. `seller_move` parses a message to the customer, `customer_move` a customer's message. Both accept free text.
 """
 
 import re
@@ -14,7 +14,7 @@ from mtrl_envs.scripted.intents import phrases
 
 @dataclass(frozen=True)
 class Product:
-    """One article; `price` in dollars."""
+    """One product; `price` in dollars."""
 
     name: str
     kind: str
@@ -41,17 +41,17 @@ CATALOGUE: dict[str, Product] = {
 }
 
 KIND_OF: dict[str, str] = {product.use: product.kind for product in CATALOGUE.values()}
-"""The kind each use belongs to."""
+"""Kind of product of each use."""
 
 SYSTEM_WITH_CATALOGUE = (
     "Suggest replies that sell. Laptops: study Walnut $300, Cobalt $900; gaming Marble $400, Falcon $1000. "
     "Cameras: sports Pelican $250, Meteor $800; portraits Lantern $350, Saffron $900. "
     "Bikes: city Willow $200, Juniper $700; mountain Badger $400, Copper $1100."
 )
-"""What an agent is told that does not know the catalogue."""
+"""System prompt for an agent that does not know the catalogue."""
 
 SYSTEM = "Suggest replies that sell laptops, cameras or bikes."
-"""What an agent is told that learned the catalogue from conversations: every token of a prompt costs time."""
+"""System prompt for an agent that learned the catalogue from conversations; short, because prompt tokens cost time."""
 
 KINDS = {
     "laptop": phrases(r"laptops?\b", r"notebooks?\b", r"computers?\b"),
@@ -121,7 +121,7 @@ _NOT_MEANT = re.compile(r"(instead of|unlike|rather than|compared to|(?<!why )no
 
 @dataclass(frozen=True)
 class SellerMove:
-    """What a message to the customer does. `asks`: of kind, use, budget; `offers`: product names; `price`: dollars."""
+    """A parsed message to the customer. `asks`: any of kind, use, budget; `offers`: product names; `price`: dollars."""
 
     asks: tuple[str, ...]
     offers: tuple[str, ...]
@@ -136,13 +136,13 @@ class SellerMove:
 
     @property
     def understood(self) -> bool:
-        """Whether it has at least one intent."""
+        """Whether the message has at least one intent."""
         flags = (self.discount, self.value, self.reassures, self.closes, self.greets, self.farewell, self.hostile)
         return bool(self.asks or self.offers) or any(flags)
 
 
 def seller_move(message: str) -> SellerMove:
-    """The intents of a message to the customer."""
+    """Parse a message to the customer into its intents."""
     text = intents.clean(message)
     offers = [
         name for at, name in intents.name_spans(text, CATALOGUE) if not _NOT_MEANT.search(text[max(0, at - 25) : at])
@@ -165,7 +165,7 @@ def seller_move(message: str) -> SellerMove:
 
 
 def _asks(sentence: str, topic: str) -> bool:
-    """Whether a sentence asks about kind, use or budget; the broad question for the kind gives way to the other two."""
+    """Whether a sentence asks about kind, use or budget; the broad pattern for the kind yields to the other two."""
     if not intents.is_question(sentence):
         return False
     budget = intents.says(sentence, ASK_BUDGET)
@@ -179,9 +179,9 @@ def _asks(sentence: str, topic: str) -> bool:
 
 @dataclass(frozen=True)
 class CustomerMove:
-    """What a customer's message tells the seller; None or False where it does not say.
+    """A parsed customer's message; None or False for what it does not say.
 
-    `complaint`: dear (over budget), simple (too basic), other. `objection`: price, quality, or unsure.
+    `complaint`: `dear` (over budget), `simple` (too basic) or `other`. `objection`: `price`, `quality` or `unsure`.
     """
 
     kind: str | None
@@ -202,7 +202,7 @@ UNSURE = phrases(r"maybe\b", r"not sure about it\b", r"think about it\b", r"let 
 
 
 def customer_move(message: str) -> CustomerMove:
-    """What a customer's message tells."""
+    """Parse a customer's message."""
     text = intents.clean(message)
     uses, kinds, amounts = _mentioned(text, USES), _mentioned(text, KINDS), intents.prices(text)
     return CustomerMove(
@@ -235,6 +235,6 @@ def _mentioned(text: str, topics: dict[str, re.Pattern[str]]) -> list[str]:
 
 
 def fitting(kind: str, use: str, budget: float) -> Product | None:
-    """The dearest product of a kind and use within a budget; None where there is none."""
+    """The most expensive product of a kind and use within a budget; None if there is none."""
     within = [p for p in CATALOGUE.values() if (p.kind, p.use) == (kind, use) and p.price <= budget]
     return max(within, key=lambda product: product.price, default=None)

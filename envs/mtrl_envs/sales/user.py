@@ -1,12 +1,12 @@
-"""The other side of a `sales` conversation: the business that passes suggestions on, and the customer.
+"""The other side of a `sales` conversation: the business that forwards suggestions, and the customer.
 
-1. The business sends a suggestion as it is, edits it, or ignores it and sends something of its own (2511.21638 §2.1);
-   after an empty suggestion (the agent abstains) it always sends something of its own.
-2. The customer answers questions about kind, use and budget, now and then vaguely. Asking costs nothing the first time.
-3. An offer that does not fit costs patience and goodwill. One that fits is bought with a probability that grows with
-   what the customer has told before, times the goodwill; a customer with a worry (price or quality) voices it first.
-4. A worry is settled by what answers it: a discount or a reason for the price, a guarantee for the quality.
-5. Out of patience, the customer leaves. Each turn draws from a generator of its own, seeded by (context, seed, turn).
+1. The business sends a suggestion as it is, edits it, or ignores it and sends another message (2511.21638 §2.1);
+   after an empty suggestion (the agent abstains) it always sends another message.
+2. The customer answers questions about kind, use and budget, sometimes vaguely. The first question on a topic is free.
+3. An offer that does not fit costs patience and goodwill. One that fits is bought with a probability that grows with how
+   much the customer has told, times the goodwill. A customer with a worry (price or quality) states it first.
+4. A worry about the price is settled by a discount or a reason, one about the quality by a guarantee.
+5. The customer leaves when its patience is used up. Each turn has its own generator, seeded by (context, seed, turn).
 """
 
 import random
@@ -19,7 +19,7 @@ from mtrl_envs.scripted import intents
 from mtrl_ray.dialogue.conversation import StopReason
 
 SENT_LIMIT = 300
-"""Characters of a suggestion the business is willing to send on."""
+"""Characters after which the business cuts a suggestion."""
 
 OWN_MESSAGES = (
     "Thanks for your message.",
@@ -64,14 +64,14 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Business:
-    """Who really talks to the customer; the three shares sum to 1."""
+    """The business between agent and customer; the three probabilities sum to 1."""
 
     as_is: float = 0.80
     edited: float = 0.12
     ignored: float = 0.08
 
     def deliver(self, suggestion: str, rng: random.Random) -> str | None:
-        """What is sent in place of a suggestion; None: the suggestion as it is."""
+        """The message sent instead of a suggestion; None if the suggestion is sent as it is."""
         draw = rng.random()
         if not suggestion.strip() or draw < self.ignored:
             return rng.choice(OWN_MESSAGES).format(name=rng.choice(sorted(CATALOGUE)))
@@ -108,14 +108,14 @@ class Customer(User):
         self._rng = random.Random(f"{key}/0")
 
     def opening(self) -> str:
-        """The first message: vague, or with the kind or the use."""
+        """The first message, either vague or with the kind or the use."""
         opening: str = self._profile["opening"]
         if opening != "vague":
             self._tell(opening)
         return self._say(f"open_{opening}")
 
     def reply(self, response: str) -> Reply:
-        """Pass the suggestion through the business, and answer what was sent."""
+        """Answer the message that the business sends for a suggestion."""
         self._turn += 1
         self._rng = random.Random(f"{self._key}/{self._turn}")
         sent = self._business.deliver(response, self._rng)
@@ -196,7 +196,7 @@ class Customer(User):
         return self._impatient(self._profile["worry"])
 
     def _decide(self, push: bool) -> str:
-        """Buy, or not yet. Being pushed costs patience and goodwill; an open worry stands in the way."""
+        """Decide whether to buy. Pushing costs patience and goodwill; an open worry prevents the purchase."""
         if push:
             self._patience -= 1
             self._goodwill *= 0.8

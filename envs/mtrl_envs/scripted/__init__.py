@@ -1,1 +1,1 @@
-"""What scripted users share: understanding free text, telling what they know, contexts and their splits."""
+"""Shared parts of scripted users and agents: text parsing, users with hidden facts, contexts and splits."""

@@ -1,9 +1,8 @@
-"""Scripted agents of the tasks in which a user tells facts when asked (`mtrl_envs.scripted.telling`): they read what the policy
-reads.
+"""Scripted agents of the tasks with hidden facts (`mtrl_envs.scripted.telling`). They see what the policy sees.
 
-1. `expert` asks for each fact it does not know, in random order; knowing all, or with its last turn, it gives its final answer.
-2. `greedy` gives its final answer at once: what it was not told, it guesses.
-3. `random` asks about anything, or gives a final answer that has nothing to do with what was said.
+1. `expert` asks for each unknown fact, in random order. If it knows all, or in its last turn, it gives its final answer.
+2. `greedy` gives its final answer at once and guesses unknown facts.
+3. `random` asks a random question or gives an unrelated final answer.
 """
 
 import random
@@ -16,14 +15,14 @@ from mtrl_ray.dialogue.conversation import Role
 GREETINGS = ("Hello, nice to meet you.", "Hi, welcome.")
 
 Known = Mapping[str, Any]
-"""What the user's messages told so far, by topic; what the request itself says is in it too."""
+"""Known facts by topic, including those of the request."""
 
 
 class AskingAgent(ABC):
     """A scripted agent: `expert`, `greedy` or `random`; KeyError for another name."""
 
     topics: ClassVar[tuple[str, ...]]
-    """What the user may be asked about."""
+    """Topics of the questions."""
     turns: ClassVar[int]
     """Agent turns of a conversation."""
 
@@ -33,7 +32,7 @@ class AskingAgent(ABC):
 
     @abstractmethod
     def read(self, messages: Sequence[str]) -> Known:
-        """What the user's messages told; a later message corrects an earlier one."""
+        """Facts in the user's messages; a later message corrects an earlier one."""
 
     @abstractmethod
     def question(self, topic: str, known: Known) -> str:
@@ -41,11 +40,11 @@ class AskingAgent(ABC):
 
     @abstractmethod
     def answer(self, known: Known) -> str:
-        """The final answer, its gaps filled by guesses."""
+        """The final answer, with guesses for unknown facts."""
 
     @abstractmethod
     def nonsense(self) -> str:
-        """A final answer that ignores what was said."""
+        """A final answer that ignores the conversation."""
 
     def respond(self, history: Sequence[tuple[Role, str]]) -> str:
         """The next response."""

@@ -1,12 +1,12 @@
-"""Understanding free text by intent: prices, names, questions about something, and stock phrases.
+"""Rule-based parsing of free text: prices, names, questions about a topic, and stock phrases.
 
-1. Text is read after `clean`: at most `LIMIT` characters, one Unicode form, lower case, single spaces. Whatever an
-   agent writes, reading it takes bounded time.
-2. `prices` gives amounts in dollars ("$300", "300 dollars", "38k", "38,000", "38 grand"); a bare number counts from
-   100 up, unless it is a year or is followed by another unit.
-3. `names` finds known names in any case, with a possessive or plural ending, or with one typing error in longer words.
-4. `asks_about` tells a question or request about a topic from a statement about it.
-5. A topic or stock phrase is a compiled pattern made by `phrases`, which backtracks over a few words at most.
+1. Text is parsed after `clean`: at most `LIMIT` characters, one Unicode form, lower case, single spaces. The parsing time
+   is bounded for every text.
+2. `prices` gives amounts in dollars ("$300", "300 dollars", "38k", "38,000", "38 grand"). A bare number counts from
+   100 on, unless it is a year or has another unit.
+3. `names` finds known names in any case, with a possessive or plural ending, or with one typo in longer words.
+4. `asks_about` distinguishes a question or request about a topic from a statement about it.
+5. A topic or stock phrase is a compiled pattern from `phrases`, which backtracks over a few words at most.
 """
 
 import re
@@ -14,10 +14,10 @@ import unicodedata
 from collections.abc import Iterable
 
 LIMIT = 2000
-"""Characters of a message that are read; nobody reads on."""
+"""Characters of a message that are parsed; the rest is ignored."""
 
 FUZZY_LENGTH = 6
-"""Letters from which a word with one typing error still counts as the name it resembles."""
+"""Minimum letters of a word that matches a name with one typo."""
 
 _QUOTES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": " - "})
 _SENTENCE = re.compile(r"(?<=[.?!])\s+")
@@ -70,13 +70,13 @@ CLOSING = phrases(
 
 
 def clean(text: str) -> str:
-    """What is read of a message."""
+    """Normalise a message for parsing (rule 1)."""
     normal = unicodedata.normalize("NFKC", text[:LIMIT]).translate(_QUOTES)[:LIMIT]
     return " ".join(normal.lower().split())
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of cleaned text, each with its closing mark."""
+    """The sentences of cleaned text, each with its final punctuation."""
     return [part for part in _SENTENCE.split(text) if part]
 
 
@@ -116,7 +116,7 @@ def names(text: str, candidates: Iterable[str]) -> list[str]:
 
 
 def asks_about(text: str, topic: re.Pattern[str]) -> bool:
-    """Whether some sentence of cleaned text is a question or request, and about the topic."""
+    """Whether a sentence of cleaned text is a question or request about the topic."""
     return any(is_question(sentence) and topic.search(sentence) for sentence in sentences(text))
 
 
@@ -131,7 +131,7 @@ def says(text: str, *patterns: re.Pattern[str]) -> bool:
 
 
 def template_markers(text: str) -> bool:
-    """Whether text carries chat-template markup, or imitates the note that tells what was really sent."""
+    """Whether text has chat-template markup, or imitates the note about the message that was sent instead."""
     return re.search(r"<\||\|>|</?s>|\[/?INST\]|<(start|end)_of_turn>|\(sent:", text[:LIMIT], re.IGNORECASE) is not None
 
 
@@ -148,7 +148,7 @@ def _resolve(word: str, known: dict[str, str]) -> str | None:
 
 
 def one_error(word: str, name: str) -> bool:
-    """Whether two words share their first letter and differ by one letter (added, left out, changed) or one swap."""
+    """Whether two words share their first letter and differ by one insertion, deletion, substitution or transposition."""
     if word[:1] != name[:1] or abs(len(word) - len(name)) > 1:
         return False
     at = next((i for i, (a, b) in enumerate(zip(word, name, strict=False)) if a != b), min(len(word), len(name)))

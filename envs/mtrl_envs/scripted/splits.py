@@ -1,9 +1,9 @@
-"""Tasks per split: pure draws of hidden profiles, no profile in two splits.
+"""Tasks per split: deterministic draws of hidden profiles; no profile is in two splits.
 
-1. A profile is a JSON value. `split_of` assigns it to one split by a stable hash of its content, so that "was this task
-   trained on?" has an answer that no order of drawing and no machine can change.
-2. `draw` makes the `index`-th profile of a split: it draws from a generator seeded by (environment, split, index) until
-   the profile belongs to the split. Profiles may repeat within a split, never across.
+1. A profile is a JSON value. `split_of` assigns it to one split by a stable hash of its content, so the assignment does not
+   depend on the machine or on the order of draws.
+2. `draw` gives the `index`-th profile of a split: it samples from a generator seeded by (environment, split, index) until
+   a profile belongs to the split. Profiles can repeat within a split, but not across splits.
 """
 
 import json
@@ -22,7 +22,7 @@ Profile = dict[str, Any]
 
 
 def split_of(profile: Profile) -> str:
-    """The one split a profile belongs to."""
+    """The split of a profile."""
     digest = zlib.crc32(json.dumps(profile, sort_keys=True).encode())
     return "test" if digest % 100 < TEST_PERCENT else "train"
 

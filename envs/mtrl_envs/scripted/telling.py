@@ -1,15 +1,15 @@
-"""A scripted user who knows what the agent needs, and tells it when asked: the users of 2603.23550's tasks.
+"""A scripted user who has the facts that the agent needs and tells them if asked: the users of the tasks of 2603.23550.
 
-1. The user holds one fact per topic. Its opening tells few of them or none; a message of the agent brings out one fact,
-   however much it asks.
-2. With probability `noise` an answer is off. Half of these are vague; half are slips: a wrong fact, which the user takes
-   back in its next message if there is one.
-3. Asking again for what was told, and messages that make no sense, cost patience; out of patience the user leaves.
-4. The agent's final answer ends the conversation, right or wrong. Its grade is the score, and the reward on arrival.
-5. The user records which turn mattered. `attainable(told)` is the expected score of the best final answer that can be
-   given on what was told. `gain_0`, `gain_1`, … are how much each agent turn brought out: log2 of the factor by which its
-   question raised that expectation (that of a slip counts once it is taken back, for the turn that asked). `key_turn` is
-   the agent turn, from 0, with the largest gain: the later of equals, -1 where no turn brought out anything.
+1. The user has one fact per topic. Its opening tells few or none of them. It tells at most one fact per reply, even if
+   the agent asks for several.
+2. With probability `noise` an answer is vague or wrong, half each. A wrong answer (a slip) is a wrong fact that the user
+   corrects in its next message, if there is one.
+3. Repeated questions and messages without an intent cost patience. The user leaves when its patience is used up.
+4. The agent's final answer ends the conversation. Its grade is the score, and the reward on arrival.
+5. The user records which turn mattered. `attainable(told)` is the expected score of the best final answer given the
+   told facts. `gain_0`, `gain_1`, … are the information gains of the agent turns: log2 of the factor by which its
+   question raised this expectation (a slip counts when it is corrected, for the turn that asked). `key_turn` is
+   the agent turn, from 0, with the largest gain: the last one if several are equal, -1 if no turn has a gain.
 """
 
 import math
@@ -31,15 +31,15 @@ SAYINGS: dict[str, tuple[str, ...]] = {
     "displeased": ("That is not right, bye.", "That is no help, bye."),
     "leave": ("I give up, bye.", "Never mind, bye."),
 }
-"""What every such user says, whatever the task is."""
+"""Sentences of the user in every task."""
 
 PLEASED = 0.8
-"""The score from which the user is content with a final answer."""
+"""Minimum score of a final answer that pleases the user."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """What an agent's response does: topics it asks about, in order of preference, and the final answer it gives."""
+    """A parsed response: topics it asks about, in order of preference, and its final answer."""
 
     asks: tuple[str, ...] = ()
     answer: str | None = None
@@ -49,12 +49,12 @@ class Move:
 
     @property
     def understood(self) -> bool:
-        """Whether it has at least one intent."""
+        """Whether the message has at least one intent."""
         return bool(self.asks) or self.answer is not None or self.greets or self.farewell or self.hostile
 
 
 class TellingUser(User):
-    """One conversation. `told`: topics of the opening; `patience`: useless messages after which it leaves."""
+    """The user of one conversation. `told`: topics of the opening; `patience`: useless messages after which it leaves."""
 
     def __init__(self, key: str, told: Iterable[str], patience: int, noise: float) -> None:
         self._key = key
@@ -70,34 +70,34 @@ class TellingUser(User):
 
     @abstractmethod
     def request(self) -> str:
-        """What the user wants, without any fact."""
+        """The user's request, without any fact."""
 
     @abstractmethod
     def read(self, response: str) -> Move:
-        """The intents of a response."""
+        """Parse a response into its intents."""
 
     @abstractmethod
     def tell(self, topic: str) -> str:
-        """The fact of a topic, in words."""
+        """A sentence with the fact of a topic."""
 
     @abstractmethod
     def mistake(self, topic: str) -> str:
-        """A wrong fact of a topic, in the same words."""
+        """A sentence with a wrong fact of a topic, phrased like `tell`."""
 
     @abstractmethod
     def grade(self, answer: str) -> Outcome:
-        """Score and metrics of a final answer; an empty one is none."""
+        """Score and metrics of a final answer; an empty string is no answer."""
 
     @abstractmethod
     def attainable(self, told: frozenset[str]) -> float:
-        """The expected score of the best final answer when these topics are known; above 0."""
+        """The expected score of the best final answer if these topics are known; above 0."""
 
     def opening(self) -> str:
-        """The request, and the facts that it lets through."""
+        """The request, and the facts of the opening."""
         return " ".join([self.request(), *(self.tell(topic) for topic in self._opened)])
 
     def reply(self, response: str) -> Reply:
-        """Tell what is asked, or take the final answer."""
+        """Answer a question, or grade the final answer."""
         self._turn += 1
         self.rng = random.Random(f"{self._key}/{self._turn}")
         move = self.read(response)
@@ -115,7 +115,7 @@ class TellingUser(User):
         return Reply(f"{correction} {text}".strip())
 
     def outcome(self) -> Outcome:
-        """The final answer's grade, and the record of which turn mattered."""
+        """The grade of the final answer, the gains of the turns, and the key turn."""
         result = self._result or self.grade("")
         return Outcome(result.score, {**result.metrics, **self._record()})
 
@@ -145,7 +145,7 @@ class TellingUser(User):
         return self.tell(topic)
 
     def _correct(self) -> tuple[str | None, str]:
-        """Take back a slip: its topic, and the words."""
+        """Correct a slip. Returns its topic (None if there is none) and the sentence."""
         if self._slip is None:
             return None, ""
         topic, asked = self._slip
@@ -154,7 +154,7 @@ class TellingUser(User):
         return topic, f"{self._say('correction')} {self.tell(topic)}"
 
     def _record(self) -> dict[str, float]:
-        """The gain of each agent turn, and the turn with the largest."""
+        """The metrics `gain_0`, `gain_1`, … and `key_turn` (rule 5)."""
         told = frozenset(topic for topic, turn in self._told_at.items() if turn < 0)
         reached = self.attainable(told)
         gains = []
