@@ -89,9 +89,7 @@ class CarDealer(Environment):
 def reward(conversation: Conversation) -> float:
     """Price / 1,000; 0 without a sale. Raises DataError if the conversation's metrics lack it."""
     if "reward" not in conversation.metrics:
-        raise DataError(
-            f"conversation {conversation.id!r} has no metric 'reward', which car_dealer needs to compare"
-        )
+        raise DataError(f"conversation {conversation.id!r} has no metric 'reward', which car_dealer needs to compare")
     return conversation.metrics["reward"]
 
 
