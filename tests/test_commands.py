@@ -15,6 +15,7 @@ import ray
 
 from mtrl_ray import cli
 from mtrl_ray.dialogue.conversation import from_table
+from mtrl_ray.replay.journal import Journal
 from tests.support.processes import ROOT, mtrl
 
 CASINO = "casino_train.json"
@@ -105,15 +106,19 @@ def test_a_log_is_imported_and_q_learns_from_it(here, log: Path, tmp_path: Path)
     assert here("import", str(log), journal)[1].startswith("121 records: 0 conversations added, 120 known already")
 
     result = tmp_path / "q.json"
-    code, said, _ = here("fit-q", journal, "--context-length", "128", "--epochs", "6", "--json", str(result))
+    options = ("--context-length", "128", "--epochs", "6", "--held-out", "0.2")
+    code, said, _ = here("fit-q", journal, *options, "--json", str(result))
     figures = json.loads(result.read_text())
     assert code == 0 and figures["conversations"]["train"] + figures["conversations"]["held_out"] == 120
     assert figures["held_out"]["r"]["mean"] > 0.9 and figures["held_out"]["explained_variance"] > 0.4
-    assert figures["held_out"]["by_turn"]["r"] > 0.9 and figures["conversations"]["left_out"] == 0
-    assert said.count("held_out: r ") == 2
+    assert figures["held_out"]["by_turn"]["mean"] > 0.9 and figures["conversations"]["left_out"] == 0
+    assert said.count("held_out: r ") == 2 and "20% of the contexts, drawn by seed 0" in said.splitlines()[0]
+    assert figures["held_out"]["r"]["clusters"] == figures["conversations"]["held_out"], "a dialogue is a cluster"
 
     code, _, said = here("fit-q", journal, "--context-length", "64", "--held-out", "0")
-    assert code == 2 and "leaves one part empty" in said
+    assert code == 2 and "120 are left to fit and 0 to judge" in said
+    code, _, said = here("fit-q", journal, "--test", journal, "--held-out", "0.1")
+    assert code == 2 and "--test names what is judged and --held-out draws it" in said
     code, _, said = here("fit-q", str(tmp_path / "nothing"))
     assert code == 2 and "holds no conversations" in said and said.count("\n") == 1
 
@@ -151,10 +156,17 @@ def test_conversations_longer_than_the_context_are_left_out_and_counted(here, tm
     (tmp_path / "log.jsonl").write_text("\n".join(map(talk, range(60))))
     here("import", str(tmp_path / "log.jsonl"), str(tmp_path / "journal"))
     result = tmp_path / "q.json"
-    code, said, _ = here("fit-q", str(tmp_path / "journal"), "--context-length", "96", "--json", str(result))
+    other = [json.dumps({**json.loads(talk(number)), "id": f"other{number}"}) for number in range(1, 9)]
+    (tmp_path / "other.jsonl").write_text("\n".join([*other, talk(1)]))
+    here("import", str(tmp_path / "other.jsonl"), str(tmp_path / "other"))
+    command = ("fit-q", str(tmp_path / "journal"), "--test", str(tmp_path / "other"), "--context-length", "96")
+    code, said, _ = here(*command, "--json", str(result))
     figures = json.loads(result.read_text())
-    assert code == 0 and figures["conversations"]["left_out"] == 6
-    assert "6 conversations are longer than --context-length 96" in said
+    assert code == 0 and figures["conversations"] == {"train": 54, "held_out": 8, "left_out": 6, "cut": 0}
+    lines = said.splitlines()
+    assert lines[0] == "60 conversations to fit, 8 to judge (the test is a log of its own)"
+    assert lines[1].startswith("1 conversations are left out of the test: they are on contexts of the training part")
+    assert lines[2].startswith("6 of 68 conversations (8.8%) are left out: they are longer than --context-length 96; ")
     assert figures["held_out"]["r"]["mean"] is None and "r –" in said, "all outcomes are alike: r is not defined"
 
 
@@ -171,6 +183,11 @@ def test_q_on_real_negotiations(here, tmp_path: Path):
     assert here("fit-q", journal, "--epochs", "2", "--json", str(result))[0] == 0
     figures = json.loads(result.read_text())
     conversations = figures["conversations"]
+    assert figures["split"] == "the log's own split"
+    assert conversations["held_out"] == Journal(journal).read()["split"].to_pylist().count("test")
+    assert figures["held_out"]["r"]["clusters"] == conversations["held_out"] / 2, (
+        "both views of a dialogue are one cluster"
+    )
     assert conversations["train"] % 2 == conversations["held_out"] % 2 == 0, "both views of a dialogue on one side"
     assert sum(conversations.values()) == 120 and figures["held_out"]["turns"] > 4 * conversations["held_out"]
     assert 0.3 < figures["held_out"]["mean_return"] < 0.7 and -1 <= figures["held_out"]["r"]["mean"] <= 1

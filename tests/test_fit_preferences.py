@@ -38,10 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, folder: Path):
     """Run the command on the journal: exit code, figures, what it said."""
 
-    def run(*arguments: str) -> tuple[int, dict, str]:
+    def run(*arguments: str, held_out: bool = True) -> tuple[int, dict, str]:
         result = folder / "result.json"
         result.unlink(missing_ok=True)
-        given = ["--held-out", "0.3", "--epochs", "2", "--minibatches", "4", "--json", str(result), *arguments]
+        drawn = ["--held-out", "0.3"] if held_out else []
+        given = [*drawn, "--epochs", "2", "--minibatches", "4", "--json", str(result), *arguments]
         monkeypatch.setattr(sys, "argv", ["mtrl", "fit-preferences", str(folder / "journal"), *given])
         with pytest.raises(SystemExit) as ending:
             cli.main()
@@ -63,6 +64,24 @@ def test_models_of_the_oracles_pairs_are_judged_and_kept(fit, folder):
         assert 0 < found["oracle"] <= found["cross_entropy"] < 1 and 0 <= found["calibration"]["error"] < 0.5
         assert float(ValueModel.load(kept / kind, torch.device("cpu")).head.weight.detach().abs().max()) > 0
     assert said.count("held_out: accuracy") == 2
+
+
+def test_pairs_of_another_log_judge_the_models(fit, folder):
+    cars = make("car_dealer")
+    talks = [
+        converse(cars, cars.context("train", index), name, 1)
+        for index in range(38, 52)
+        for name in ("expert", "random")
+    ]
+    Journal(folder / "other").append(to_table(talks))
+    test = ["--test", str(folder / "other"), "--model", str(folder / "model")]
+    code, figures, said = fit(*test, held_out=False)
+    assert code == 0, said
+    assert (figures["pairs"]["train"], figures["pairs"]["held_out"]) == (40, 12)
+    assert figures["preference"]["held_out"]["accuracy"]["clusters"] <= 12
+    assert "the pairs of 2 conversations are left out of the test" in said
+    code, _, said = fit(*test)
+    assert code == 2 and "--test names what is judged" in said
 
 
 def test_models_of_peoples_pairs_learn_what_people_said(fit, folder):

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from mtrl_ray.commands.fit_q import interval, logged, warn
 from mtrl_ray.commands.train import JsonOption, number, write_json
-from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.errors import ConfigurationError
 
 
 def fit_preferences(
@@ -22,7 +23,14 @@ def fit_preferences(
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 4,
     minibatches: Annotated[int, typer.Option(help="Steps per pass.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of either model.")] = 5e-4,
-    held_out: Annotated[float, typer.Option(help="Share of contexts kept for judging.")] = 0.2,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="LOG", help="What is judged: a second journal, or with --pairs a second file of pairs."),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of contexts to draw for judging; by default the log's own split, or else 0.2."),
+    ] = None,
     context_length: Annotated[int, typer.Option(help="Longest pair, in tokens.")] = 1024,
     vocabulary: Annotated[int, typer.Option(help="Of the tiny model's tokenizer.")] = 768,
     seed: Annotated[int, typer.Option(help="Of the split, the models and the order.")] = 0,
@@ -30,11 +38,9 @@ def fit_preferences(
     json_path: JsonOption = None,
 ) -> None:
     """Fit a preference model and a Bradley-Terry reward model on pairs and judge them on held-out contexts."""
-    from mtrl_ray.evaluation.logged_preferences import KINDS, fit_logged_preferences, logged_pairs
-    from mtrl_ray.feedback.pairs import read_pairs
+    from mtrl_ray.evaluation.logged_preferences import KINDS, fit_logged_preferences, pair_parts
     from mtrl_ray.learner.methods.pair_models import PairFit
     from mtrl_ray.learner.methods.sft import SFT
-    from mtrl_ray.replay.journal import Journal
     from mtrl_ray.settings.section import validated
     from mtrl_ray.settings.tree import TINY, ModelSettings
 
@@ -46,29 +52,43 @@ def fit_preferences(
     settings = validated(ModelSettings, tree, "model")
     wanted = {"epochs": epochs, "minibatches": minibatches, "learning_rate": learning_rate}
     spec = validated(PairFit, wanted, "pairs")
-    journal = Journal(log)
-    if pairs is not None:
-        compared, failed = read_pairs(pairs, journal), 0
-    else:
-        table = journal.read()
-        if table.num_rows == 0:
-            raise DataError(f"{log!r} holds no conversations; give the folder of a run's or an import's journal")
-        compared, failed = logged_pairs(table, _oracle(table["environment"].unique().to_pylist(), options))
-    result = fit_logged_preferences(compared, settings, spec, held_out, SFT(epochs=2), seed, save)
+    if test is not None and held_out is not None:
+        raise ConfigurationError("--test names what is judged and --held-out draws it; give one of them")
+    compared, failed = _compared(log, pairs, options)
+    judged, failed_too = (
+        (None, 0) if test is None else _compared(log if pairs else test, test if pairs else None, options)
+    )
+    split = pair_parts(compared, judged, held_out, seed)
+    typer.echo(f"{len(split.train)} pairs to fit, {len(split.test)} to judge ({split.split.how})")
+    if split.split.shared:
+        warn(
+            f"the pairs of {split.split.shared} conversations are left out of the test: the training part has their contexts"
+        )
+    if failed + failed_too:
+        warn(f"{failed + failed_too} pairs could not be compared and are left out")
+    result = fit_logged_preferences(split, settings, spec, SFT(epochs=2), seed, save, warn)
     for kind in KINDS:
         for part in ("train", "held_out"):
             found = result[kind][part]
-            right = found["accuracy"] or {"mean": None, "low": None, "high": None}
+            right = found["accuracy"] or {"mean": None, "low": None, "high": None, "clusters": 0}
             typer.echo(
-                f"{kind:>10} model, {part:>8}: accuracy {number(right['mean'])} [{number(right['low'])}, "
-                f"{number(right['high'])}], calibration error {number(found['calibration']['error'])}, cross-entropy "
-                f"{number(found['cross_entropy'])} (of the judge itself {number(found['oracle'])}), {found['pairs']} pairs"
+                f"{kind:>10} model, {part:>8}: accuracy {interval(right)} on {right['clusters']} contexts, calibration error "
+                f"{number(found['calibration']['error'])}, cross-entropy {number(found['cross_entropy'])} (of the judge itself "
+                f"{number(found['oracle'])}), {found['pairs']} pairs"
             )
-    if failed:
-        typer.echo(f"{failed} pairs could not be compared and were left out")
-    if left_out := result["pairs"]["left_out"]:
-        typer.echo(f"{left_out} pairs are longer than --context-length {context_length} and were left out")
     write_json(json_path, result)
+
+
+def _compared(log: str, pairs: str | None, options: str) -> tuple[Any, int]:
+    """Pairs of a journal: those of a file, or else those that the environment's oracle compares; how many it could not."""
+    from mtrl_ray.evaluation.logged_preferences import logged_pairs
+    from mtrl_ray.feedback.pairs import read_pairs
+    from mtrl_ray.replay.journal import Journal
+
+    if pairs is not None:
+        return read_pairs(pairs, Journal(log)), 0
+    table = logged(log)
+    return logged_pairs(table, _oracle(table["environment"].unique().to_pylist(), options))
 
 
 def _oracle(names: list[str], options: str) -> Any:

@@ -117,8 +117,9 @@ def _side(
         )
     said = {name: part for name, part in given.items() if part is not None}
     defaults = {"id": _digest(said), "context_id": context_id, "score": 0.0}
+    meaning = Meaning(environment=environment, id="id", context_id="context_id", held_out=0.0)  # a pair names no split
     try:
-        return read_conversation(defaults | said, Meaning(environment=environment, id="id", context_id="context_id"))
+        return read_conversation(defaults | said, meaning)
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
 
