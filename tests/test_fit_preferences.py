@@ -69,9 +69,7 @@ def test_models_of_the_oracles_pairs_are_judged_and_kept(fit, folder):
 def test_pairs_of_another_log_judge_the_models(fit, folder):
     cars = make("car_dealer")
     talks = [
-        converse(cars, cars.context("train", index), name, 1)
-        for index in range(38, 52)
-        for name in ("expert", "random")
+        rollout(cars, cars.context("train", index), name, 1) for index in range(38, 52) for name in ("expert", "random")
     ]
     Journal(folder / "other").append(to_table(talks))
     test = ["--test", str(folder / "other"), "--model", str(folder / "model")]
