@@ -17,13 +17,12 @@ import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mtrl_envs.base import Agent, Context, Environment, Outcome, Reply, User
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
 from mtrl_ray.errors import DataError, MtrlError
+from mtrl_ray.settings.outside import raised
 
 LARGEST = 3.4e38
 """Bound on the size of a reward: conversations keep rewards as 32-bit floats."""
@@ -221,31 +220,7 @@ def explained(where: str, call: str, environment: object) -> Iterator[None]:
     except MtrlError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: {call} raised {raised(error, type(environment).__module__)}") from error
-
-
-def raised(error: BaseException, module: str = "") -> str:
-    """An exception as the end of a sentence: its kind, message, and the line of the code it comes from.
-
-    The line is the innermost of `module`'s own package, if it passed there, else the innermost of all.
-    """
-    said = " ".join(str(error).split())[:300]
-    kind = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    place = _place(error.__traceback__, module.partition(".")[0])
-    return f"{kind} ({place})" if place else kind
-
-
-def _place(trace: TracebackType | None, package: str) -> str:
-    steps = []
-    while trace is not None:
-        steps.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    others = [step for step in steps if Path(step[0].f_code.co_filename) != Path(__file__)]
-    own = [step for step in others if str(step[0].f_globals.get("__name__")).partition(".")[0] == package]
-    if not others:
-        return ""
-    frame, line = (own or others)[-1]
-    return f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+        raise DataError(f"{where}: {call} raised {raised(error, type(environment).__module__, __file__)}") from error
 
 
 def finite(value: Any) -> float | None:

@@ -1,17 +1,20 @@
 """Environments by name, imported when they are first asked for.
 
-1. `make(name, **options)` builds an environment; `name` is one of `ENVIRONMENTS`, or `package.module:ClassName` for a
-   class that lives outside this project.
+1. `make(name, **options)` builds an environment; `name` is one of `ENVIRONMENTS`, or `package.module:ClassName` for a class
+   of another package, or of a file in the current folder.
 2. Options are the class's keyword arguments; an unknown one is refused with the list of those that exist.
-3. Whatever cannot be built is a `ConfigurationError`.
+3. Whatever cannot be built is a ConfigurationError: an import that fails, a class without its methods or attributes, a
+   constructor that raises, shares that do not sum to 1.
 """
 
-import importlib
-import inspect
+import math
 from typing import Any
 
 from mtrl_envs.base import Environment
+from mtrl_envs.driver import finite
+from mtrl_envs.measure import AGENTS
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.settings.outside import build, named_class
 
 ENVIRONMENTS: dict[str, str] = {
     "sales": "mtrl_envs.sales.environment:Sales",
@@ -25,33 +28,34 @@ ENVIRONMENTS: dict[str, str] = {
 
 
 def environment_class(name: str) -> type[Environment]:
-    """The class behind a name or a `package.module:ClassName`. Raises ConfigurationError where there is none."""
-    target = ENVIRONMENTS.get(name, name)
-    module_name, separator, class_name = target.partition(":")
-    if not separator or not module_name or not class_name:
-        known = ", ".join(sorted(ENVIRONMENTS))
-        raise ConfigurationError(f"unknown environment {name!r}: use one of {known}, or 'package.module:ClassName'")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, TypeError) as error:
-        raise ConfigurationError(
-            f"environment {name!r}: module {module_name!r} cannot be imported ({error})"
-        ) from error
-    found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, Environment)):
-        raise ConfigurationError(
-            f"environment {name!r}: {class_name!r} in {module_name!r} has to be a subclass of mtrl_envs.base.Environment"
-        )
-    return found
+    """The class behind a name or a `package.module:ClassName`. Raises ConfigurationError if there is none."""
+    return named_class("environment.name", name, ENVIRONMENTS, Environment)  # type: ignore[type-abstract]
 
 
 def make(name: str, **options: Any) -> Environment:
-    """Build an environment. Raises ConfigurationError for an unknown name, option or value."""
+    """Build an environment. Raises ConfigurationError for an unknown name, option or value, or an incomplete class."""
     found = environment_class(name)
-    signature = inspect.signature(found)
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = ", ".join(signature.parameters) or "none"
-        raise ConfigurationError(f"environment {name!r}: {error}; its options are: {known}") from error
-    return found(**options)
+    setting = f"environment {name!r}"
+    environment = build(setting, found, **options)
+    if not isinstance(getattr(environment, "name", None), str) or not environment.name:
+        raise ConfigurationError(f"{setting}: {found.__name__} has to have an attribute name, a text")
+    turns: Any = getattr(environment, "max_turns", None)
+    if isinstance(turns, bool) or not isinstance(turns, int) or turns < 1:
+        raise ConfigurationError(f"{setting}: {found.__name__}.max_turns is {turns!r}; it has to be 1 or more")
+    _check_shares(setting, environment.warm_start)
+    return environment
+
+
+def _check_shares(setting: str, shares: Any) -> None:
+    known = f"it has to be a dict of shares by scripted agent ({', '.join(AGENTS)}) that sum to 1, or empty"
+    if not isinstance(shares, dict):
+        raise ConfigurationError(f"{setting}: warm_start is {shares!r}; {known}")
+    unknown = [name for name in shares if name not in AGENTS]
+    if unknown:
+        raise ConfigurationError(f"{setting}: warm_start names {unknown[0]!r}; {known}")
+    values = [finite(value) for value in shares.values()]
+    if any(value is None or value < 0 for value in values):
+        raise ConfigurationError(f"{setting}: warm_start is {shares!r}; {known}")
+    total = math.fsum(value for value in values if value is not None)
+    if shares and not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ConfigurationError(f"{setting}: the shares of warm_start sum to {total:g}; {known}")

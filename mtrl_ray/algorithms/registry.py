@@ -1,11 +1,11 @@
 """Algorithms by name, imported when they are asked for."""
 
-from importlib import import_module
 from typing import Any
 
 from mtrl_ray.algorithms.base import Algorithm
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.settings.section import validated
+from mtrl_ray.settings.outside import build, named_class
+from mtrl_ray.settings.section import Section, validated
 
 ALGORITHMS = {
     "iterative_ppo": "mtrl_ray.algorithms.iterative_ppo:IterativePPO",
@@ -18,19 +18,12 @@ ALGORITHMS = {
 
 def algorithm_class(name: object) -> type[Algorithm[Any]]:
     """The class behind a name, or behind `package.module:ClassName`. Raises ConfigurationError."""
-    target = ALGORITHMS.get(str(name), str(name))
-    module, colon, attribute = target.partition(":")
-    if not colon:
+    found = named_class("algorithm.name", name, ALGORITHMS, Algorithm)  # type: ignore[type-abstract]
+    section: Any = getattr(found, "settings_class", None)
+    if not (isinstance(section, type) and issubclass(section, Section)):
         raise ConfigurationError(
-            f"algorithm.name is {name!r}; known algorithms: {', '.join(sorted(ALGORITHMS))} (or package.module:ClassName)"
-        )
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"algorithm.name is {name!r}, which cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise ConfigurationError(
-            f"algorithm.name is {name!r}, which is not a subclass of mtrl_ray.algorithms.base.Algorithm"
+            f"algorithm.name is {name!r}: {found.__name__}.settings_class is {section!r}; it has to be a subclass of "
+            "mtrl_ray.settings.section.Section"
         )
     return found
 
@@ -38,4 +31,5 @@ def algorithm_class(name: object) -> type[Algorithm[Any]]:
 def make_algorithm(tree: dict[str, Any]) -> Algorithm[Any]:
     """The algorithm of a recipe's `algorithm:` section. Raises ConfigurationError."""
     chosen = algorithm_class(tree.get("name"))
-    return chosen(validated(chosen.settings_class, tree, "algorithm"))
+    settings = validated(chosen.settings_class, tree, "algorithm")
+    return build(f"algorithm {tree.get('name')!r}", chosen, settings)

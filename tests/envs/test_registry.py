@@ -1,5 +1,9 @@
 """Environments by name, and configuration mistakes in one sentence."""
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from mtrl_envs.base import SPLITS, Environment
@@ -24,11 +28,19 @@ def test_outside_class() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("chess", {}, "unknown environment 'chess': use one of car_dealer, .*sales"),
-        ("no.such.module:Thing", {}, "cannot be imported"),
-        ("mtrl_envs.sales.environment:Nothing", {}, "subclass of mtrl_envs.base.Environment"),
+        ("chess", {}, "environment.name is 'chess'; known environments: car_dealer, .*sales.*current folder"),
+        (
+            "no.such.module:Thing",
+            {},
+            r"cannot be imported: No module named 'no'; the current folder \(/.*\) and PYTHONPATH",
+        ),
+        (
+            "mtrl_envs.sales.environment:Nothing",
+            {},
+            r"does not exist.*subclass of mtrl_envs.base.Environment.*defines Sales",
+        ),
         ("mtrl_envs.sales.environment:Business", {}, "subclass of mtrl_envs.base.Environment"),
-        (":Sales", {}, "unknown environment"),
+        (":Sales", {}, "environment.name is ':Sales'; known environments"),
         ("sales", {"vage": 0.1}, "'vage'.*its options are: as_is, edited, ignored, vague"),
         ("sales", {"vague": 2}, "vague is 2; it has to be a number from 0 to 1"),
         ("sales", {"as_is": "most"}, "as_is is 'most'"),
@@ -79,3 +91,90 @@ def test_the_system_prompt_is_short_and_tells_nothing_hidden(name: str) -> None:
         context = make(name).context("test", index)
         assert len(context.system.split()) < 40
         assert str(context.hidden.get("personality", "no such word")) not in context.system
+
+
+MINE = """
+from mtrl_envs.base import Context, Environment, Outcome, Reply, User
+import {helper}
+
+class Mine(Environment):
+    name, max_turns = "mine", 3
+
+    def __init__(self, depth=1):
+        self.depth = 6 // depth
+
+    def context(self, split, index):
+        return Context(f"{{split}}-{{index}}", split, index, "x", {{"index": index}})
+
+    def user(self, context, seed):
+        return User()
+
+    def well_formed(self, response):
+        return True
+
+class Half(Mine):
+    user = Environment.user
+
+class Shares(Mine):
+    warm_start = {{"expert": 0.3, "random": 0.3}}
+
+class Exprt(Mine):
+    warm_start = {{"exprt": 1.0}}
+
+class Negative(Mine):
+    warm_start = {{"expert": 2.0, "random": -1.0}}
+
+class Nameless(Mine):
+    name = None
+
+class Endless(Mine):
+    max_turns = 0
+"""
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder with an environment of somebody's own in its folder `envs`, and a file beside it."""
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "mine.py").write_text(MINE.format(helper="own_helper"))
+    (tmp_path / "own_helper.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield tmp_path
+    for name in ("envs", "envs.mine", "own_helper", "own_torn", "own_faulty"):
+        sys.modules.pop(name, None)
+
+
+def test_a_class_in_the_current_folder_is_found(own_folder: Path) -> None:
+    assert make("envs.mine:Mine", depth=2).depth == 3  # type: ignore[attr-defined]
+    assert Path(sys.modules["envs.mine"].__file__ or "") == own_folder / "envs" / "mine.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("envs.mine:Half", {}, r"environment 'envs.mine:Half': Half \(.*mine.py:20\) has to define user"),
+        ("envs.mine:Mine", {"depth": 0}, r"Mine\(\) raised ZeroDivisionError: .* \(.*mine.py:9, in __init__\)"),
+        ("envs.mine:Mine", {"dept": 0}, r"'dept'; its options are: depth"),
+        ("envs.mine:Shares", {}, r"the shares of warm_start sum to 0.6; it has to be a dict of shares"),
+        ("envs.mine:Exprt", {}, r"warm_start names 'exprt'; .*\(expert, greedy, random\)"),
+        ("envs.mine:Negative", {}, r"warm_start is \{'expert': 2.0, 'random': -1.0\}; it has to be"),
+        ("envs.mine:Nameless", {}, r"Nameless has to have an attribute name, a text"),
+        ("envs.mine:Endless", {}, r"Endless.max_turns is 0; it has to be 1 or more"),
+        (
+            "envs.other:Mine",
+            {},
+            r"No module named 'envs.other'; the current folder \(.*\) and PYTHONPATH were searched",
+        ),
+        ("own_torn:Mine", {}, r"cannot be imported: .* \(.*own_torn.py:1\)"),
+        ("own_faulty:Mine", {}, r"cannot be imported: NameError: .* \(.*own_faulty.py:2, in <module>\)"),
+    ],
+)
+def test_what_is_wrong_with_an_own_class_is_one_sentence(
+    own_folder: Path, name: str, options: dict, message: str
+) -> None:
+    (own_folder / "own_torn.py").write_text("class Mine(:")
+    (own_folder / "own_faulty.py").write_text("\nMine = Yours")
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        make(name, **options)
+    assert "\n" not in str(refused.value)
