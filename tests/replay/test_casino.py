@@ -1,14 +1,16 @@
 """The CaSiNo negotiations, imported with the mapping that comes with the project: both sides, scores by their points."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from mtrl_ray.dialogue.conversation import Conversation, Role, from_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, from_table, to_table
 from mtrl_ray.replay.importing import import_conversations
 from mtrl_ray.replay.journal import Journal
 from mtrl_ray.replay.mapping import load_mapping
+from mtrl_ray.replay.split import split_table
 
 DATA = Path(os.environ.get("MTRL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -44,6 +46,20 @@ def test_casino_is_read_from_both_sides(casino: list[Conversation]) -> None:
         )
     held = sum(one.split == "test" for one in casino)
     assert 0.07 < held / len(casino) < 0.13
+
+
+def test_casino_is_what_the_pages_say(casino: list[Conversation]) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    turns = sum(len(one.agent_turns) for one in casino) / len(casino)
+    assert (
+        f"900 dialogues give 1,800 conversations with {turns:.1f}\nagent turns" in (docs / "importing.md").read_text()
+    )
+    train, test = split_table(to_table(casino), 0.2)
+    assert (train.num_rows, test.num_rows) == (1424, 376)
+    page = (docs / "results" / "README.md").read_text()
+    assert "mtrl fit-q casino --epochs 3 --held-out 0.2" in page
+    read = re.search(r"has read ([\d,]+) conversations", page)
+    assert read is not None and int(read[1].replace(",", "")) <= train.num_rows
 
 
 def test_casino_scores_follow_from_the_deals(casino: list[Conversation]) -> None:
