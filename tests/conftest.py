@@ -175,7 +175,6 @@ QUICK = [
     "algorithm.improvement.minibatches=2",
     "run.checkpoint_every=1",
     "run.iterations=2",
-    "monitoring.ray_metrics=false",
 ]
 """Overrides of the recipe `sales` for a run of seconds with random weights."""
 

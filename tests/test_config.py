@@ -59,7 +59,6 @@ def test_workers_are_a_number_or_a_range(given, bounds):
         ("run.name=../up", r"run.name is '../up'"),
         ("run.name.first=x", r"'name' is a value, not a section"),
         ("run=[1", r"is not YAML"),
-        ("model.width=100", r"model.width is 100; it has to be a multiple of 32"),
         (
             "model.warm_start.shares={expert: 0}",
             r"model.warm_start.shares is \{'expert': 0\}: one of the shares has to be above 0",

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in range(0, 80, 2)
     ]
     (place / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
-    blank_model(place / "model", ModelSettings(width=32, layers=1), talks)
+    blank_model(place / "model", ModelSettings(layers=1), talks)
     return place
 
 

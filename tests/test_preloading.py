@@ -35,12 +35,9 @@ def test_an_actor_that_is_killed_is_a_fork_again(ray_cluster: None):
     ray.kill(process)
 
 
-def test_processes_with_a_gpu_are_forks_where_they_are_told_to_be(ray_cluster: None):
+def test_processes_without_a_gpu_are_forks(ray_cluster: None):
+    assert learner_options(LearnerSettings()) and worker_options(RolloutSettings())
     assert learner_options(LearnerSettings(gpus=1)) == {} == worker_options(RolloutSettings(gpus=0.5))
-    assert learner_options(LearnerSettings(gpus=1, preload=True)) and worker_options(
-        RolloutSettings(gpus=1, preload=True)
-    )
-    assert learner_options(LearnerSettings(preload=False)) == {} == worker_options(RolloutSettings(preload=False))
 
 
 def test_a_job_that_says_how_its_processes_start_keeps_to_it(ray_cluster: None):

@@ -6,7 +6,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError, EngineError
 from mtrl_ray.run.recovery import Recovery, lost
-from mtrl_ray.settings.tree import RunSettings
+from mtrl_ray.run.trainer import RECOVERIES
 
 
 class Journal:
@@ -50,7 +50,7 @@ def test_waits_double_up_to_a_minute_and_the_last_cause_is_named_in_the_end():
 
 
 def test_by_default_a_run_waits_a_quarter_of_an_hour_for_room():
-    journal = Journal(RunSettings().recoveries)
+    journal = Journal(RECOVERIES)
     with pytest.raises(EngineError, match="given up after 20 recoveries in a row"):
         journal.recovery.carry(failing(*[EngineError("no space left")] * 21), lambda: None)
     assert 14 * 60 < sum(journal.waits) < 15 * 60

@@ -17,8 +17,6 @@ DEFAULTS = (
     "learner.spare=true",
     "learner.threads=1",
     "algorithm.contexts=16",
-    "monitoring.live=false",
-    "monitoring.ray_metrics=false",
 )
 """Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
 loses a part again and again keeps its iterations short, and has spares. One thread: where a small machine's cores are busy, two

@@ -119,7 +119,7 @@ def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[st
     from mtrl_ray.run.trainer import run
 
     about, folder = settings.run, settings.run_folder
-    shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes, table=settings.monitoring.live)
+    shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes)
     try:
         with connected(settings, address) as connection, shown as view:
             if connection.dashboard:

@@ -5,8 +5,8 @@ from pathlib import Path
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.settings.tree import ModelSettings
 
-HEAD_SIZE = 32
-"""The smallest that vLLM's CPU attention kernels take."""
+HEAD_SIZE, WIDTH = 32, 128
+"""The first is the smallest that vLLM's CPU attention kernels take."""
 
 
 def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) -> None:
@@ -21,11 +21,11 @@ def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) 
     tokenizer = train_tokenizer(texts, model.vocabulary)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    heads = model.width // HEAD_SIZE
+    heads = WIDTH // HEAD_SIZE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=model.width,
-        intermediate_size=3 * model.width,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
         num_hidden_layers=model.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,

@@ -29,7 +29,6 @@ from typing import Any
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.processes.writing import writing
-from mtrl_ray.settings.tree import MonitoringSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -45,8 +44,8 @@ JOIN_SECONDS = 2.0
 class Recorder:
     """Records the metrics of one run in its folder. One recorder per run at a time."""
 
-    def __init__(self, folder: Path, run_name: str, settings: MonitoringSettings) -> None:
-        """Makes `folder` where it is missing, and removes a torn last line.
+    def __init__(self, folder: Path, run_name: str, tensorboard: bool = True) -> None:
+        """Makes `folder` if it is missing, and removes a torn last line. Ray gauges are set while Ray runs.
 
         Raises DataError for a damaged file, EngineError where the disk refuses, as all methods do.
         """
@@ -54,8 +53,8 @@ class Recorder:
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
         self._file: FileIO | None = None
-        self._board = _Board(folder / "tensorboard") if settings.tensorboard else None
-        self._gauges = _Gauges(run_name) if settings.ray_metrics else None
+        self._board = _Board(folder / "tensorboard") if tensorboard else None
+        self._gauges = _Gauges(run_name)
         _cut(self._path, None)
 
     def record(self, iteration: int, metrics: Mapping[str, float | None]) -> None:
@@ -70,8 +69,7 @@ class Recorder:
                 line = line[self._file.write(line) :]
         if self._board is not None:
             self._board.record(iteration, numbers)
-        if self._gauges is not None:
-            self._gauges.record(numbers)
+        self._gauges.record(numbers)
 
     def keep(self, folder: Path) -> None:
         """Copy what was recorded so far into `folder`."""
@@ -99,8 +97,7 @@ class Recorder:
             self._file = None
         if self._board is not None:
             self._board.close()
-        if self._gauges is not None:
-            self._gauges.close()
+        self._gauges.close()
 
     def __enter__(self) -> "Recorder":
         return self

@@ -35,16 +35,16 @@ _NODES_PYTHON = (
 
 def learner_options(settings: LearnerSettings) -> dict[str, Any]:
     """Ray's options for a learner, beside its resources."""
-    return fork_options(settings.preload, settings.gpus, LEARNER)
+    return fork_options(settings.gpus, LEARNER)
 
 
-def fork_options(preload: bool | None, gpus: float, modules: Sequence[str]) -> dict[str, Any]:
-    """Ray's options for an actor whose process is a fork with these `modules` imported; none if it starts the ordinary way.
+def fork_options(gpus: float, modules: Sequence[str]) -> dict[str, Any]:
+    """Ray's options for an actor whose process is a fork with these `modules` imported.
 
-    preload: None means if it takes no GPU.
+    None for one that takes a GPU, or whose job says how its processes start: it starts the ordinary way.
     """
     inherited = ray.get_runtime_context().runtime_env
-    if not (gpus == 0 if preload is None else preload) or any(inherited.get(field) for field in OTHER_STARTS):
+    if gpus > 0 or any(inherited.get(field) for field in OTHER_STARTS):
         return {}
     variables = [f"{name}=${{{name}:-{value}}}" for name, value in VLLM_ENVIRONMENT.items()]
     words = ["env", *variables, *_path(), _NODES_PYTHON]

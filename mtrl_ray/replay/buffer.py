@@ -44,6 +44,8 @@ LOG = logging.getLogger(__name__)
 
 CAUSES = ("conversations", "bytes", "staleness")
 """Bounds by which conversations fall out of memory."""
+MAX_CONVERSATIONS = 100_000
+"""In memory. Of long conversations the bound on bytes lets fewer in."""
 CALLS, HELD = "calls.jsonl", "catalogue.jsonl"
 """In the folder of notes."""
 STATES = pa.schema(
@@ -75,7 +77,7 @@ class ReplayBuffer:
         self,
         journal: str | os.PathLike[str],
         *,
-        max_conversations: int = 100_000,
+        max_conversations: int = MAX_CONVERSATIONS,
         max_bytes: int = 2**30,
         max_staleness: int | None = None,
         fetch_seconds: float = 60.0,

@@ -56,4 +56,4 @@ def make_engine(path: str, stop_ids: tuple[int, ...], rollout: RolloutSettings, 
 
 def worker_options(settings: RolloutSettings) -> dict[str, Any]:
     """Ray's options for a rollout worker, beside its resources."""
-    return fork_options(settings.preload, settings.gpus, ENGINES[engine_name(settings.engine)].preload)
+    return fork_options(settings.gpus, ENGINES[engine_name(settings.engine)].preload)

@@ -19,8 +19,26 @@ from mtrl_ray.rollout.engine import Generation, SampleRequest, require_reference
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import ModelSettings, RolloutSettings
 
+CACHE_BYTES = 2**30
+"""The largest cache of keys and values on a CPU (`cache_bytes`)."""
 CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU: a turn is short, and a history shorter than a block is never reused."""
+
+
+def cache_bytes(path: str, rollout: "RolloutSettings", model: "ModelSettings") -> int:
+    """Bytes of the KV cache on a machine without a GPU: `concurrency` conversations as long as the context, at most
+    `CACHE_BYTES` unless a single one takes more. A worker clears all of it when it starts.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    models = 2 if rollout.reference else 1
+    token = 2 * models * config.num_hidden_layers * heads * size * (4 if model.dtype == "float32" else 2)
+    blocks = -(-model.context_length // CPU_BLOCK_TOKENS)
+    conversation = int(token * blocks * CPU_BLOCK_TOKENS)
+    return max(min(rollout.concurrency * conversation, CACHE_BYTES), conversation)
 
 
 class VllmEngine:
@@ -48,7 +66,7 @@ class VllmEngine:
                     "enforce_eager": True,
                     "block_size": CPU_BLOCK_TOKENS,
                     "enable_chunked_prefill": False,
-                    "kv_cache_memory_bytes": round(rollout.kv_cache_gib * 2**30),
+                    "kv_cache_memory_bytes": cache_bytes(path, rollout, model),
                 }
             if rollout.reference:
                 from mtrl_ray.rollout import vllm_mixture

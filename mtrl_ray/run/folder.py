@@ -1,8 +1,9 @@
 """A run's folder at its start: made for a new run, read for one that goes on.
 
-`config.yaml` holds the resolved settings, `command.txt` the command that made the run.
+`config.yaml` holds the resolved settings and the version that wrote them, `command.txt` the command that made the run.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import yaml
 
+import mtrl_ray
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.monitoring.contents import COMMAND
 from mtrl_ray.run.checkpoint_store import store_of
 from mtrl_ray.run.lock import LOCK
 from mtrl_ray.run.recipes import apply, dump, validate
+from mtrl_ray.settings.migration import VERSION, migrate
 from mtrl_ray.settings.tree import TINY, Settings
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 FIXED = ("run.name", "run.folder", "run.seed", "environment", "model", "algorithm.name")
@@ -50,18 +55,18 @@ def prepare(settings: Settings, fresh: bool, command: str) -> None:
 
 
 def write_settings(settings: Settings) -> None:
-    """Write the resolved settings into the run's folder, in one step."""
+    """Write the resolved settings and this version into the run's folder, in one step."""
     path = settings.run_folder / CONFIG
     temporary = path.with_name(f".{CONFIG}.writing")
-    temporary.write_text(dump(settings))
+    temporary.write_text(f"{VERSION}: {mtrl_ray.__version__}\n{dump(settings)}")
     temporary.replace(path)
 
 
 def written_settings(folder: Path) -> dict[str, Any]:
-    """The settings of an existing run as they were written, which takes neither its environment nor its secrets; the folder
-    may have been moved.
+    """The settings of an existing run as plain values, brought to this version; neither its environment nor its secrets are
+    needed, and the folder may have been moved.
 
-    Raises CheckpointError where the folder is not a run.
+    Raises CheckpointError if the folder is not a run, or is one that this version cannot continue.
     """
     path = folder / CONFIG
     try:
@@ -71,6 +76,8 @@ def written_settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{str(folder)!r} is not a run: its {CONFIG} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, TypeError, KeyError, ValueError):
         raise CheckpointError(f"{str(path)!r} is torn: it does not hold a run's settings") from None
+    for note in migrate(tree, str(path), mtrl_ray.__version__):
+        logger.warning("%s: %s", path, note)
     return tree
 
 

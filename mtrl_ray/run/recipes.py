@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.settings.migration import refuse_old
 from mtrl_ray.settings.secrets import refuse_secrets
 from mtrl_ray.settings.section import sentence
 from mtrl_ray.settings.tree import Settings
@@ -42,6 +43,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Settings:
 def validate(tree: dict[str, Any], source: str) -> Settings:
     """Settings from a plain tree; `source` is named in error sentences. Raises ConfigurationError."""
     refuse_secrets(tree)
+    refuse_old(tree, source)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:

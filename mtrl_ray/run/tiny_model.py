@@ -4,9 +4,8 @@
    tokenizer is trained on these conversations, the model on their agent turns.
 2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
    run with the same settings finds it there.
-3. The number of training steps decides how strong it is, not the clock; `warm_start.seconds` only bounds a machine that is
-   too slow; a model that it cut off is said to be, and is not taken for one with a longer bound. Weights still differ
-   between machines: a thousand steps carry the rounding of the first ones far.
+3. The number of training steps decides how strong it is, never the clock. Weights still differ between machines: a
+   thousand steps carry the rounding of the first ones far.
 """
 
 import hashlib
@@ -24,6 +23,8 @@ from mtrl_ray.models.blank import blank_model
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings
 
+BATCH_CONVERSATIONS, LEARNING_RATE = 16, 3e-3
+"""Of a supervised step."""
 RECIPE_VERSION = 1
 """Raised when the way the model is made changes, so that cached ones are not taken for new ones."""
 
@@ -72,18 +73,8 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
     view.part("warm start", f"{warm.steps} SFT steps on {len(spoken)} conversations")
-    sft = SFT(
-        steps=warm.steps,
-        seconds=warm.seconds,
-        minibatch_conversations=warm.batch_conversations,
-        learning_rate=warm.learning_rate,
-    )
+    sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
     metrics = sft_in_processes(folder, encoded, sft)
-    if metrics["steps"] < warm.steps:
-        view.note(
-            f"the warm start ended after {metrics['steps']:.0f} of {warm.steps} steps, for model.warm_start.seconds is "
-            f"{warm.seconds:g}; the model is weaker than the recipe means it to be"
-        )
     view.part("warm start", f"done, loss {metrics['loss']:.3f}")
     return metrics
 

@@ -35,6 +35,9 @@ from mtrl_ray.run.tiny_model import tiny_model
 from mtrl_ray.settings.tree import TINY, Settings
 from mtrl_ray.system.system import System
 
+RECOVERIES = 20
+"""Failures of the machinery in a row, no iteration finished in between, after which the run gives up. The pauses between them
+(`recovery`) add up to a quarter of an hour."""
 BUDGET_SLACK = 1.0
 """An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
 
@@ -53,8 +56,8 @@ class Trainer:
         self.kept: int | None = None  # iteration of the newest checkpoint
         self.checkpoints = store_of(settings)
         self.model_path = self._model_path()
-        self.recovery = Recovery(settings.run.recoveries, self.view.note)
-        self.recorder = Recorder(self.folder, settings.run.name, settings.monitoring)
+        self.recovery = Recovery(RECOVERIES, self.view.note)
+        self.recorder = Recorder(self.folder, settings.run.name, settings.run.tensorboard)
         self.system = System(settings, self.folder, self.model_path, self.view)
         try:
             self.recovery.carry(lambda: self._open(resume), self._mend)

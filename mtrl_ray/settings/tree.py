@@ -29,11 +29,10 @@ class RunSettings(Section):
     checkpoints: str | None = None
     """Where checkpoints lie: a URI that pyarrow knows (s3://…, gs://…, file:///…) or an absolute path, under which each run
     has a folder of its name; None: the run's own folder."""
-    recoveries: int = Field(20, ge=0)
-    """Failures of the machinery in a row, no iteration finished in between, after which the run gives up; pauses of up to a
-    minute lie between them (`recovery`), a quarter of an hour in all."""
     wait_seconds: float = Field(3600.0, gt=0)
     """Longest wait for one piece of work of an actor (a fit, an improvement); beyond it the actor counts as lost."""
+    tensorboard: bool = True
+    """Whether TensorBoard's event files are written too."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -59,11 +58,8 @@ class WarmStartSettings(Section):
     """Scripted conversations it is trained on."""
     shares: dict[Literal["expert", "greedy", "random"], Annotated[float, Field(ge=0)]] | None = None
     """Of the conversations by scripted agent, as weights; None: the environment's own."""
-    seconds: float = Field(300.0, gt=0)
-    """Upper bound on the training time; the number of steps decides first."""
-    steps: int = Field(600, ge=1)
-    batch_conversations: int = Field(32, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
+    steps: int = Field(1300, ge=1)
+    """Supervised steps of 16 conversations each."""
 
     @field_validator("shares")
     @classmethod
@@ -81,8 +77,6 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     layers: int = Field(2, ge=1)
     """Of the tiny model."""
-    width: int = Field(128, ge=32)
-    """Of the tiny model; a multiple of 32, the head size."""
     vocabulary: int = Field(768, ge=300)
     """Of the tiny model's tokenizer."""
     context_length: int = Field(1024, ge=64)
@@ -152,11 +146,6 @@ class RolloutSettings(Section):
     """Of one worker, as Ray counts them."""
     gpus: float = Field(0.0, ge=0)
     """Of one worker, as Ray counts them."""
-    preload: bool | None = None
-    """Whether workers start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
-    kv_cache_gib: float = Field(0.25, gt=0)
-    """vLLM's cache on a machine without a GPU, of each worker, which clears all of it when it starts. The default is what
-    128 conversations of 1,024 tokens take with the tiny model."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take."""
     user_threads: int = Field(16, ge=1)
@@ -173,7 +162,6 @@ class RolloutSettings(Section):
 class ReplaySettings(Section):
     """What stays in memory; the journal keeps everything."""
 
-    max_conversations: int = Field(20_000, ge=1)
     max_staleness: int = Field(1_000, ge=0)
     """In weight versions."""
     max_gib: float = Field(2.0, gt=0)
@@ -190,8 +178,6 @@ class LearnerSettings(Section):
     gpus: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1)
     """Of torch, per process; None: the machine's cores shared among the processes."""
-    preload: bool | None = None
-    """Whether they start as forks of a process that has their packages (`preloading`); None: where they have no GPU."""
     tokens_per_microbatch: int = Field(16_384, ge=64)
 
 
@@ -201,15 +187,6 @@ class EvaluationSettings(Section):
     contexts: int = Field(256, ge=1)
     every: int = Field(0, ge=0)
     """Iterations between evaluations; 0: only before the first and after the last."""
-
-
-class MonitoringSettings(Section):
-    """What a run shows."""
-
-    live: bool = True
-    """The table in the terminal (where it is one)."""
-    tensorboard: bool = True
-    ray_metrics: bool = True
 
 
 class Settings(Section):
@@ -222,13 +199,10 @@ class Settings(Section):
     replay: ReplaySettings = ReplaySettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    monitoring: MonitoringSettings = MonitoringSettings()
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "iterative_ppo"})
 
     @model_validator(mode="after")
     def _possible(self) -> "Settings":
-        if self.model.width % 32:
-            raise ValueError(f"model.width is {self.model.width}; it has to be a multiple of 32, the head size")
         if self.rollout.response_tokens >= self.model.context_length:
             raise ValueError(
                 f"rollout.response_tokens is {self.rollout.response_tokens}, model.context_length "

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.evaluation.turn_ranks import FOLDER
 from mtrl_ray.monitoring.recorder import FILE
-from mtrl_ray.run.folder import CONFIG
-from mtrl_ray.run.recipes import dump
+from mtrl_ray.run.folder import write_settings
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.runs import SUMMARY, State, state
 
@@ -34,7 +33,7 @@ def _keep(cell: Cell, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     (kept / HELD_OUT).mkdir(parents=True)
     run = cell.settings.run.model_copy(update={"folder": str(kept.parent)})
-    (kept / CONFIG).write_text(dump(cell.settings.model_copy(update={"run": run})))
+    write_settings(cell.settings.model_copy(update={"run": run}))
     for name in (FILE, SUMMARY):
         if (cell.folder / name).is_file():  # a run of no iterations has no metrics
             shutil.copyfile(cell.folder / name, kept / name)

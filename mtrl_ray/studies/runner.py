@@ -85,8 +85,7 @@ def run_lacking(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
 def _one_after_another(cells: Sequence[Cell], progress: Progress, live: bool, ended: Ended) -> None:
     for cell in cells:
         about = cell.settings.run
-        table = live and cell.settings.monitoring.live
-        with LiveView(progress.begin(cell), about.iterations, minutes=about.minutes, table=table) as view:
+        with LiveView(progress.begin(cell), about.iterations, minutes=about.minutes, table=live) as view:
             completed = complete(cell, view)
         gc.collect()  # what a failed run's traceback held: handles of its actors, which end with them
         progress.end(cell, completed)

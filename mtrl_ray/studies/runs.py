@@ -33,16 +33,14 @@ PLACEMENT = (
     "run.folder",
     "run.checkpoint_every",
     "run.keep_checkpoints",
-    "run.recoveries",
     "run.wait_seconds",
     "rollout.cpus",
     "rollout.gpus",
     "rollout.gpu_memory",
-    "rollout.kv_cache_gib",
     "learner.cpus",
     "learner.gpus",
     "learner.threads",
-    "monitoring",
+    "run.tensorboard",
 )
 
 

@@ -109,7 +109,6 @@ class Actors:
         )
         return buffer.remote(
             str(self._folder / "journal"),
-            max_conversations=replay.max_conversations,
             max_bytes=int(replay.max_gib * 2**30),
             max_staleness=replay.max_staleness,
             notes=str(self._notes),

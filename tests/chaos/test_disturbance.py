@@ -29,7 +29,7 @@ def test_a_run_that_loses_a_node_an_engine_and_its_driver_loses_no_conversation(
         "learner.cpus=0.5",
         f"run.folder={tmp_path}",
     ]
-    settings = prepared(load("sales", [*overrides, "monitoring.live=false"]), "disturbed")
+    settings = prepared(load("sales", overrides), "disturbed")
     rng, said = random.Random(0), []
     with local_cluster(Shape(nodes=3, most=3, cpus=1, idle_seconds=3600)) as cluster:
         kills = Schedule(0.5, UNSEEN, rng, most=len(UNSEEN))

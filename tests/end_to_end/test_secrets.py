@@ -80,7 +80,6 @@ def test_a_key_of_llm_users_is_used_and_left_nowhere(quick: list[str], endpoint:
         *quick,
         "environment.name=sales",
         f"environment.options={json.dumps({'user': 'llm', 'llm': llm})}",
-        "monitoring.ray_metrics=true",
         f"run.folder={tmp_path / 'runs'}",
         "run.iterations=12",
     ]

@@ -2,8 +2,6 @@
 one that is cut off.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from mtrl_envs.registry import make
@@ -23,7 +21,7 @@ DONE = {"steps": 600.0, "loss": 0.0}
 
 def test_its_turns_are_well_formed(tmp_path, sales_settings):
     environment = make("sales")
-    warm = WarmStartSettings(conversations=1000, steps=200, batch_conversations=16)
+    warm = WarmStartSettings(conversations=1000, steps=200)
     make_tiny(tmp_path, ModelSettings(warm_start=warm), environment, Silent())
     chat = chat_format(str(tmp_path))
     engine = HuggingFaceEngine(str(tmp_path), chat.stop_ids, sales_settings.rollout, sales_settings.model)
@@ -48,24 +46,3 @@ def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
     own, experts, others, same = (float(np.mean(table["score"].to_numpy())) for table in trained_on)
     assert others < own < experts and same == own
     assert len(set(folders)) == 4
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_a_warm_start_that_the_clock_cuts_off_says_so_and_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
-    settings, environment, notes = load("sales", []).environment, make("sales"), Notes()
-
-    def made(seconds: float) -> Path:
-        warm = WarmStartSettings(conversations=40, steps=2, batch_conversations=4, seconds=seconds)
-        return tiny_model(ModelSettings(warm_start=warm), settings, environment, notes)
-
-    cut = made(1e-6)
-    assert ["ended after 0 of 2 steps" in said for said in notes.said] == [True]
-    assert made(1e-6) == cut != made(300) and len(notes.said) == 1

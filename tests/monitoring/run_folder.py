@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.monitoring.recorder import Recorder
 from mtrl_ray.run.recipes import dump
-from mtrl_ray.settings.tree import MonitoringSettings, Settings
+from mtrl_ray.settings.tree import Settings
 from mtrl_ray.statistics.estimates import correlation, mean_interval
 
 CONTEXTS = 40
@@ -92,7 +92,7 @@ PARTS = {"collect": 2.6, "respond": 1.3, "q": 0.9, "improve": 2.2, "publish": 0.
 
 def write_run(folder: Path) -> Path:
     """Fill `folder` and return it."""
-    with Recorder(folder, "bright-lamp", MonitoringSettings(ray_metrics=False)) as recorder:
+    with Recorder(folder, "bright-lamp") as recorder:
         for iteration in range(1, ITERATIONS + 1):
             recorder.record(iteration, metrics_of(iteration))
     settings = Settings.model_validate({"run": {"name": "bright-lamp", "folder": "runs"}})

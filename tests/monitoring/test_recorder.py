@@ -18,15 +18,13 @@ from tensorboardX.proto.event_pb2 import Event
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.monitoring import recorder as recorder_module
 from mtrl_ray.monitoring.recorder import FILE, Recorder, gauge_name, read_metrics
-from mtrl_ray.settings.tree import MonitoringSettings
 from tests.support.disk import no_file_over
 
-FILE_ONLY = MonitoringSettings(tensorboard=False, ray_metrics=False)
 SCRAPE_SECONDS = 90
 
 
-def filled(folder, iterations=3, settings=FILE_ONLY):
-    with Recorder(folder, "run", settings) as recorder:
+def filled(folder, iterations=3):
+    with Recorder(folder, "run", tensorboard=False) as recorder:
         for iteration in range(1, iterations + 1):
             recorder.record(iteration, {"q/r": iteration / 10})
     return folder
@@ -37,7 +35,7 @@ def iterations_in(folder):
 
 
 def test_every_iteration_is_one_line_that_is_there_at_once(tmp_path):
-    recorder = Recorder(tmp_path / "deep" / "run", "run", FILE_ONLY)
+    recorder = Recorder(tmp_path / "deep" / "run", "run", tensorboard=False)
     recorder.record(1, {"collect/conversations": 256, "q/r": np.float32(0.5), "improve/kl_reference": 0.01})
     rows = read_metrics(tmp_path / "deep" / "run")
     assert rows == [{"iteration": 1, "collect/conversations": 256, "q/r": 0.5, "improve/kl_reference": 0.01}]
@@ -48,7 +46,7 @@ def test_every_iteration_is_one_line_that_is_there_at_once(tmp_path):
 
 
 def test_what_is_not_finite_becomes_null_and_keeps_its_key(tmp_path):
-    with Recorder(tmp_path, "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path, "run", tensorboard=False) as recorder:
         recorder.record(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0, "e": None})
     line = (tmp_path / FILE).read_text()
     assert json.loads(line) == {"iteration": 1, "a": None, "b": None, "c": None, "d": 1.0, "e": None}
@@ -57,13 +55,13 @@ def test_what_is_not_finite_becomes_null_and_keeps_its_key(tmp_path):
 
 def test_nothing_recorded_is_an_empty_list(tmp_path):
     assert read_metrics(tmp_path) == []
-    Recorder(tmp_path, "run", FILE_ONLY).rewind(3)
+    Recorder(tmp_path, "run", tensorboard=False).rewind(3)
     assert read_metrics(tmp_path) == []
 
 
 @pytest.mark.parametrize("metrics", [{"q/r": "much"}, {"q/r": [1]}, {"iteration": 3.0}])
 def test_what_is_no_metric_is_refused_and_leaves_no_line(tmp_path, metrics):
-    with Recorder(tmp_path, "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path, "run", tensorboard=False) as recorder:
         with pytest.raises(DataError, match="metric"):
             recorder.record(1, metrics)
         recorder.record(1, {"q/r": 0.1})
@@ -76,7 +74,7 @@ def test_a_torn_last_line_is_not_read_and_gone_before_the_next(tmp_path, torn):
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
     assert iterations_in(tmp_path) == [1, 2, 3]
-    with Recorder(tmp_path, "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path, "run", tensorboard=False) as recorder:
         assert path.read_bytes() == whole
         recorder.record(4, {"q/r": 0.4})
     assert iterations_in(tmp_path) == [1, 2, 3, 4]
@@ -94,7 +92,7 @@ def test_rewinding_cuts_exactly_what_came_after(tmp_path):
     path = filled(tmp_path, 5) / FILE
     kept = b"".join(path.read_bytes().splitlines(keepends=True)[:2])
     path.write_bytes(path.read_bytes() + b'{"iteration": 6, "q')
-    with Recorder(tmp_path, "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path, "run", tensorboard=False) as recorder:
         recorder.record(6, {"q/r": 0.6})
         recorder.rewind(2)
         assert path.read_bytes() == kept
@@ -108,13 +106,13 @@ def test_rewinding_to_a_checkpoint_brings_back_what_a_crash_took(tmp_path):
     path = filled(tmp_path / "run", 3) / FILE
     whole = path.read_bytes()
     (tmp_path / "kept").mkdir()
-    with Recorder(tmp_path / "run", "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path / "run", "run", tensorboard=False) as recorder:
         recorder.keep(tmp_path / "kept")
         recorder.record(4, {"q/r": 0.4})
         recorder.rewind(3, tmp_path / "kept")
         assert path.read_bytes() == whole
     path.write_bytes(whole[:40])
-    with Recorder(tmp_path / "run", "run", FILE_ONLY) as recorder:
+    with Recorder(tmp_path / "run", "run", tensorboard=False) as recorder:
         recorder.rewind(3, tmp_path / "kept")
         assert path.read_bytes() == whole
         path.unlink()
@@ -127,7 +125,7 @@ def test_rewinding_to_a_checkpoint_brings_back_what_a_crash_took(tmp_path):
 def test_a_rewind_that_cannot_replace_the_file_leaves_it_whole(tmp_path, monkeypatch):
     path = filled(tmp_path, 5) / FILE
     before = path.read_bytes()
-    recorder = Recorder(tmp_path, "run", FILE_ONLY)
+    recorder = Recorder(tmp_path, "run", tensorboard=False)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -141,7 +139,7 @@ def test_a_rewind_that_cannot_replace_the_file_leaves_it_whole(tmp_path, monkeyp
 def test_a_full_disk_is_one_sentence_and_the_file_is_whole_again_when_there_is_room(tmp_path):
     path = filled(tmp_path) / FILE
     whole = path.read_bytes()
-    recorder = Recorder(tmp_path, "run", FILE_ONLY)
+    recorder = Recorder(tmp_path, "run", tensorboard=False)
     with no_file_over(len(whole) + 5):
         for _ in range(2):
             with pytest.raises(EngineError, match=rf"{path} could not be written: .*File too large; free space"):
@@ -157,7 +155,7 @@ def test_a_full_disk_is_one_sentence_and_the_file_is_whole_again_when_there_is_r
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_refuses_tensorboards_events_neither_stops_a_run_nor_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder_module, "FLUSH_SECONDS", 0)
-    recorder = Recorder(tmp_path, "run", MonitoringSettings(ray_metrics=False))
+    recorder = Recorder(tmp_path, "run")
     with no_file_over(3000):
         for iteration in range(1, 16):
             recorder.record(iteration, {f"q/{number}": 0.1 for number in range(10)})
@@ -172,9 +170,8 @@ def test_a_disk_that_refuses_tensorboards_events_neither_stops_a_run_nor_its_end
 def test_a_killed_process_loses_no_recorded_iteration(tmp_path):
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from mtrl_ray.settings.tree import MonitoringSettings\n"
         "from mtrl_ray.monitoring.recorder import Recorder\n"
-        "recorder = Recorder(Path(sys.argv[1]), 'run', MonitoringSettings(tensorboard=False, ray_metrics=False))\n"
+        "recorder = Recorder(Path(sys.argv[1]), 'run', tensorboard=False)\n"
         "for i in range(1, 51): recorder.record(i, {'q/r': 0.1})\n"
         "sys.stdout.write('recorded\\n'); sys.stdout.flush(); time.sleep(60)\n"
     )
@@ -200,8 +197,7 @@ def events(path):
 
 
 def test_tensorboard_shows_the_metrics_and_forgets_what_was_rewound(tmp_path):
-    settings = MonitoringSettings(ray_metrics=False)
-    with Recorder(tmp_path, "run", settings) as recorder:
+    with Recorder(tmp_path, "run") as recorder:
         for iteration in (1, 2, 3):
             recorder.record(iteration, {"q/r": iteration / 10, "q/loss": math.nan})
         recorder.rewind(1)
@@ -226,7 +222,7 @@ def test_without_ray_running_there_are_no_gauges_and_no_complaint(tmp_path, monk
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with Recorder(tmp_path, "run", MonitoringSettings(tensorboard=False)) as recorder:
+    with Recorder(tmp_path, "run", tensorboard=False) as recorder:
         recorder.record(1, {"q/r": 0.5})
     assert iterations_in(tmp_path) == [1]
 
@@ -254,7 +250,7 @@ def test_ray_serves_the_metrics_to_prometheus(tmp_path, ray_cluster):
 
     port = ray.nodes()[0]["MetricsExportPort"]
     both = {"ray_mtrl_collect_score_mean": 0.375, "ray_mtrl_q_r": 0.5}
-    with Recorder(tmp_path, "bright-lamp", MonitoringSettings(tensorboard=False)) as recorder:
+    with Recorder(tmp_path, "bright-lamp", tensorboard=False) as recorder:
         recorder.record(1, {"collect/score_mean": 0.375, "q/r": 0.5})
         wait_for(port, both)
         recorder.record(2, {"q/r": math.nan})

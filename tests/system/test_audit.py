@@ -9,7 +9,6 @@ from mtrl_ray.replay.journal import Journal
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.run.folder import resumed_settings
 from mtrl_ray.run.recipes import load
-from mtrl_ray.settings.tree import MonitoringSettings
 from tests.replay.making import conversation
 
 
@@ -21,7 +20,7 @@ def test_a_conversation_too_many_in_one_iteration_makes_up_for_none_that_another
     ]
     held = [lease.id for pair in leases for lease in pair][1:]
     Journal(settings.run_folder / "journal").append(to_table([conversation(name) for name in held]))
-    with Recorder(settings.run_folder, "run", MonitoringSettings(tensorboard=False, ray_metrics=False)) as recorder:
+    with Recorder(settings.run_folder, "run", tensorboard=False) as recorder:
         recorder.record(1, {"collect/failures": 0, "collect/score_n": 1})
         recorder.record(2, {"collect/failures": 1, "collect/score_n": 2})
     assert audit(settings) == Audit(4, 1, 0, 0)

@@ -209,7 +209,9 @@ def test_a_setup_that_fails_for_good_leaves_nobody_behind(finished_run, tmp_path
     assert not [thread for thread in threading.enumerate() if thread.name == "fleet"]
 
 
-def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path):
+def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "RECOVERIES", 2)
+
     def no_learner(of: Trainer) -> None:
         os.kill(saboteur.learners[0], signal.SIGKILL)
         of.recovery._sleep = lambda seconds: None
@@ -217,7 +219,7 @@ def test_what_fails_again_and_again_ends_the_run_with_its_cause(quick, tmp_path)
 
     saboteur = Saboteur({0: no_learner})
     with pytest.raises(EngineError, match="no node has room for a learner; given up after 2 recoveries in a row"):
-        run(quick, tmp_path, saboteur, "run.recoveries=2")
+        run(quick, tmp_path, saboteur)
 
 
 def test_users_that_do_not_answer_stop_a_run_until_they_do(quick, tmp_path):

@@ -1,0 +1,121 @@
+"""Settings of an earlier version, brought to this one.
+
+1. A run folder's `config.yaml` says under `version` which version wrote it; version 0.1 wrote none.
+2. A setting that was renamed gets its new name. One that is gone is left out if the run computes the same without it, with a
+   note if it had been changed; otherwise the run is refused with a sentence that says what to do.
+3. A recipe is read by one version only: an old name in it is refused with a sentence that gives the new one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mtrl_ray.errors import CheckpointError, ConfigurationError
+
+VERSION = "version"
+"""The key in `config.yaml`."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A setting that is no more. `now`: what holds instead, as a clause; `equal`: values that mean the same, None for any;
+    `default`: what it had been, anything else is worth a note (`...`: nothing is)."""
+
+    now: str
+    default: Any = ...
+    equal: tuple[Any, ...] | None = None
+
+
+RENAMED = {
+    "monitoring.tensorboard": "run.tensorboard",
+    "rollout.workers.having_seconds": "rollout.workers.scale_up_seconds",
+    "rollout.workers.keeping_seconds": "rollout.workers.scale_down_seconds",
+}
+RENAMED_VALUES = {"algorithm.improvement.aggregation": {"response": "turn"}}
+GONE = {
+    "run.recoveries": Gone("a run gives up after 20 recoveries in a row", 20),
+    "model.width": Gone("the tiny model is 128 wide", 128, (128,)),
+    "model.warm_start.seconds": Gone("model.warm_start.steps alone decides how long it is"),
+    "model.warm_start.batch_conversations": Gone("a step has 16 conversations"),
+    "model.warm_start.learning_rate": Gone("its learning rate is 3e-3"),
+    "rollout.preload": Gone("processes without a GPU are forks", None),
+    "rollout.kv_cache_gib": Gone("the cache follows from rollout.concurrency and model.context_length", 0.25),
+    "replay.max_conversations": Gone("replay.max_gib bounds what is in memory", 20_000),
+    "learner.preload": Gone("processes without a GPU are forks", None),
+    "monitoring.live": Gone("the table is shown in a terminal only; pipe the output for plain lines", True),
+    "monitoring.ray_metrics": Gone("metrics are Ray gauges in every run", True),
+}
+
+
+def migrate(tree: dict[str, Any], source: str, version: str) -> list[str]:
+    """Bring the plain tree of an existing run to this version, in place; notes about what was left out.
+
+    `source`: the file, named in sentences; `version`: this one. Raises CheckpointError if the run cannot go on with it.
+    """
+    made = str(tree.pop(VERSION, "0.1"))
+    if _numbers(made) > _numbers(version):
+        raise CheckpointError(
+            f"{source} was written by mtrl-ray {made}, this is {version}; continue the run with that version or a newer one"
+        )
+    notes = []
+    for key in list(_old(tree)):
+        value = _pop(tree, key)
+        if key in RENAMED:
+            _put(tree, RENAMED[key], value)
+            continue
+        gone = GONE[key]
+        if gone.equal is not None and value not in gone.equal:
+            raise CheckpointError(
+                f"{source}: {key} is {value!r}, and version {version} has no such setting: {gone.now}; continue the run "
+                f"with version {made}, or delete that line to go on so"
+            )
+        if gone.default is not ... and value != gone.default:
+            notes.append(f"{key} ({value!r}) is no setting any more: {gone.now}")
+    for key, values in RENAMED_VALUES.items():
+        held = _get(tree, key)
+        if isinstance(held, str) and held in values:
+            _put(tree, key, values[held])
+    if tree.get("monitoring") == {}:
+        del tree["monitoring"]
+    return notes
+
+
+def refuse_old(tree: dict[str, Any], source: str) -> None:
+    """Raises ConfigurationError for the first setting of an earlier version in a recipe or an override."""
+    for key in _old(tree):
+        now = f"it is called {RENAMED[key]} now" if key in RENAMED else f"leave it out: {GONE[key].now}"
+        raise ConfigurationError(f"{source}: {key} is a setting of an earlier version; {now}")
+
+
+def _old(tree: dict[str, Any]) -> Iterator[str]:
+    """Keys of earlier versions that the tree has."""
+    for key in (*RENAMED, *GONE):
+        section, _, name = key.rpartition(".")
+        node = _get(tree, section)
+        if isinstance(node, dict) and name in node:
+            yield key
+
+
+def _get(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _pop(tree: dict[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return _get(tree, section).pop(name)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+    node[name] = value
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers: versions that differ behind them have the same settings."""
+    return tuple(int(part) if part.isdecimal() else 0 for part in version.split(".")[:2])
