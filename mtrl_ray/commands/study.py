@@ -1,4 +1,4 @@
-"""`mtrl study`: a table of runs, continued where it was left, with its figures and the commands behind it."""
+"""`mtrl study`: complete the runs of a study, and write its table, figures and commands."""
 
 import shlex
 from pathlib import Path
@@ -12,27 +12,32 @@ from mtrl_ray.run.stopping import exit_code
 
 
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A study's name, or a YAML file.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a study, or a YAML file.")],
     overrides: OverridesArgument = None,
-    seeds: Annotated[str | None, typer.Option(help="Instead of the study's own: 0,1,2")] = None,
-    only: Annotated[str, typer.Option(metavar="AXIS=VALUE,…", help="Run these cells alone.")] = "",
-    minutes: Annotated[float | None, typer.Option(help="Of training, per run.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds to run instead of the study's, for example 0,1,2.")] = None,
+    only: Annotated[str, typer.Option(metavar="AXIS=VALUE,…", help="Run only these cells.")] = "",
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training per run.")] = None,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; by default what the machine has room for.")
+        int | None, typer.Option(min=1, help="Parallel runs; by default as many as fit on the machine.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace runs that were made with other settings.")] = False,
     show: Annotated[
-        bool, typer.Option("--list", help="Show the runs, their states and commands; run nothing.")
+        bool, typer.Option("--list", help="List the runs with their states and commands, without running them.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the table; by default docs/results of a checkout, else the runs'.")
+        Path | None,
+        typer.Option(help="Output folder; by default docs/results in a checkout, otherwise the runs' folder."),
     ] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs; by default runs/studies/NAME.")] = None,
     kept: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="FOLDER", help="Copy finished runs there, without checkpoints and tokens."),
+        typer.Option(
+            "--keep", metavar="FOLDER", help="Copy finished runs to this folder, without checkpoints and tokens."
+        ),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a new one here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; by default a new local one.")
+    ] = None,
     json_path: JsonOption = None,
 ) -> None:
     """Run a table of runs (algorithms, tasks, seeds, …) and write it with intervals and learning curves."""
@@ -50,7 +55,7 @@ def study(
     cells = make_cells(title, definition, picked, folder, given)
     chosen = [cell for cell in cells if cell.chosen(choice)]
     if not chosen:
-        raise ConfigurationError(f"--only {only}: the study {title} leaves every such cell out; nothing would run")
+        raise ConfigurationError(f"--only {only}: the study {title} excludes every such cell, so nothing would run")
     if show:
         _list(chosen)
         return
@@ -89,7 +94,7 @@ def _list(cells: Any) -> None:
 
 
 def _results() -> Path | None:
-    """`docs/results` where this package lies in a checkout."""
+    """`docs/results` if this package is in a checkout, otherwise None."""
     import mtrl_ray
 
     folder = Path(mtrl_ray.__file__).parents[1] / "docs" / "results"
@@ -97,7 +102,7 @@ def _results() -> Path | None:
 
 
 def _command(name: str, overrides: list[str], seeds: str | None, minutes: float | None, runs: Path | None) -> str:
-    """The command that makes the whole table; which cells are run today, and how many at once, does not change it."""
+    """The command for the whole table, independent of which cells run now and how many in parallel."""
     options = {"--seeds": seeds, "--minutes": minutes, "--runs": runs}
     given = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     return shlex.join(["mtrl", "study", name, *overrides, *given])

@@ -1,9 +1,9 @@
-"""Charts as inline SVG: built as an element tree, so that every text in them is escaped; coloured by the page's style.
+"""Charts as inline SVG, built as an element tree, so that all text is escaped; coloured by the page's style.
 
-1. A chart is drawn in a box of `WIDTH` units and scales with the page. Colours are classes (`s1` … `s6`, `rest`): the
-   style sheet gives each a light and a dark value.
-2. Every point and bar carries a `<title>`, which browsers show when the pointer rests on it.
-3. A value that is None breaks the line; a lone value between two breaks is still a dot.
+1. A chart is a box of `WIDTH` units that scales with the page. Colours are classes (`s1` … `s6`, `rest`); the
+   style sheet has a light and a dark value for each.
+2. Every point and bar has a `<title>`, which browsers show as a tooltip.
+3. A value of None interrupts the line; a single value between two gaps is drawn as a dot.
 """
 
 import math
@@ -17,9 +17,9 @@ from mtrl_ray.statistics.estimates import Estimate
 WIDTH, HEIGHT = 340.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 8.0, 32.0
 MOST_DOTS = 80
-"""Points above which a line is drawn without visible dots; at most twice as many can be pointed at."""
+"""Points above which a line has no visible dots; at most twice as many points have tooltips."""
 MOST_BARS = 60
-"""Bars above which neighbouring iterations share one."""
+"""Bars above which neighbouring iterations share a bar."""
 
 
 @dataclass
@@ -54,18 +54,18 @@ class Axes:
     svg: Element = field(default_factory=lambda: _svg(HEIGHT))
 
     def x(self, value: float) -> float:
-        """Horizontal place of a data value; the middle where there is only one."""
+        """Horizontal position of a data value; the middle if there is only one."""
         span = self.x_high - self.x_low
         share = 0.5 if span == 0 else (value - self.x_low) / span
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Vertical place of a data value."""
+        """Vertical position of a data value."""
         share = (value - self.y_low) / (self.y_high - self.y_low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     def frame(self, unit: str = "iteration") -> None:
-        """Grid lines, tick labels and the name of the horizontal axis."""
+        """Draw grid lines, tick labels and the name of the horizontal axis."""
         for tick in ticks(self.y_low, self.y_high, 5):
             _line(self.svg, LEFT, self.y(tick), WIDTH - RIGHT, self.y(tick), "gridline")
             _text(self.svg, LEFT - 6, self.y(tick) + 3.5, shown(tick), "tick end")
@@ -77,7 +77,7 @@ class Axes:
 def line_chart(
     lines: Sequence[Line], references: Sequence[tuple[str, float]] = (), bounds: tuple[float, float] | None = None
 ) -> str:
-    """Lines over iterations, with labelled horizontal references; `bounds` are never left by the vertical axis."""
+    """Lines over iterations, with labelled horizontal references; the vertical axis stays within `bounds`."""
     values = [value for line in lines for value in _extent(line)] + [value for _, value in references]
     xs = [x for line in lines for x in line.x]
     axes = Axes(min(xs), max(xs), *_padded(values, bounds))
@@ -91,7 +91,7 @@ def line_chart(
 
 
 def stacked_chart(x: Sequence[float], stacks: Sequence[Stack]) -> str:
-    """Stacked bars per iteration; neighbours share a bar, as their mean, where there are more than `MOST_BARS`."""
+    """Stacked bars per iteration; above `MOST_BARS`, a bar is the mean of neighbouring iterations."""
     size = -(-len(x) // MOST_BARS)
     groups = [range(first, min(first + size, len(x))) for first in range(0, len(x), size)]
     heights = [[sum(stack.y[i] for i in group) / len(group) for stack in stacks] for group in groups]
@@ -151,7 +151,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def interval_text(estimate: Estimate) -> str:
-    """`0.412 [0.351, 0.474]`; the interval is left out where it is infinite."""
+    """An estimate as text, `0.412 [0.351, 0.474]`, without the interval if it is infinite."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return f"{estimate.mean:.3f}"
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

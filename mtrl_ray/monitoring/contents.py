@@ -1,7 +1,7 @@
-"""What a run's folder holds, read for its report: every part may be missing, and some may be damaged.
+"""Reads a run's folder for its report; parts can be missing or damaged.
 
-1. A part that is missing is None or empty: the run has not come that far, or was never asked for it.
-2. A part that is there but cannot be read is a problem: one sentence, which the report shows.
+1. A missing part is None or empty: the run has not produced it yet, or is not configured to.
+2. A part that cannot be read becomes a problem: one sentence that the report shows.
 3. Lines of `metrics.jsonl` that belong to one iteration (its metrics, an evaluation after it) become one row.
 """
 
@@ -23,14 +23,14 @@ from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.statistics.estimates import Estimate
 
 COMMAND = "command.txt"
-"""One line: the command that made the run."""
+"""File with the command of the run, in one line."""
 Row = dict[str, float]
 T = TypeVar("T")
 
 
 @dataclass
 class Contents:
-    """`rows`: one per iteration, finite numbers only, `iteration` among them. `summary`: estimates by name."""
+    """Contents of a run's folder. `rows`: one per iteration, only finite metrics. `summary`: name → estimate."""
 
     folder: Path
     config_text: str | None = None
@@ -43,7 +43,7 @@ class Contents:
     problems: list[str] = field(default_factory=list)
 
     def setting(self, path: str) -> Any:
-        """A setting of the resolved config by its dotted path; None where there is none."""
+        """A setting of the resolved config by its dotted path; None if there is none."""
         node: Any = self.config
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
@@ -51,9 +51,9 @@ class Contents:
 
 
 def read(folder: Path) -> Contents:
-    """Everything the report shows. Raises DataError only where `folder` is no folder."""
+    """Read everything the report shows. Raises DataError only if `folder` is not a folder."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a run's folder; give runs/NAME of a run that has started")
+        raise DataError(f"{folder} is not the folder of a run; give runs/NAME of a run that has started")
     contents = Contents(folder)
 
     def attempt(path: Path, reader: Callable[[Path], T]) -> T | None:
@@ -82,12 +82,12 @@ def _text(path: Path) -> str:
 def _config(path: Path) -> dict[str, Any]:
     tree = yaml.safe_load(_text(path))
     if not isinstance(tree, dict):
-        raise DataError(f"it holds {type(tree).__name__}, not sections of settings")
+        raise DataError(f"it is a {type(tree).__name__}, not sections of settings")
     return tree
 
 
 def _command(contents: Contents) -> str | None:
-    """A command that makes the same run again from its resolved settings."""
+    """A command that repeats the run from its resolved settings."""
     name = contents.setting("run.name")
     if not isinstance(name, str):
         return None
@@ -110,7 +110,7 @@ def _is_number(value: Any) -> bool:
 def _summary(path: Path) -> dict[str, Estimate]:
     tree = json.loads(_text(path))
     if not isinstance(tree, dict):
-        raise DataError(f"it holds {type(tree).__name__}, not estimates by name")
+        raise DataError(f"it is a {type(tree).__name__}, not a mapping from names to estimates")
     estimates = {name: Estimate.from_dict(entry) for name, entry in tree.items() if isinstance(entry, dict)}
     return {name: estimate for name, estimate in estimates.items() if math.isfinite(estimate.mean)}
 
@@ -121,5 +121,7 @@ def _conversations(path: Path) -> list[Conversation]:
         validate(conversation)
         numbers = conversation.metrics.values() if isinstance(conversation.metrics, dict) else [None]
         if not all(isinstance(number, int | float) for number in numbers):
-            raise DataError(f"conversation {conversation.id!r}: {conversation.metrics!r} are not numbers by name")
+            raise DataError(
+                f"conversation {conversation.id!r}: {conversation.metrics!r} is not a mapping from names to numbers"
+            )
     return conversations

@@ -1,4 +1,4 @@
-"""Which charts a report shows: the results bar by bar, and the learning curves that the recorded metrics allow.
+"""The charts of a report: the results as bars, and the learning curves of the recorded metrics.
 
 A chart appears when at least one of its metrics was recorded. Metrics without a chart are in the report's table.
 """
@@ -17,7 +17,7 @@ WHOLE = "iteration/seconds"
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its words. `legend`: (label, colour) of several series. `latest`: the last value."""
+    """A chart with its texts. `legend`: (label, colour) of each series. `latest`: the last value."""
 
     title: str
     note: str
@@ -28,7 +28,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Plan:
-    """A chart of one or more metrics over iterations: `lines` are (key, label, colour)."""
+    """Definition of a chart of one or more metrics over iterations; `lines`: (key, label, colour)."""
 
     title: str
     note: str
@@ -77,7 +77,7 @@ RESULTS = (("greedy", "greedy", "rest"), ("start", "start", "s2"), ("end", "end"
 
 
 def results(summary: dict[str, Estimate]) -> Figure | None:
-    """Bars of whatever the summary holds."""
+    """Bars of all estimates in the summary; None if there are none."""
     rows = [(label, summary[key], colour) for key, label, colour in RESULTS if key in summary]
     if not rows:
         return None
@@ -85,7 +85,7 @@ def results(summary: dict[str, Estimate]) -> Figure | None:
 
 
 def curves(rows: Sequence[Row], summary: dict[str, Estimate]) -> list[Figure]:
-    """The learning curves, in reading order."""
+    """The learning curves, in display order."""
     figures = [_scores(rows, summary), *(_planned(plan, rows) for plan in PLANS), _seconds(rows)]
     return [figure for figure in figures if figure is not None]
 
@@ -98,7 +98,7 @@ def _scores(rows: Sequence[Row], summary: dict[str, Estimate]) -> Figure | None:
     lines = []
     for mean, low, high, label, colour, whiskers in parts:
         known = [row for row in rows if mean in row]
-        # Evaluations are rare: joined over the iterations between them. Collection happens in every iteration.
+        # Evaluations are rare, so their line connects over iterations without one. Every iteration collects.
         chosen = known if whiskers else rows
         if known:
             band = [(row[low], row[high]) if {mean, low, high} <= row.keys() else None for row in chosen]
@@ -127,7 +127,7 @@ def _planned(plan: Plan, rows: Sequence[Row]) -> Figure | None:
 
 
 def _seconds(rows: Sequence[Row]) -> Figure | None:
-    """Where an iteration's time goes. Parts that overlap can add up to more than the iteration took."""
+    """Time per part of an iteration. Overlapping parts can add up to more than the iteration took."""
     timed = [row for row in rows if any(key.endswith("/seconds") for key in row)]
     keys = dict.fromkeys(key for row in timed for key in row if key.endswith("/seconds") and key != WHOLE)
     if not timed:

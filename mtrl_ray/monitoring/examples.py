@@ -1,9 +1,9 @@
-"""The same contexts before and after: how they changed, and which of them to show.
+"""Conversations with the same contexts before and after training: how they changed, and which of them to show.
 
-1. A conversation of the start and one of the end belong together when context and sample are the same.
-2. Shown are the greatest improvements, the greatest losses, and a random draw from the rest; among equals, and in the
-   draw, chance decides under a fixed seed, so that a report is the same every time it is written.
-3. Where only one side exists, its conversations are drawn at random.
+1. A conversation of the first evaluation and one of the last are a pair if context and sample are the same.
+2. The examples are the largest improvements, the largest losses, and a random draw from the rest. A fixed seed decides
+   ties and the draw, so a report is reproducible.
+3. If only one side exists, the examples are drawn from it at random.
 """
 
 import random
@@ -15,7 +15,7 @@ from mtrl_ray.dialogue.conversation import Conversation, source_name
 from mtrl_ray.statistics.estimates import Estimate, paired_difference
 
 EACH = 4
-"""Contexts of each kind."""
+"""Number of contexts of each kind."""
 
 
 class Kind(StrEnum):
@@ -28,7 +28,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Example:
-    """One context, before and after; one side is None where that evaluation does not exist."""
+    """One context, before and after; a side is None if its evaluation does not exist."""
 
     kind: Kind
     before: Conversation | None
@@ -36,7 +36,7 @@ class Example:
 
     @property
     def either(self) -> Conversation:
-        """A side that exists; identity and context are the same in both."""
+        """An existing side; both have the same context."""
         side = self.after or self.before
         assert side is not None
         return side
@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference`: mean of end minus start over the pairs, None without pairs; counts of pairs, and the examples."""
+    """`difference`: mean score of end minus start over the pairs, None without pairs; counts of pairs; the examples."""
 
     difference: Estimate | None = None
     better: int = 0

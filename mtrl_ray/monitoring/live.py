@@ -1,11 +1,11 @@
-"""The live view: what each part does now, the outcome so far, and the time left.
+"""The live view: current activity of each part, results so far, and time left.
 
-1. In a terminal a table is redrawn a few times a second from the state that `part` and `iteration` leave; the calls
-   themselves only store, so they may be made from any thread and cost nothing.
-2. Where the output is not a terminal (a job's log, a pipe), each iteration is one plain line, and parts are silent.
-3. Time left: the mean seconds of the iterations seen by this view, times those still to come, bounded by the run's
-   budget of minutes. A resumed run's earlier iterations do not enter the mean.
-4. Text is shown as it is: markup and control sequences in it have no effect.
+1. In a terminal, a table is redrawn a few times per second from the state that `part` and `iteration` set. These calls
+   only store values, so they are cheap and safe from any thread.
+2. If the output is not a terminal (a job's log, a pipe), each iteration is one plain line, and parts are not shown.
+3. Time left: the mean seconds of the iterations of this view, times the number of remaining ones, at most the run's
+   budget of minutes. Earlier iterations of a resumed run do not count.
+4. Text is shown literally: markup and control sequences have no effect.
 """
 
 import math
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 PARTS = ("rollout", "replay", "learner", "weights")
-"""The parts that are shown from the start; others are added when they first say something."""
+"""The parts shown from the start; others appear with their first message."""
 REFRESHES_PER_SECOND = 4
 SECONDS = "iteration/seconds"
 FAILURES = "collect/failures"
@@ -29,7 +29,7 @@ Metrics = Mapping[str, float | None]
 
 
 class LiveView:
-    """Shows a run while it goes on. A context manager: nothing is drawn before it is entered, or after it is left."""
+    """Shows the progress of a run. A context manager: it draws only between enter and exit."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class LiveView:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`iterations`: of the whole run, `done` of them before a resume. `minutes`: the budget from `begin` on.
+        """`iterations`: total number; `done`: those before a resume. `minutes`: budget, from `begin` on.
 
         `table` False: plain lines even in a terminal.
         """
@@ -77,15 +77,15 @@ class LiveView:
             self._live.stop()
 
     def part(self, name: str, doing: str) -> None:
-        """What a part does from now on; an empty text means nothing."""
+        """Set the current activity of a part; an empty text means idle."""
         self._parts = {**self._parts, name: (doing, self._clock())}
 
     def begin(self) -> None:
-        """The first iteration that this view sees begins; what came before is none of its time."""
+        """Start the clock: the first iteration of this view begins."""
         self._begun = self._last_end = self._clock()
 
     def iteration(self, number: int, metrics: Metrics) -> None:
-        """An iteration (counted from 1) has ended. Metrics of earlier ones stay in view until they are replaced."""
+        """Iteration `number` (from 1) has ended. Metrics of earlier ones stay visible until they are replaced."""
         self._number = number
         self._seen += 1
         self._last_end = self._clock()
@@ -95,7 +95,7 @@ class LiveView:
             self._line(" · ".join([f"iteration {number}/{self._iterations}", *filter(None, shown), self._left()]))
 
     def note(self, text: str) -> None:
-        """A line that stays: above the table in a terminal."""
+        """Print a permanent line, above the table in a terminal."""
         self._line(text)
 
     def _line(self, text: str) -> None:
@@ -148,17 +148,17 @@ class LiveView:
 
 
 def outcome(metrics: Metrics) -> str:
-    """The mean score of the collected conversations with its interval; empty where there is none."""
+    """The mean score of the collected conversations with its interval; empty if there is none."""
     return _interval("score", metrics, "collect/score_mean", "collect/score_low", "collect/score_high")
 
 
 def held_out(metrics: Metrics) -> str:
-    """The mean score of the last evaluation with its interval; empty where there is none."""
+    """The mean score of the last evaluation with its interval; empty if there is none."""
     return _interval("held out", metrics, "evaluation/mean", "evaluation/low", "evaluation/high")
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:03`."""
+    """A duration as `0:07`, `12:30` or `1:02:03`."""
     whole = max(round(seconds), 0)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,90 +1,90 @@
-"""What the metrics mean: one sentence and a unit per key, families in the order in which they are shown.
+"""Descriptions of the metrics: one sentence and a unit per key, in display order.
 
-A key is `family/metric`; the family is the part of the system that measures it. A key that is not in this table is
-shown without a sentence: algorithms may record what they like.
+A key is `family/metric`; the family is the part of the system that measures it. Keys that are not in this table are
+shown without a description, because algorithms can record any metric.
 """
 
 import math
 
 MEANINGS = {
     "iteration/seconds": "wall-clock seconds of the whole iteration",
-    "collect/seconds": "seconds spent holding conversations",
-    "collect/score_mean": "mean score of the conversations held in this iteration",
+    "collect/seconds": "seconds spent on rollouts of conversations",
+    "collect/score_mean": "mean score of the conversations collected in this iteration",
     "collect/score_low": "lower end of its 95 % interval",
     "collect/score_high": "upper end of its 95 % interval",
-    "collect/score_n": "conversations it is the mean of",
-    "collect/score_clusters": "their contexts (or what these were made from): what the interval is over",
+    "collect/score_n": "number of conversations in the mean",
+    "collect/score_clusters": "independent clusters of the interval: their contexts, or the sources of these",
     "collect/conversations": "finished conversations",
     "collect/agent_turns": "agent turns in them",
     "collect/tokens": "tokens the agent sampled",
     "collect/tokens_per_second": "sampled tokens per second of collection",
     "collect/failures": "conversations dropped after their retries, never counted as a score",
-    "collect/staleness": "weight versions the oldest conversation was behind the learner: 0 where they take turns",
+    "collect/staleness": "weight versions of the oldest conversation behind the learner: 0 in synchronous mode",
     "respond/seconds": "seconds spent sampling single responses to logged states",
-    "workers/wanted": "rollout workers that demand, or somebody by hand, asks for",
-    "workers/ready": "rollout workers that take work",
-    "workers/leaving": "rollout workers that finish what they hold and then end",
-    "workers/waited_seconds": "seconds in which the learner had nothing to do but wait for the rollout workers",
-    "workers/joining_seconds": "most seconds from a new worker's engine being ready, and work being there, to its first work",
+    "workers/wanted": "requested rollout workers, by demand or by hand",
+    "workers/ready": "rollout workers that accept work",
+    "workers/leaving": "rollout workers that finish their current work and then end",
+    "workers/waited_seconds": "seconds that the learner waited for rollout workers",
+    "workers/joining_seconds": "largest delay of a new worker's first work, in seconds after its engine was ready",
     "q/loss": "loss of the Q-function",
     "q/r": "correlation of Q's predictions with the returns of conversations it was not fitted on",
     "q/calibration": "expected calibration error of those predictions",
     "q/seconds": "seconds spent fitting Q",
     "prm/loss": "cross-entropy of the process reward model, nats per conversation",
     "prm/r": "correlation of its summed rewards with the scores of conversations it was not fitted on",
-    "prm/pair_accuracy": "share of pairs on one context that it orders as their scores do, before its update",
+    "prm/pair_accuracy": "fraction of pairs on one context that it orders like their scores, before its update",
     "prm/seconds": "seconds spent updating the process reward model",
-    "judge/unjudged": "conversations that the judge could not judge, left out of the batch",
-    "rewards/outcome": "mean score less the price of the agent's words",
+    "judge/unjudged": "conversations that the judge could not judge, excluded from the batch",
+    "rewards/outcome": "mean score minus the penalty for the agent's words",
     "rewards/words": "words of the agent per conversation",
-    "rewards/largest_weight": "largest share of the outcome that one turn gets, a mean over conversations",
-    "rewards/agreement": "share of conversations whose best-paid turn is one that the user says mattered most",
+    "rewards/largest_weight": "largest fraction of the outcome that one turn gets, mean over conversations",
+    "rewards/agreement": "fraction of conversations whose turn with the largest reward is a key turn according to the user",
     "rewards/agreement_chance": "the same for a turn drawn at random",
     "preferences/compared": "pairs of conversations that were compared",
-    "preferences/failed": "pairs that the judge could not compare, left out of the batch",
-    "preferences/unpaired": "conversations whose partner failed, left out of the batch",
-    "preferences/flipped": "pairs whose preference was turned round on purpose",
-    "preferences/decided": "how decided the preferences are: twice their mean distance from one half",
-    "held_out_pairs/accuracy": "share of held-out pairs that the model fitted at the start orders as the judge does",
+    "preferences/failed": "pairs that the judge could not compare, excluded from the batch",
+    "preferences/unpaired": "conversations whose partner failed, excluded from the batch",
+    "preferences/flipped": "pairs whose preference was flipped as label noise",
+    "preferences/decided": "decisiveness of the preferences: twice their mean distance from one half",
+    "held_out_pairs/accuracy": "fraction of held-out pairs that the model fitted at the start orders like the judge",
     "held_out_pairs/calibration": "calibration error of its probabilities on held-out pairs",
-    "preference_model/accuracy": "share of unseen pairs that the preference model orders as the judge does",
+    "preference_model/accuracy": "fraction of unseen pairs that the preference model orders like the judge",
     "preference_model/calibration": "calibration error of its probabilities on unseen pairs",
-    "reward_model/accuracy": "share of unseen pairs that the reward model orders as the judge does",
+    "reward_model/accuracy": "fraction of unseen pairs that the reward model orders like the judge",
     "reward_model/calibration": "calibration error of its probabilities on unseen pairs",
-    "advantages/terminal": "mean of what conversations end with: preference, reward model's score, or score",
-    "advantages/kl_conversation": "KL divergence of what sampled from the reference, nats per conversation",
+    "advantages/terminal": "mean terminal reward: preference, output of the reward model, or score",
+    "advantages/kl_conversation": "KL divergence of the sampling policy from the reference, nats per conversation",
     "advantages/kl_turn": "the same, nats per agent turn",
-    "advantages/value_explained_variance": "share of the returns' variance that the values of turns explain",
-    "advantages/critic_explained_variance": "share of the returns' variance that the values of tokens explain",
+    "advantages/value_explained_variance": "fraction of the returns' variance that the values of turns explain",
+    "advantages/critic_explained_variance": "fraction of the returns' variance that the values of tokens explain",
     "advantages/deviation": "standard deviation of token advantages before whitening",
-    "advantages/explained_variance": "share of the returns' variance that the critic explains",
+    "advantages/explained_variance": "fraction of the returns' variance that the critic explains",
     "improve/seconds": "seconds spent improving the policy",
     "improve/kl_reference": "KL divergence of the policy from its reference, nats per token",
-    "improve/clip_fraction": "share of tokens whose probability ratio was clipped",
+    "improve/clip_fraction": "fraction of tokens whose probability ratio was clipped",
     "improve/entropy": "entropy of the policy, nats per token",
     "improve/score": "mean score that Q gives the sampled responses",
-    "improve/explained_variance": "share of the returns' variance that the critic explains",
+    "improve/explained_variance": "fraction of the returns' variance that the critic explains",
     "improve/tokens_per_second": "trained tokens per second of improvement",
-    "faults/errors": "failures of single conversations in this iteration, each try counted",
-    "faults/dropped": "conversations and responses given up after their retries, since the run was started or resumed",
-    "faults/worker_deaths": "rollout workers that died or whose engine failed, since the run was started or resumed",
-    "faults/overdue": "chunks of work past their deadline, whose workers were killed, since the run was started or resumed",
-    "faults/recoveries": "times the run went back to its last checkpoint because an actor or a node was lost",
-    "faults/reused": "conversations found in the journal instead of being held again",
+    "faults/errors": "failures of single conversations in this iteration, including retries",
+    "faults/dropped": "conversations and responses given up after their retries, since the run started or resumed",
+    "faults/worker_deaths": "rollout workers that died or whose engine failed, since the run started or resumed",
+    "faults/overdue": "chunks of work past their deadline, whose workers were killed, since the run started or resumed",
+    "faults/recoveries": "restarts from the last checkpoint after a lost actor or node",
+    "faults/reused": "conversations reused from the journal instead of a new rollout",
     "replay/conversations": "conversations in the replay buffer",
-    "replay/bytes": "bytes they take in memory",
-    "replay/restarts": "times that the replay buffer's process was lost and started again",
+    "replay/bytes": "bytes of memory they use",
+    "replay/restarts": "restarts of the replay buffer's process after a loss",
     "weights/version": "version of the newest published weights",
     "evaluation/mean": "mean score on the held-out contexts",
     "evaluation/low": "lower end of its 95 % interval",
     "evaluation/high": "upper end of its 95 % interval",
     "evaluation/n": "held-out contexts",
-    "evaluation/clusters": "what these were made from: what the interval is over",
+    "evaluation/clusters": "independent clusters of the interval: the sources of the contexts",
 }
 
 
 CLOCK = ("seconds", "per_second")
-"""What a clock measures ends in one of these."""
+"""Suffixes of metrics that a clock measures."""
 MACHINERY = frozenset(
     f"replay/{name}"
     for name in (
@@ -99,22 +99,22 @@ MACHINERY = frozenset(
         "restarts",
     )
 )
-"""What depends on who brought which conversations together, and on what was interrupted."""
+"""Metrics that depend on the scheduling of conversations and on interruptions."""
 
 
 def repeatable(key: str) -> bool:
-    """Whether the seed alone decides a metric in synchronous mode: not a time, nor what the machinery went through."""
+    """Whether the seed determines a metric in synchronous mode; times and scheduling metrics are not repeatable."""
     return not key.endswith(CLOCK) and not key.startswith(("faults/", "workers/")) and key not in MACHINERY
 
 
 def in_order(keys: set[str]) -> list[str]:
-    """Keys as this table has them, then the others by name."""
+    """Keys in the order of this table, then the others by name."""
     known = [key for key in MEANINGS if key in keys]
     return known + sorted(keys - set(known))
 
 
 def shown(value: float) -> str:
-    """A number for people: four significant digits, thousands separated."""
+    """A number as text: four significant digits, thousands separated."""
     if not math.isfinite(value) or abs(value) >= 1e15:
         return f"{value:.4g}"
     if value == int(value):

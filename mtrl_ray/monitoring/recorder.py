@@ -1,12 +1,12 @@
-"""Where the numbers of a run go: JSON lines, TensorBoard, and Ray's metrics endpoint.
+"""Records the metrics of a run to JSON lines, TensorBoard, and Ray's metrics endpoint.
 
 1. `record` appends one JSON object per call to `metrics.jsonl`: `iteration` and the metrics under their own keys. A
-   number that is unknown or not finite becomes null, its key kept. This file is the truth; the others are for watching.
+   number that is unknown or not finite becomes null. This file is authoritative; the other two are for monitoring.
 2. The line is handed to the operating system before `record` returns: a killed process loses no recorded iteration. A
    line that was torn by a crash or a full disk has no newline; it is not read, and is removed by `rewind`, or when the
    file is next opened.
-3. `keep` copies the file into a checkpoint. `rewind` makes it again what it was then, in one atomic replacement, when a
-   run resumes from there: what came after is cut off, what a crash took comes back. TensorBoard is told to forget the
+3. `keep` copies the file into a checkpoint. `rewind` restores that copy, in one atomic replacement, when a
+   run resumes from there: later lines are removed, lines lost in a crash are restored. TensorBoard discards the
    same steps.
 4. Metric `q/r` is the gauge `mtrl_q_r` (Ray adds its prefix: `ray_mtrl_q_r`) with the tag `run`, made when it first has
    a value and Ray is running. Ray drops a gauge that is not set again within two report intervals (20 s), and
@@ -34,20 +34,20 @@ LOG = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 FLUSH_SECONDS = 5
-"""How often TensorBoard's event files reach the disk; the JSON lines do with every call."""
+"""Seconds between flushes of TensorBoard's event files; JSON lines are flushed with every call."""
 REPEAT_SECONDS = 5.0
-"""How often gauges are set again; Ray collects them every 10 s."""
+"""Seconds between repetitions of gauges; Ray collects them every 10 s."""
 JOIN_SECONDS = 2.0
-"""How long the end waits for the thread that does it."""
+"""Seconds that `close` waits for the thread that repeats gauges."""
 
 
 class Recorder:
     """Records the metrics of one run in its folder. One recorder per run at a time."""
 
     def __init__(self, folder: Path, run_name: str, tensorboard: bool = True) -> None:
-        """Makes `folder` if it is missing, and removes a torn last line. Ray gauges are set while Ray runs.
+        """Creates `folder` if it is missing, and removes a torn last line. Ray gauges are set while Ray runs.
 
-        Raises DataError for a damaged file, EngineError where the disk refuses, as all methods do.
+        Raises DataError for a damaged file and EngineError if the disk cannot be written, as all methods do.
         """
         self._path = folder / FILE
         with writing(self._path):
@@ -58,7 +58,7 @@ class Recorder:
         _cut(self._path, None)
 
     def record(self, iteration: int, metrics: Mapping[str, float | None]) -> None:
-        """Append the metrics of an iteration; None is a number that is unknown. Raises DataError for anything else."""
+        """Append the metrics of an iteration; None is an unknown number. Raises DataError for values that are not numbers."""
         numbers = {key: _number(key, value) for key, value in metrics.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         line = (json.dumps({"iteration": iteration, **finite}, allow_nan=False) + "\n").encode()
@@ -72,11 +72,11 @@ class Recorder:
         self._gauges.record(numbers)
 
     def keep(self, folder: Path) -> None:
-        """Copy what was recorded so far into `folder`."""
+        """Copy the metrics recorded so far into `folder`."""
         (folder / FILE).write_bytes(self._path.read_bytes() if self._path.is_file() else b"")
 
     def rewind(self, iteration: int, kept: Path | None = None) -> None:
-        """Forget everything recorded after `iteration`, and bring back what `keep` put into the folder `kept`.
+        """Remove everything recorded after `iteration`, and restore the copy that `keep` wrote into the folder `kept`.
 
         Raises DataError for a damaged file.
         """
@@ -109,16 +109,16 @@ class Recorder:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dictionary per recorded line, in order: `iteration` and metrics, None where a number was not finite.
+    """One dictionary per recorded line, in order: `iteration` and metrics; None if a number was not finite.
 
-    Empty where nothing was recorded. Raises DataError naming a damaged line.
+    Empty if nothing was recorded. Raises DataError naming a damaged line.
     """
     path = folder / FILE
     return [row for row, _ in _lines(path)] if path.is_file() else []
 
 
 def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
-    """Rows with the text they came from; whatever follows the last newline is torn and left out."""
+    """Rows with their text; text after the last newline is a torn line and is ignored."""
     *whole, _torn = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(whole, start=1):
@@ -126,15 +126,15 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
             text = line.decode("utf-8")
             row = json.loads(text)
             if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-                raise ValueError("no JSON object with an integer 'iteration'")
+                raise ValueError("it is not a JSON object with an integer 'iteration'")
         except ValueError as error:
-            raise DataError(f"{path}, line {number} cannot be read ({error}); remove that line to go on") from error
+            raise DataError(f"{path}, line {number} cannot be read ({error}); remove this line to continue") from error
         rows.append((row, text))
     return rows
 
 
 def _cut(path: Path, iteration: int | None) -> None:
-    """Drop a torn last line, and the lines after `iteration` where one is given."""
+    """Remove a torn last line, and the lines after `iteration` if it is given."""
     if not path.is_file():
         return
     lines = [text for row, text in _lines(path) if iteration is None or row["iteration"] <= iteration]
@@ -155,7 +155,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _number(key: str, value: float | None) -> float:
     if key == "iteration":
-        raise DataError("a metric is called 'iteration'; that key holds the iteration itself, choose another")
+        raise DataError(
+            "'iteration' cannot be the name of a metric, because it is the key of the iteration; choose another"
+        )
     if value is None:
         return math.nan
     try:
@@ -165,10 +167,10 @@ def _number(key: str, value: float | None) -> float:
 
 
 class _Board:
-    """TensorBoard event files; a new one after each rewind, which tells TensorBoard what to forget.
+    """TensorBoard event files; a new one after each rewind, which makes TensorBoard discard the removed steps.
 
-    A thread of tensorboardX writes them, and dies of a disk that refuses; that stops neither a run nor its end, and the next
-    record begins another file.
+    A thread of tensorboardX writes them and ends if the disk cannot be written. The run continues, and the next
+    record starts a new file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -185,9 +187,9 @@ class _Board:
             self._writer = SummaryWriter(
                 str(self._folder),
                 purge_step=self._forget_from,
-                max_queue=0,  # no bound: nobody would wait for a thread that has died
+                max_queue=0,  # unbounded, so that `record` never waits for a thread that has ended
                 flush_secs=FLUSH_SECONDS,
-                # Two files of the same second would have the same name, and the second would replace the first.
+                # Without the suffix, two files of the same second would have the same name.
                 filename_suffix=f".{time.time_ns()}",
             )
         for key, value in numbers.items():
@@ -208,7 +210,7 @@ class _Board:
 
 
 class _Gauges:
-    """Ray gauges by metric; nothing while Ray is not running."""
+    """Ray gauges by metric; does nothing if Ray is not running."""
 
     def __init__(self, run_name: str) -> None:
         self._tags = {"run": run_name}
@@ -256,5 +258,5 @@ def ray_runs() -> bool:
 
 
 def gauge_name(key: str) -> str:
-    """The name of a metric's Ray gauge: `q/r` is `mtrl_q_r`."""
+    """The name of a metric's Ray gauge, for example `mtrl_q_r` for `q/r`."""
     return "mtrl_" + re.sub(r"[^a-zA-Z0-9]+", "_", key).strip("_")

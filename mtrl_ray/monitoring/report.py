@@ -1,10 +1,10 @@
-"""The report of a run: one HTML file that explains it to somebody who was not there.
+"""The report of a run: one self-contained HTML file with settings, results, learning curves and conversations.
 
-1. It is made from what lies in the run's folder (`contents`), at any time: the page says what is missing or damaged.
-2. One file: styles and charts are inside, nothing is fetched, and no script runs; a content security policy holds the
-   browser to that whatever a conversation contains.
-3. Every text is escaped by the template (autoescape) or by the charts' element tree; nothing else writes markup.
-4. The file is replaced in one step, so that a reader never sees half a report.
+1. It is rendered from the run's folder (`contents`), at any time; the page says what is missing or damaged.
+2. Styles and charts are inline, nothing is fetched, and no script runs; a content security policy makes the
+   browser enforce this for any text of a conversation.
+3. All text is escaped by the template (autoescape) or by the element tree of the charts; nothing else writes markup.
+4. The file is replaced atomically, so a reader never sees a partial report.
 """
 
 import json
@@ -37,9 +37,9 @@ STOPS = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run's folder, and return its path.
+    """Write `report.html` into a run's folder and return its path.
 
-    Raises DataError where `folder` is no folder, EngineError where the page cannot be written.
+    Raises DataError if `folder` is not a folder, EngineError if the page cannot be written.
     """
     page = render(read(folder))
     path = folder / FILE
@@ -51,7 +51,7 @@ def write_report(folder: Path) -> Path:
 
 
 def render(contents: Contents) -> str:
-    """The page, as text."""
+    """The report as HTML."""
     package = resources.files("mtrl_ray.monitoring")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(shown=shown, interval=interval_text, pretty=_pretty, stop=STOPS.__getitem__)
@@ -60,7 +60,7 @@ def render(contents: Contents) -> str:
     summary = contents.summary
     return template.render(
         style=Markup((package / "report.css").read_text(encoding="utf-8")),
-        svg=Markup,  # only ever given what charts.py drew
+        svg=Markup,  # only applied to the output of charts.py
         run=contents,
         title=contents.setting("run.name") or contents.folder.name,
         trained=_trained(contents),
@@ -90,7 +90,7 @@ class Number:
 
 
 def _trained(contents: Contents) -> str:
-    """`iterative_ppo on sales, model tiny, seed 0`: whatever of it the config tells."""
+    """A description such as `iterative_ppo on sales, model tiny, seed 0`, with the parts that the config has."""
     algorithm, environment = contents.setting("algorithm.name"), contents.setting("environment.name")
     parts = [
         f"{algorithm} on {environment}" if algorithm and environment else None,
@@ -119,7 +119,7 @@ def _headline(summary: dict[str, Estimate], comparison: Comparison) -> str:
 
 
 def _gap(summary: dict[str, Estimate]) -> Estimate | None:
-    """The share of the gap between start and expert that the run closed."""
+    """The fraction of the gap between initial policy and expert that the run closed; None if unknown."""
     if not {"start", "end", "expert"} <= summary.keys():
         return None
     return gap_closed(summary["start"], summary["end"], summary["expert"])
@@ -152,7 +152,7 @@ def _numbers(rows: list[Row]) -> list[Number]:
 
 
 def _groups(comparison: Comparison) -> list[tuple[str, list[Any]]]:
-    """Examples under the heading of their kind; a kind that has none says so."""
+    """Examples by heading of their kind; kinds without examples say so."""
     if comparison.difference is None:
         return [("Random draw", comparison.examples)] if comparison.examples else []
     kinds = (("improvement", "Biggest improvement"), ("loss", "Biggest loss"), ("random draw", "Random draw"))
@@ -160,7 +160,7 @@ def _groups(comparison: Comparison) -> list[tuple[str, list[Any]]]:
 
 
 def _prompt(conversation: Conversation) -> str:
-    """What the agent was told at the start."""
+    """The system prompt of a conversation."""
     return "\n\n".join(turn.text for turn in conversation.turns if turn.role == Role.SYSTEM)
 
 

@@ -1,27 +1,27 @@
-"""What a run tells whoever watches it: which part does what, and notes. `live.LiveView` shows it; `Silent` does not."""
+"""The interface for progress of a run: activity of its parts, iterations and notes. `live.LiveView` shows it."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 
 class View(Protocol):
-    """A place where progress is shown."""
+    """Receives the progress of a run."""
 
     def part(self, name: str, doing: str) -> None:
-        """What a part of the system (rollout, replay, learner, weights) does now."""
+        """Set the current activity of a part of the system (rollout, replay, learner, weights)."""
 
     def begin(self) -> None:
-        """The first iteration begins: the run's budget of minutes counts from here."""
+        """The first iteration begins; the run's budget of minutes counts from here."""
 
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         """An iteration (counted from 1) has ended with these metrics."""
 
     def note(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Show a message on a separate line."""
 
 
 class Silent:
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def part(self, name: str, doing: str) -> None:
         """See `View.part`."""

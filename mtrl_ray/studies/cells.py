@@ -1,11 +1,11 @@
-"""The runs of a study: every cell with every seed, its settings resolved and checked before anything starts.
+"""The runs of a study: every cell with every seed. All settings are resolved and checked before the first run starts.
 
-1. Cells come in the order of the axes, seeds outermost: a study that is cut short has whole tables of fewer seeds.
-2. Overrides apply in this order: the study's, the values' axis by axis, those of the command line, the run's own seed,
-   name and folder. What results goes through `config.load`, as for `mtrl train`.
-3. A text among the definition's values may name `{seed}`, the run's, and `{runs}`, the folder that holds the studies' runs:
-   so one study begins with what another has trained.
-4. Two cells that come out with the same settings are a mistake of the definition: one of them would be run for nothing.
+1. Cells are in the order of the axes, with seeds outermost, so an interrupted study has complete tables of fewer seeds.
+2. Overrides apply in this order: the study's, the values' axis by axis, the command line's, the run's own seed,
+   name and folder. The result goes through `config.load`, as for `mtrl train`.
+3. Text values of the definition can contain `{seed}`, the run's seed, and `{runs}`, the folder of all studies' runs,
+   so one study can start from models that another one trained.
+4. Two cells with the same settings are an error: one of them would be redundant.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from mtrl_ray.settings.tree import Settings
 from mtrl_ray.studies.definition import RECIPE, Definition
 
 Choice = dict[str, list[str]]
-"""Axis: the values that are chosen on it."""
+"""Axis → selected values."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `values`: axis and the name of its value. `overrides`: as `mtrl train` takes them."""
+    """One run. `values`: axis → name of its value. `overrides`: as arguments of `mtrl train`."""
 
     values: dict[str, str]
     seed: int
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The run's name: `rloo-itpo-s0`."""
+        """Name of the run, for example `rloo-itpo-s0`."""
         return self.settings.run.name
 
     @property
@@ -48,20 +48,20 @@ class Cell:
 
     @property
     def command(self) -> str:
-        """The command that makes this run alone."""
+        """The command for this run alone."""
         return shlex.join(["mtrl", "train", self.recipe, *self.overrides])
 
     def chosen(self, choice: Choice) -> bool:
-        """Whether it has one of the chosen values on every axis that is named."""
+        """Whether the cell has one of the selected values on every axis of `choice`."""
         return all(self.values[axis] in names for axis, names in choice.items())
 
 
 def make_cells(
     name: str, definition: Definition, seeds: Sequence[int], folder: Path, overrides: Sequence[str] = ()
 ) -> list[Cell]:
-    """Every run of the study, in the order in which they are made.
+    """Every run of the study, in execution order.
 
-    `folder` holds the runs' folders. Raises ConfigurationError: the first mistake of any cell, and how many have one.
+    `folder` contains the runs' folders. Raises ConfigurationError with the first invalid cell and the number of invalid cells.
     """
     cells, mistakes = [], []
     for seed, values in itertools.product(seeds, _combinations(definition)):
@@ -79,13 +79,13 @@ def make_cells(
 
 
 def parse_choice(definition: Definition, text: str) -> Choice:
-    """`axis=value,axis=value`: values of one axis add up, axes narrow down. Raises ConfigurationError."""
+    """Parse `axis=value,axis=value`: a union over values of one axis, an intersection over axes. Raises ConfigurationError."""
     choice: Choice = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         axis, equals, value = part.partition("=")
         if not equals:
             raise ConfigurationError(
-                f"--only {text}: {part!r} is no choice; write axis=value, for example {_example(definition)}"
+                f"--only {text}: {part!r} is not axis=value; write for example {_example(definition)}"
             )
         try:
             definition.check_value(axis, value)
@@ -96,20 +96,20 @@ def parse_choice(definition: Definition, text: str) -> Choice:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0,1,2`. Raises ConfigurationError."""
+    """Parse seeds such as `0,1,2`. Raises ConfigurationError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ConfigurationError(f"--seeds {text}: write the seeds themselves, separated by commas, for example 0,1,2")
+        raise ConfigurationError(f"--seeds {text}: write seeds separated by commas, for example 0,1,2")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
 def label(values: dict[str, str]) -> str:
-    """`reward=turn, window=4`: a cell for people."""
+    """A readable name of a cell: `reward=turn, window=4`."""
     return ", ".join(f"{axis}={name}" for axis, name in values.items())
 
 
 def written(key: str, value: Any) -> str:
-    """An override as the command line takes it; `config.apply` reads back exactly `value`."""
+    """An override for the command line; `config.apply` parses it to exactly `value`."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
     return f"{key}={text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
@@ -126,7 +126,7 @@ def _cell(definition: Definition, values: dict[str, str], seed: int, folder: Pat
         tree |= definition.axes[axis][name]
     recipe = tree.pop(RECIPE)
     if not isinstance(recipe, str):
-        raise ConfigurationError("no recipe is named; give the study a recipe, or one to every value of an axis")
+        raise ConfigurationError("there is no recipe; give the study a recipe, or one to every value of an axis")
     own = {"run.seed": seed, "run.name": f"{'-'.join(values.values())}-s{seed}", "run.folder": str(folder)}
     places = {"{seed}": str(seed), "{runs}": str(folder.parent)}
     given = [*(written(key, _placed(value, places)) for key, value in tree.items()), *overrides]
@@ -135,7 +135,7 @@ def _cell(definition: Definition, values: dict[str, str], seed: int, folder: Pat
 
 
 def _placed(value: Any, places: dict[str, str]) -> Any:
-    """A text with its `{seed}` and `{runs}` filled in; anything else as it is."""
+    """Fill in `{seed}` and `{runs}` in a text; other values are unchanged."""
     if isinstance(value, str):
         for name, filled in places.items():
             value = value.replace(name, filled)

@@ -1,11 +1,11 @@
-"""What a study is: a YAML file that says which runs make up a table, and what is read from each of them.
+"""The definition of a study: a YAML file with the runs of a table and the numbers it shows for them.
 
-1. A cell of the table picks one value of every axis; a value is a set of overrides of the recipe's settings, the recipe
-   itself among them (`recipe`). `overrides` hold in every cell; a value's own win over them, later axes over earlier ones.
-2. `exclude` takes cells out: an entry names values of some axes, and every cell that has one of them on each of these
-   axes is left out.
-3. Every cell is run once per seed. `run.seed`, `run.name` and `run.folder` are therefore the study's own.
-4. Everything is checked when it is read: `mtrl_ray.studies.cells` validates the settings of every single cell.
+1. A cell of the table has one value of every axis. A value is a set of overrides of the recipe's settings, possibly with
+   another recipe (`recipe`). `overrides` apply to every cell; values override them, later axes override earlier ones.
+2. `exclude` removes cells: an entry names values of some axes, and every cell that has one of them on each of these
+   axes is removed.
+3. Every cell runs once per seed. The study therefore sets `run.seed`, `run.name` and `run.folder` itself.
+4. The definition is checked when it is read; `mtrl_ray.studies.cells` validates the settings of every cell.
 """
 
 import re
@@ -20,7 +20,7 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.settings.section import Section, validated
 
 RECIPE = "recipe"
-"""Among the overrides of an axis' value: another recipe instead of the study's."""
+"""Key of a value's overrides that replaces the study's recipe."""
 OWN = ("run.seed", "run.name", "run.folder")
 RESERVED = (
     "over_start",
@@ -37,7 +37,7 @@ RESERVED = (
     "gap",
     "contexts",
 )
-"""Keys of a row of the table that no axis may take."""
+"""Keys of a row of the table, which cannot be names of axes."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
 """Names of axes and values: they become parts of run names, joined by hyphens."""
 
@@ -45,48 +45,48 @@ Overrides = dict[str, Any]
 
 
 class Published(Section):
-    """Numbers that others have published, for the page."""
+    """Published numbers to show on the page."""
 
     source: str = Field(min_length=1)
     win_rates: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Row, column and the row's win rate over the column, under the names of the axis."""
+    """Row → column → win rate of the row over the column, by names of the axis."""
     scores: dict[str, float] = Field(default_factory=dict)
-    """Mean scores, under the names of the axis."""
+    """Mean scores, by names of the axis."""
 
 
 class Definition(Section):
-    """The whole file."""
+    """A study file."""
 
     title: str = Field(min_length=1)
     about: str = ""
-    """A paragraph for the page: the question, and how the cells answer it."""
+    """A paragraph for the page: the question of the study, and how its cells answer it."""
     recipe: str | None = None
-    """Of every cell whose axes name no other."""
+    """Recipe of every cell whose values name no other one."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     overrides: Overrides = Field(default_factory=dict)
     axes: dict[str, dict[str, Overrides]] = Field(min_length=1)
     exclude: list[dict[str, list[str]]] = Field(default_factory=list)
     columns: str | None = None
-    """Axis whose values are the columns of the first table; None: one row per cell only."""
+    """Axis whose values are the columns of the first table; None: only the table with one row per cell."""
     lines: str | None = None
-    """Axis whose values share a figure, one line each; None: the last axis."""
+    """Axis whose values are the lines of a figure; None: the last axis."""
     baseline: dict[str, str] = Field(default_factory=dict)
-    """Values (by axis) that every other cell is compared with, all other axes being equal."""
+    """Values by axis. Every other cell is compared with the cell that has these and otherwise the same values."""
     curves: list[str] = Field(default=["collect/score_mean"])
-    """Metrics drawn over the iterations."""
+    """Metrics that are plotted over the iterations."""
     metrics: list[str] = Field(default_factory=list)
-    """Metrics whose last value is averaged over the seeds beside the scores."""
+    """Metrics whose last value is averaged over the seeds, in addition to the scores."""
 
     win_rates: bool = False
     """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""
     over_start: bool = False
-    """Whether every cell's policy is compared with the one that it started from, by the environment's oracle."""
+    """Whether every cell's policy is compared with its initial policy, by the environment's oracle."""
     published: Published | None = None
 
     @field_validator("axes", mode="before")
     @classmethod
     def _text_names(cls, axes: Any) -> Any:
-        """Names such as 0.1 or true are YAML's numbers and booleans; empty values are no overrides."""
+        """Turn names that YAML parses as numbers or booleans (0.1, true) into texts, and empty values into no overrides."""
         if not isinstance(axes, dict):
             return axes
         return {
@@ -124,17 +124,19 @@ class Definition(Section):
             self.check_value(axis, name, "baseline: ")
         for key, chosen in (("columns", self.columns), ("lines", self.lines)):
             if chosen is not None and chosen not in self.axes:
-                raise ValueError(f"{key} is {chosen!r}, which is no axis; the study's axes: {', '.join(self.axes)}")
+                raise ValueError(f"{key} is {chosen!r}, which is not an axis; the study's axes: {', '.join(self.axes)}")
         if self.win_rates and len(self.axes) > 1:
-            raise ValueError(f"win_rates compares the values of one axis; the study has {', '.join(self.axes)}")
+            raise ValueError(f"win_rates needs exactly one axis; the study has {', '.join(self.axes)}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; each seed counts once")
+            raise ValueError(f"seeds is {self.seeds}; list each seed once")
         return self
 
     def _check_names(self) -> None:
         for axis, values in self.axes.items():
             if axis in RESERVED or not NAME.fullmatch(axis):
-                raise ValueError(f"axes.{axis} cannot be called so; choose another name of letters, digits, _ and .")
+                raise ValueError(
+                    f"{axis!r} cannot be the name of an axis; choose another name of letters, digits, _ and ."
+                )
             if not values:
                 raise ValueError(f"axes.{axis} has no values; give at least one")
             for name, overrides in values.items():
@@ -144,7 +146,7 @@ class Definition(Section):
         _check_keys("overrides", self.overrides)
 
     def check_value(self, axis: str, name: str, where: str = "") -> None:
-        """Raises ValueError where the study has no such axis, or the axis no such value."""
+        """Raises ValueError if the study does not have the axis, or the axis does not have the value."""
         if axis not in self.axes:
             raise ValueError(f"{where}there is no axis {axis!r}; the study's axes: {', '.join(self.axes)}")
         if name not in self.axes[axis]:
@@ -153,23 +155,23 @@ class Definition(Section):
             )
 
     def excludes(self, values: dict[str, str]) -> bool:
-        """Whether the cell with these values (axis: name) is left out."""
+        """Whether the cell with these values (axis → name) is excluded."""
         return any(all(values[axis] in names for axis, names in entry.items()) for entry in self.exclude)
 
     @property
     def line_axis(self) -> str:
-        """The axis whose values share a figure."""
+        """The axis whose values are the lines of a figure."""
         return self.lines or list(self.axes)[-1]
 
 
 def study_names() -> list[str]:
-    """Names of the studies that come with the project."""
+    """Names of the studies in `definitions/`."""
     folder = resources.files("mtrl_ray.studies") / "definitions"
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_definition(study: str) -> tuple[str, Definition]:
-    """Name and definition of a study: a name of `definitions/`, or a YAML file. Raises ConfigurationError."""
+    """Name and definition of a study, given by a name of `definitions/` or a YAML file. Raises ConfigurationError."""
     named = resources.files("mtrl_ray.studies") / "definitions" / f"{study}.yaml"
     path = Path(study)
     if NAME.fullmatch(study) and named.is_file():
@@ -183,7 +185,9 @@ def read_definition(study: str) -> tuple[str, Definition]:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"study {study!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"study {study!r} holds {type(tree).__name__}; it has to hold title, recipe, axes, …")
+        raise ConfigurationError(
+            f"study {study!r} is a {type(tree).__name__}; it has to be a mapping with title, recipe, axes, …"
+        )
     definition: Definition = validated(Definition, tree, f"study {name}")
     return name, definition
 
@@ -191,7 +195,7 @@ def read_definition(study: str) -> tuple[str, Definition]:
 def _check_keys(where: str, overrides: Overrides, allowed: tuple[str, ...] = ()) -> None:
     for key in overrides:
         if key in OWN:
-            raise ValueError(f"{where} sets {key}, which the study gives to every run itself; leave it out")
+            raise ValueError(f"{where} sets {key}, which the study sets for every run; remove it")
         if key not in allowed and "." not in key:
             raise ValueError(f"{where} has {key!r}; write settings by their path, for example algorithm.window: 2")
 
@@ -201,5 +205,5 @@ def _as_list(names: Any) -> list[Any]:
 
 
 def _text(name: Any) -> str:
-    """A name as YAML writes it: `true`, `0.1`, `none`."""
+    """A name as text, in YAML notation: `true`, `0.1`, `none`."""
     return str(name).lower() if name is None or isinstance(name, bool) else str(name)

@@ -1,8 +1,8 @@
-"""Learning curves of a study as SVG files that stand alone: seeds thin, their mean thick.
+"""Learning curves of a study as self-contained SVG files: a thin line per seed and a thick one for their mean.
 
-1. One figure per metric and per combination of the axes other than the lines' own; one colour per value of that axis.
-2. The mean is drawn over the iterations that every seed has reached: further on it would be a mean of other runs.
-3. A figure is an image of its own, light or dark as its reader has it, with its title and its legend inside.
+1. One figure per metric and combination of values of the other axes; one colour per value of the line axis.
+2. The mean covers the iterations that every seed has reached; later it would be a mean over fewer runs.
+3. A figure contains its title and its legend, and follows the reader's light or dark mode.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from mtrl_ray.studies.table import Run, grouped
 COLOURS = 8
 TITLE, ROW = 26.0, 15.0
 PER_ROW = 3
-"""Names in a row of the legend."""
+"""Names per row of the legend."""
 STYLE = """
 svg { --ink: #1c2430; --soft: #5b6675; --rule: #e1e5eb; --page: #ffffff;
   --s1: #2f6bd0; --s2: #c77700; --s3: #0f8a6d; --s4: #8a56c2; --s5: #c2447a; --s6: #6b8e23; --s7: #5d6876; --s8: #a3462f; }
@@ -41,7 +41,7 @@ rect.key { fill: var(--c); }
 
 @dataclass(frozen=True)
 class Figure:
-    """A file's name without its ending, what it shows, and its content."""
+    """A figure: file name without extension, description, and SVG content."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Figure:
 
 
 def figures(definition: Definition, runs: Sequence[Run]) -> list[Figure]:
-    """Every figure that the runs have the metrics for."""
+    """All figures for which the runs have metrics."""
     axis = definition.line_axis
     kept = [other for other in definition.axes if other != axis]
     groups = grouped(runs)
@@ -87,7 +87,7 @@ def _figure(definition: Definition, groups: Sequence[Sequence[Run]], metric: str
 
 
 def _alone(title: str, chart: str, legend: Sequence[tuple[str, str]]) -> str:
-    """A chart with its title, its legend and its style, as a document of its own."""
+    """A chart with title, legend and style as a self-contained SVG document."""
     rows = -(-len(legend) // PER_ROW)
     height = TITLE + HEIGHT + ROW * rows + 8
     svg = Element(
@@ -113,7 +113,7 @@ def _alone(title: str, chart: str, legend: Sequence[tuple[str, str]]) -> str:
 
 
 def _series(run: Run, metric: str) -> dict[int, float]:
-    """Iteration and value, where the metric has one."""
+    """Iteration → value of a metric, without missing values."""
     return {row["iteration"]: float(row[metric]) for row in run.metrics if row.get(metric) is not None}
 
 

@@ -1,7 +1,7 @@
-"""Finished runs without what only training needs: small enough to publish with a table, and to add seeds to elsewhere.
+"""Copies of finished runs without training data: small enough to publish with a table, and to add seeds on another machine.
 
-A kept run is a run's folder with its settings, metrics, summary and scorings of turns, and its held-out conversations without
-their tokens. A study takes it for the run that it was made of; it can neither be resumed nor talked to.
+A copy has the settings, metrics, summary and turn scores of a run, and its held-out conversations without
+tokens. A study treats it like the original run, but it can neither be resumed nor used for chat.
 """
 
 import shutil
@@ -22,7 +22,7 @@ HELD_OUT = "evaluation"
 
 
 def keep(cells: Sequence[Cell], folder: Path) -> int:
-    """Copy what tables are made of, of every finished run, to FOLDER/RUN; how many there were."""
+    """Copy the files that tables need from every finished run to FOLDER/RUN. Returns the number of runs."""
     finished = [cell for cell in cells if state(cell) is State.FINISHED]
     for cell in finished:
         _keep(cell, folder / cell.name)
@@ -35,7 +35,7 @@ def _keep(cell: Cell, kept: Path) -> None:
     run = cell.settings.run.model_copy(update={"folder": str(kept.parent)})
     write_settings(cell.settings.model_copy(update={"run": run}))
     for name in (FILE, SUMMARY):
-        if (cell.folder / name).is_file():  # a run of no iterations has no metrics
+        if (cell.folder / name).is_file():  # a run without iterations has no metrics
             shutil.copyfile(cell.folder / name, kept / name)
     if (cell.folder / FOLDER).is_dir():
         shutil.copytree(cell.folder / FOLDER, kept / FOLDER)

@@ -1,12 +1,12 @@
-"""Several runs of a study side by side: each one a trial of Ray Tune.
+"""Parallel runs of a study, each one a trial of Ray Tune.
 
-1. A trial is one run, from its first evaluation to its report, by the same `trainer.run` as anywhere else: what
-   continues, what is refused and what is recorded does not depend on how a study is scheduled.
-2. A trial's placement group has a bundle for each of the run's actors, so that a run that starts can also go on; Tune
-   starts as many as fit, and at most as many as asked for.
-3. The runs' folders are the state: Tune keeps nothing that is read again. On several nodes they have to be on a disk that
-   all of them see.
-4. At Ctrl-C Tune ends the trials; what they had not checkpointed is held again when the study is continued.
+1. A trial is one run, from its first evaluation to its report, by the same `trainer.run` as everywhere. Resuming,
+   refusing and recording runs does not depend on how a study is scheduled.
+2. The placement group of a trial has a bundle for each actor of the run, so a run that starts can also continue. Tune
+   starts as many trials as fit, up to the requested number.
+3. The runs' folders are the only state; nothing of Tune's is read again. On several nodes they have to be on a shared
+   disk.
+4. Ctrl-C makes Tune end the trials; iterations without a checkpoint are repeated when the study is continued.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from mtrl_ray.studies.progress import Progress
 from mtrl_ray.studies.runs import State, complete, failure, record_failure, state
 
 SCRATCH = ".tune"
-"""Folder of Tune's own records, beside the runs' folders; removed at the end."""
+"""Folder of Tune's records, next to the runs' folders; removed at the end."""
 SHOWN = ("collect/score_mean", "evaluation/mean")
-"""Metrics that Tune, and with it Ray's dashboard, is told of."""
+"""Metrics reported to Tune, and so to Ray's dashboard."""
 
 
 def run_side_by_side(cells: Sequence[Cell], parallel: int, progress: Progress, ended: Callable[[], None]) -> None:
-    """Bring every cell's run to its end, `parallel` at a time. Ray has to be connected.
+    """Complete the run of every cell, `parallel` at a time. Ray has to be connected.
 
-    Raises KeyboardInterrupt where Tune was interrupted.
+    Raises KeyboardInterrupt if Tune was interrupted.
     """
     _make_models(cells)
     threads = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // parallel)
     scratch = (cells[0].folder.parent / SCRATCH).absolute()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with the new output, Tune talks whatever `verbose` says
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores `verbose`
     tuner = tune.Tuner(
         tune.with_resources(_trial(cells, threads, Path.cwd()), _bundles([cell.settings for cell in cells])),
         param_space={"run": tune.grid_search([cell.name for cell in cells])},
@@ -66,14 +66,14 @@ def run_side_by_side(cells: Sequence[Cell], parallel: int, progress: Progress, e
 
 
 class _Reports(Silent):
-    """The view of a run in a trial: its iterations become Tune's results."""
+    """The view of a run in a trial; reports its iterations to Tune as results."""
 
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         tune.report({"iteration": number, **{key: metrics[key] for key in SHOWN if key in metrics}})
 
 
 class _Watcher(tune.Callback):
-    """Passes on which trials begin and end."""
+    """Reports the start and the end of trials to `Progress`."""
 
     def __init__(self, cells: Sequence[Cell], progress: Progress, ended: Callable[[], None]) -> None:
         self._cells = {cell.name: cell for cell in cells}
@@ -95,18 +95,18 @@ class _Watcher(tune.Callback):
 
 
 def _trial(cells: Sequence[Cell], threads: int, here: Path) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune calls: the run named in its config, from the folder in which the study was started."""
+    """The function that Tune calls: it completes the run named in its config, in the study's working directory."""
     named = {cell.name: cell for cell in cells}
 
     def trial(config: dict[str, Any]) -> None:
-        os.chdir(here)  # Tune begins in a folder of its own; settings may hold relative paths
+        os.chdir(here)  # Tune starts in another folder; settings can have relative paths
         complete(named[config["run"]], _Reports(), threads)
 
     return trial
 
 
 def _bundles(settings: Sequence[Settings]) -> tune.PlacementGroupFactory:
-    """What a run holds: nothing for its driver, a bundle for every worker and every learner; the largest of the study."""
+    """Bundles of the largest run: an empty one for its driver, and one for every worker and every learner."""
 
     def bundles(one: Settings) -> list[dict[str, float]]:
         worker = {"CPU": one.rollout.cpus, "GPU": one.rollout.gpus}
@@ -118,9 +118,9 @@ def _bundles(settings: Sequence[Settings]) -> tune.PlacementGroupFactory:
 
 
 def _make_models(cells: Sequence[Cell]) -> None:
-    """The tiny models that the runs start from, made once instead of by every trial at the same time.
+    """Create the tiny models that the runs start from once, instead of in every trial at the same time.
 
-    One that cannot be made is its runs' failure, not the study's: they try again, and record it.
+    If this fails, the runs that need the model try again and record the failure.
     """
     for settings in (cell.settings for cell in cells if cell.settings.model.path == TINY):
         with contextlib.suppress(Exception):

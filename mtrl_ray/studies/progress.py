@@ -1,8 +1,8 @@
-"""What a study says while it runs: which run, how many are done, how long the rest will take.
+"""Progress messages of a study: the current run, the number of finished runs, and the time left.
 
-1. One line when a run begins and one when it ends, through `say`; a run's own view shows what happens inside it.
-2. Time left: the mean seconds of the runs that ended in this session, else of those that an earlier one left, times the
-   runs to come, over the number of runs side by side. Before any run has ended: the budget of minutes, where there is one.
+1. One line through `say` when a run begins and one when it ends; the view of a run shows its own progress.
+2. Time left: the mean seconds of the runs that ended in this session (if none, of earlier sessions), times the number of
+   remaining runs, divided by the number of parallel runs. Before any run has ended: the budget of minutes, if there is one.
 """
 
 import time
@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 class Progress:
-    """Counts the runs of one session. `known`: runs that are finished already."""
+    """Counts the runs of one session. `known`: runs that finished earlier."""
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Runs that ended, well or not."""
+        """Number of runs that ended, completed or failed."""
         return self._total - len(self._left)
 
     def begin(self, cell: Cell) -> str:
-        """A run begins; its title: `3 of 12: rloo-itpo-s0`."""
+        """Report the start of a run; returns its title, for example `3 of 12: rloo-itpo-s0`."""
         self._begun[cell.name] = self._clock()
         title = f"{self.done + len(self._begun)} of {self._total}: {cell.name}"
         self._say(f"run {title} · {self.time_left()}")
         return title
 
     def end(self, cell: Cell, completed: bool) -> None:
-        """A run has ended; the line says with what."""
+        """Report the end of a run and its result."""
         seconds = self._clock() - self._begun.pop(cell.name)
         del self._left[cell.name]
         if completed:
@@ -58,12 +58,12 @@ class Progress:
             self._say(f"{cell.name} failed after {duration(seconds)}: {failure(cell)}")
 
     def time_left(self) -> str:
-        """`about 12:30 left`; says so where nothing is known."""
+        """Time left as text, for example `about 12:30 left`; says so if it is unknown."""
         seconds = self.seconds_left()
         return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
 
     def seconds_left(self) -> float | None:
-        """Seconds until the last run ends; None where nothing is known."""
+        """Estimated seconds until the last run ends; None if unknown."""
         now, each = self._clock(), self._each()
         if each is None:
             return None

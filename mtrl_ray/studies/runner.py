@@ -1,10 +1,10 @@
-"""Runs what a study still lacks: one run after another in this process, or several side by side through Ray Tune.
+"""Completes the missing runs of a study, sequentially in this process or in parallel through Ray Tune.
 
-1. One Ray for the whole study: its start would cost each run as much as several iterations.
-2. Runs that are finished are left alone, begun and failed ones continued, changed ones replaced only when told to
-   (`mtrl_ray.studies.runs`). All of that is decided before Ray starts; with nothing to do it never does.
+1. The study uses one Ray cluster for all runs, because starting one takes as long as several iterations.
+2. Finished runs are skipped, begun and failed ones are continued, changed ones are replaced only with `fresh`
+   (`mtrl_ray.studies.runs`). This is decided before Ray starts; Ray does not start if there is nothing to do.
 3. A run that fails is recorded, and the next one begins.
-4. Side by side by default: as many as the cluster has CPUs (two to a run at least: its engine and its learner are busy
+4. By default, as many runs in parallel as the cluster has CPUs (at least two per run: its engine and its learner work
    in turn), GPUs and memory for.
 """
 
@@ -24,9 +24,9 @@ from mtrl_ray.studies.progress import Progress, Say
 from mtrl_ray.studies.runs import State, check_unchanged, complete, state
 
 CPUS = 2
-"""Of a machine, for one run at least."""
+"""Minimum CPUs per run."""
 GIB = 6
-"""Of memory, for one run: a rollout engine, a learner, a driver, and their share of the object store."""
+"""Memory per run, in GiB: a rollout engine, a learner, a driver, and their share of the object store."""
 
 
 Ended = Callable[[], None]
@@ -34,7 +34,7 @@ Ended = Callable[[], None]
 
 @dataclass(frozen=True)
 class Session:
-    """How the runs are made. `parallel`: None, what the resources allow. `say`: takes lines for whoever watches."""
+    """How to execute the runs. `parallel`: None means as many as the resources allow. `say`: prints progress lines."""
 
     say: Say
     address: str | None = None
@@ -44,10 +44,10 @@ class Session:
 
 
 def run_cells(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
-    """Bring every cell's run to its end, on a Ray of its own or the one at `session.address`; how many runs failed.
+    """Complete every cell's run, on a new Ray cluster or the one at `session.address`. Returns the number of failed runs.
 
-    `ended` is called after each. Raises ConfigurationError, before anything starts, where runs were made with other
-    settings and `fresh` is not given; EngineError where no Ray cluster answers.
+    `ended` is called after each run. Raises ConfigurationError before the first run if existing runs have other
+    settings and `fresh` is not given, EngineError if no Ray cluster answers.
     """
     if not session.fresh:
         check_unchanged(cells)
@@ -63,12 +63,12 @@ def run_cells(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
             session.say(f"Ray dashboard: http://{connection.dashboard}")
         if connection.shortage:
             session.say(connection.shortage)
-        with StopSignal().listening():  # from here on: Ray's own answer, set when it connected, is to end at once
+        with StopSignal().listening():  # replaces Ray's handler, which ends the process at once
             return run_lacking(cells, session, ended)
 
 
 def run_lacking(cells: Sequence[Cell], session: Session, ended: Ended) -> int:
-    """`run_cells` where Ray is connected and changed runs may be replaced."""
+    """`run_cells` if Ray is connected and changed runs can be replaced."""
     finished = [cell for cell in cells if state(cell) is State.FINISHED]
     lacking = [cell for cell in cells if cell not in finished]
     parallel = min(session.parallel or _side_by_side(lacking), len(lacking))
@@ -87,13 +87,13 @@ def _one_after_another(cells: Sequence[Cell], progress: Progress, live: bool, en
         about = cell.settings.run
         with LiveView(progress.begin(cell), about.iterations, minutes=about.minutes, table=live) as view:
             completed = complete(cell, view)
-        gc.collect()  # what a failed run's traceback held: handles of its actors, which end with them
+        gc.collect()  # frees actor handles in the traceback of a failed run, which ends the actors
         progress.end(cell, completed)
         ended()
 
 
 def _side_by_side(cells: Sequence[Cell]) -> int:
-    """How many of these runs the cluster, as it stands, has room for at once; at least 1."""
+    """Number of these runs that fit on the current cluster at the same time; at least 1."""
     have = ray.cluster_resources()
     room = [have.get("CPU", 0.0) / _cpus(cells), have.get("memory", 0.0) / (GIB * 2**30)]
     gpus = max(demand(cell.settings)[1] for cell in cells)

@@ -1,10 +1,10 @@
-"""One run of a study: in which state it is, and how it is brought to its end.
+"""One run of a study: its state, and how it is completed.
 
-1. The run's folder is the truth. No folder: new. Other settings than the cell's: changed. An evaluation at the end:
-   finished, and never run again. Anything else: begun, and continued from its newest checkpoint.
-2. Settings that say where and how a run takes place, but not what it computes, may differ (`PLACEMENT`).
-3. A run's budget of minutes counts from its beginning: a continued run gets what its recorded iterations left over.
-4. What ends a run is a sentence in `failed.txt` of its folder, and the next run's turn. A failed run is tried again when
+1. The run's folder determines its state. No folder: new. Other settings than the cell's: changed. A final evaluation:
+   finished, and not run again. Otherwise: begun, and continued from its newest checkpoint.
+2. Settings that affect where and how a run executes, but not what it computes, can differ (`PLACEMENT`).
+3. The budget of minutes counts from the start of a run: a continued run gets what its recorded iterations left.
+4. If a run fails, the error goes to `failed.txt` in its folder and the next run begins. A failed run is tried again when
    the study is started again.
 """
 
@@ -25,10 +25,10 @@ from mtrl_ray.studies.cells import Cell
 
 SUMMARY = "summary.json"
 FAILED = "failed.txt"
-"""The sentence that a run ended with on its first line; a defect's traceback after it."""
+"""File with the error message in its first line; for a defect, the traceback follows."""
 SECONDS = "iteration/seconds"
 NO_TIME_LEFT = 1e-6
-"""Minutes: a budget that is spent, for a run that only lacks its last evaluation."""
+"""Minutes of a run whose budget is spent and that only lacks its final evaluation."""
 PLACEMENT = (
     "run.folder",
     "run.checkpoint_every",
@@ -45,19 +45,19 @@ PLACEMENT = (
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """State of a run."""
 
     NEW = "new"
     BEGUN = "begun"
     FINISHED = "finished"
     CHANGED = "changed"
-    """Made with other settings than the study asks for now."""
+    """Run with other settings than those of the study now."""
     FAILED = "failed"
-    """Begun, and ended by an error."""
+    """Ended by an error."""
 
 
 def state(cell: Cell) -> State:
-    """Where the cell's run stands. Raises CheckpointError, ConfigurationError where its folder is torn."""
+    """State of the cell's run. Raises CheckpointError or ConfigurationError if its folder is damaged."""
     if not (cell.folder / CONFIG).is_file():
         return State.FAILED if (cell.folder / FAILED).is_file() else State.NEW
     if difference(cell) is not None:
@@ -68,7 +68,7 @@ def state(cell: Cell) -> State:
 
 
 def difference(cell: Cell) -> tuple[str, Any, Any] | None:
-    """The first setting in which the existing run differs from the cell: its key, the run's value, the cell's."""
+    """The first setting in which the existing run differs from the cell: (key, value of the run, value of the cell)."""
     held, wanted = (_compared(settings) for settings in (resumed_settings(cell.folder), cell.settings))
     for key in sorted(held.keys() | wanted.keys()):
         if held.get(key) != wanted.get(key):
@@ -77,59 +77,59 @@ def difference(cell: Cell) -> tuple[str, Any, Any] | None:
 
 
 def check_unchanged(cells: Sequence[Cell]) -> None:
-    """Raises ConfigurationError naming the first run that was made with other settings."""
+    """Raises ConfigurationError with the first run that has other settings."""
     for cell in cells:
         found = difference(cell) if (cell.folder / CONFIG).is_file() else None
         if found is not None:
             key, held, wanted = found
             raise ConfigurationError(
-                f"the run {str(cell.folder)!r} was made with {key}: {held!r}, the study now asks for {wanted!r}; "
-                "give --fresh to run what has changed again, or another --runs folder"
+                f"the run {str(cell.folder)!r} has {key}: {held!r}, but the study has {wanted!r}; "
+                "give --fresh to replace changed runs, or another --runs folder"
             )
 
 
 def complete(cell: Cell, view: View, threads: int | None = None) -> bool:
-    """Bring the cell's run to its end; whether it got there. Ray has to be connected.
+    """Complete the cell's run. Returns whether it completed. Ray has to be connected.
 
-    An error is written into the run's folder, never raised. `threads`: of the learner where the cell does not say.
+    Errors are written into the run's folder, not raised. `threads`: threads of the learner if the cell does not set them.
     """
     try:
         with driven(cell.folder):
             settings, resume = _begin(cell)
             _run(_with_threads(settings, threads), view, resume)
-    except Exception as error:  # whatever it is, the study goes on and says so
+    except Exception as error:  # the study reports any error and continues
         record_failure(cell, error)
         return False
     return True
 
 
 def record_failure(cell: Cell, error: Exception) -> None:
-    """Write what ended a run into its folder."""
+    """Write the error that ended a run into its folder."""
     lines = [" ".join(str(error).split())] if isinstance(error, MtrlError) else _defect(error)
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / FAILED).write_text("\n".join(lines) + "\n")
 
 
 def failure(cell: Cell) -> str | None:
-    """The sentence that the cell's run ended with; None where it did not fail."""
+    """The error message of the cell's run; None if it did not fail."""
     path = cell.folder / FAILED
     return path.read_text().partition("\n")[0] if path.is_file() else None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """`summary.json` of a run's folder; empty where there is none yet."""
+    """`summary.json` of a run's folder; empty if there is none yet."""
     path = folder / SUMMARY
     summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return summary
 
 
 def trained_seconds(folder: Path) -> float:
-    """What the recorded iterations of a run took."""
+    """Total seconds of the recorded iterations of a run."""
     return sum(row.get(SECONDS) or 0.0 for row in read_metrics(folder))
 
 
 def _defect(error: Exception) -> list[str]:
-    """The error in one line, and its traceback. An actor's error has its remote traceback as text, the error last."""
+    """The error in one line, and its traceback. The text of an actor's error is its remote traceback, with the error last."""
     from ray.exceptions import RayTaskError
 
     said = str(error).strip()
@@ -138,7 +138,7 @@ def _defect(error: Exception) -> list[str]:
 
 
 def _begin(cell: Cell) -> tuple[Settings, bool]:
-    """The settings to run with, and whether the run is continued."""
+    """The settings for the run, and whether it is continued."""
     standing = state(cell)
     (cell.folder / FAILED).unlink(missing_ok=True)
     if standing in (State.BEGUN, State.FAILED) and (cell.folder / CONFIG).is_file():

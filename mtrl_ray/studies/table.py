@@ -1,14 +1,14 @@
-"""The numbers of a study: means over seeds with their intervals, differences between cells.
+"""The numbers of a study: means over seeds with intervals, and differences between cells.
 
-1. A run gives a score for every held-out context; the contexts are the same in every run. A seed's number is the mean of
-   them, a cell's `mean` the mean of its seeds' numbers.
-2. `low` and `high` are Student's t over the seeds: where the mean of further training runs would lie, on these contexts.
-   With three seeds t is 4.3, so this is wide; it is the interval to compare algorithms by.
-3. `contexts` is the other half: the scores of a context are averaged over the seeds, and Student's t goes over contexts.
+1. A run has a score for every held-out context; the contexts are the same in every run. The score of a seed is the mean
+   over contexts, `mean` of a cell the mean over its seeds.
+2. `low` and `high` are the Student-t interval over seeds, which covers the mean of further training runs on these contexts.
+   With three seeds t is 4.3, so it is wide. Use this interval to compare algorithms.
+3. `contexts` is the Student-t interval over contexts, with the scores of a context averaged over the seeds.
    Contexts that were made from one source are a cluster (`conversation.sources`). It says where the mean would lie on
    further contexts, with these trained policies. With a single seed it is the only one there is.
 4. Differences are paired, by seed and by context: runs of one seed share their start, all runs share their contexts.
-5. Only finished runs with the settings of the study count; what is missing is listed, never filled in.
+5. Only finished runs with the settings of the study count; missing runs are listed.
 """
 
 from collections import defaultdict
@@ -33,14 +33,14 @@ from mtrl_ray.studies.runs import SECONDS, SUMMARY, State, read_summary, state
 SCRIPTED = ("greedy", "expert")
 DIGITS = 12
 Scores = dict[str, float]
-"""Context and the mean score of the conversations with it."""
+"""Context → mean score of its conversations."""
 Sources = Mapping[str, str]
 """Context and what it was made from; a context that is missing here is its own source."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is read from one finished run."""
+    """The data of one finished run."""
 
     cell: Cell
     start: Scores
@@ -51,13 +51,13 @@ class Run:
 
     @property
     def last(self) -> dict[str, float]:
-        """The last finite value of every metric."""
+        """Metric → its last finite value."""
         return {key: value for row in self.metrics for key, value in row.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A mean over seeds; its interval over them (t), and the one over contexts."""
+    """A mean over seeds with its interval over seeds and its interval over contexts."""
 
     seeds: Estimate
     contexts: Estimate
@@ -78,7 +78,7 @@ class Numbers:
 
 
 def read_run(cell: Cell) -> Run | None:
-    """A finished run's numbers; None where there is none with the cell's settings. Raises DataError for damaged metrics."""
+    """The data of the cell's run; None if there is no finished run with its settings. Raises DataError for damaged metrics."""
     if state(cell) is not State.FINISHED:
         return None
     summary = read_summary(cell.folder)
@@ -94,19 +94,19 @@ def read_run(cell: Cell) -> Run | None:
 
 
 def _with_ranks(metrics: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The recorded metrics, with how stable the ranks of turns were where the run kept turn scores."""
+    """The recorded metrics, with the rank stability of turns if the run kept turn scores."""
     ranks = _ranks(folder, (folder / SUMMARY).stat().st_mtime_ns)
     return [row | ranks.get(row["iteration"], {}) for row in metrics]
 
 
 @cache
 def _ranks(folder: Path, ended_ns: int) -> dict[int, dict[str, float]]:
-    """Kept, because a table is written after each run of a study: thousands of ρ for every run that has ended before."""
+    """Cached, because the table is written after each run and each finished run has thousands of rank correlations."""
     return turn_ranks.stability(folder)
 
 
 def table(definition: Definition, runs: Sequence[Run]) -> dict[str, Any]:
-    """`rows` and `differences` of the runs, as JSON can hold them."""
+    """`rows` and `differences` of the runs, as JSON values."""
     groups = grouped(runs)
     return {
         "rows": [_row(definition, group) for group in groups],
@@ -115,7 +115,7 @@ def table(definition: Definition, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of the same cell, by seed, cells in the order in which they come."""
+    """Runs grouped by cell; seeds in order, cells in order of first occurrence."""
     groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[tuple(run.cell.values.values())].append(run)
@@ -173,13 +173,13 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _metric(key: str, group: Sequence[Run]) -> dict[str, Any] | None:
-    """The mean of a metric's last values over the seeds that have it."""
+    """The mean of the last values of a metric over the seeds that have it."""
     values = [run.last[key] for run in group if key in run.last]
     return mean_interval(values, bounds=None).as_dict() if values else None
 
 
 def _differences(definition: Definition, groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
-    """Every cell against the one with the baseline's values and otherwise its own, over the seeds that both have."""
+    """Differences of every cell from the cell with the baseline's values and otherwise the same, over their common seeds."""
     baseline = definition.baseline
     by_values = {tuple(group[0].cell.values.items()): group for group in groups}
     differences = []
@@ -197,7 +197,7 @@ def _differences(definition: Definition, groups: Sequence[Sequence[Run]]) -> lis
 
 
 def _held_out(path: Path) -> pa.Table:
-    """The conversations of an evaluation, without their turns."""
+    """The conversations of an evaluation, without turns."""
     with pq.ParquetFile(path) as file:
         wanted = ("environment", "split", "context_id", "source", "score")
         return file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
@@ -215,7 +215,7 @@ def _scores(held: pa.Table) -> Scores:
 
 
 def _by_context(scores: Sequence[Scores]) -> Scores:
-    """The mean over seeds of every context that all of them have."""
+    """Mean over seeds for every context that all seeds have."""
     shared = [context for context in scores[0] if all(context in one for one in scores)]
     return {context: _rounded([one[context] for one in scores]) for context in shared}
 
@@ -225,5 +225,5 @@ def _mean(scores: Mapping[str, float]) -> float:
 
 
 def _rounded(values: Sequence[float]) -> float:
-    """The mean, without the last bits in which means of the same numbers in another order differ: ties stay ties."""
+    """The mean, rounded so that equal numbers in another order have equal means and ties stay ties."""
     return round(float(np.mean(values)), DIGITS)

@@ -1,11 +1,11 @@
-"""How often the policies of a study's cells are preferred to each other, on the same held-out contexts.
+"""Win rates between the policies of a study's cells, on the same held-out contexts.
 
-1. The conversations are those of the runs' last evaluations; the environment's own oracle, with the run's options, compares
-   each of one run with that of the other on the same context. Runs of one seed are compared with each other.
-2. A context's rate is the mean preference on it, a seed's number the mean over contexts, the cell's the mean over seeds;
-   intervals as for scores (`table`).
+1. The conversations are those of the runs' final evaluations. The environment's oracle, with the run's options, compares
+   those of two runs on the same context. Only runs of the same seed are compared.
+2. The win rate of a context is its mean preference, that of a seed the mean over contexts, that of a cell the mean over
+   seeds; intervals are those of scores (`table`).
 3. `rates[b][a]` is `1 - rates[a][b]`; a cell is not compared with itself.
-4. Finished runs do not change, so two of them are compared once in a process.
+4. Finished runs do not change, so the comparison of two runs is cached.
 """
 
 import json
@@ -26,11 +26,11 @@ from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.table import Run, Scores, numbers
 
 Rates = dict[str, dict[str, dict[str, Any]]]
-"""Row, column, and `{mean, low, high, …}` of the row's win rate over the column."""
+"""Row → column → `{mean, low, high, …}` of the win rate of the row over the column."""
 
 
 def win_rates(definition: Definition, runs: Sequence[Run]) -> Rates:
-    """Every value of the study's only axis against every other that has a finished run of the same seed."""
+    """Win rates between all values of the study's only axis that have finished runs of the same seed."""
     cells: dict[str, dict[int, Cell]] = {}
     made_from: dict[str, str] = {}
     for run in runs:
@@ -50,7 +50,7 @@ def win_rates(definition: Definition, runs: Sequence[Run]) -> Rates:
 
 
 def over_start(runs: Sequence[Run]) -> dict[str, Any]:
-    """The win rate of one cell's trained policy over the one that it started from; `runs`: of every seed."""
+    """Win rate of a cell's trained policy over its initial policy; `runs`: one per seed."""
     found = []
     for run in runs:
         environment = run.cell.settings.environment

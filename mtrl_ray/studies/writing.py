@@ -1,8 +1,8 @@
-"""What a study leaves: `NAME.json`, `NAME.md` and the figures beside them.
+"""The output of a study: `NAME.json`, `NAME.md` and the figures next to them.
 
-1. All of it is made again from the runs' folders after every run, so that a study that is cut short has what it got.
-2. The page says what the intervals are, what is missing and why, and the command behind the table and behind every run.
-3. Files are replaced in one step.
+1. All files are rewritten from the runs' folders after every run, so an interrupted study has the results so far.
+2. The page explains the intervals, lists missing runs with the reason, and shows the commands for the table and every run.
+3. Files are replaced atomically.
 """
 
 import json
@@ -30,18 +30,18 @@ INTERVALS = (
 
 @dataclass(frozen=True)
 class Output:
-    """Where a study is written: a folder, and the command that the page names."""
+    """Folder of a study's output, and the command that the page shows."""
 
     name: str
     folder: Path
     command: str
 
     def check(self) -> None:
-        """Find out before the work starts that nothing could be written. Raises ConfigurationError."""
+        """Check before the runs start that the folder can be written. Raises ConfigurationError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
-                raise PermissionError(0, "it may not be written")
+                raise PermissionError(0, "no permission to write")
         except OSError as error:
             raise ConfigurationError(
                 f"--out {self.folder}: {error.strerror}; give a folder that can be written"
@@ -49,7 +49,7 @@ class Output:
 
 
 def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -> dict[str, Any]:
-    """Write everything from what the runs' folders hold now; the content of `NAME.json`."""
+    """Write all files from the runs' folders. Returns the content of `NAME.json`."""
     runs = [run for cell in cells if (run := read_run(cell)) is not None]
     result = {
         "study": output.name,
@@ -73,7 +73,7 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
 
 
 def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure], cells: Sequence[Cell]) -> str:
-    """The Markdown page."""
+    """The page of the study as Markdown."""
     name = result["study"]
     parts = [f"# {definition.title}", definition.about.strip(), f"```\n{result['command']}\n```", INTERVALS]
     if definition.columns is not None:
@@ -116,7 +116,7 @@ def _missing_line(entry: dict[str, Any]) -> str:
 
 
 def _pivots(definition: Definition, columns: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table per combination of all axes but the columns' and the one before it in reading order (the rows')."""
+    """One table per combination of values of the axes other than those of the rows and the columns."""
     *kept, down = [axis for axis in definition.axes if axis != columns] or [columns]
     if down == columns:
         return []
@@ -160,7 +160,7 @@ def _every_row(definition: Definition, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _win_rates(definition: Definition, rates: Rates) -> list[str]:
-    """The matrix, and the published one under it."""
+    """The matrix of win rates, and the published one below it."""
     names = list(rates)
     parts = [
         "## Win rates",

@@ -259,5 +259,5 @@ def test_a_fall_and_a_standstill_are_called_so(tmp_path):
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is not a run's folder"):
+    with pytest.raises(DataError, match="is not the folder of a run"):
         write_report(tmp_path / "nowhere")

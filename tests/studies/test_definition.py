@@ -59,7 +59,7 @@ def test_a_cells_command_makes_exactly_its_settings(tmp_path):
         assert load(recipe, overrides) == cell.settings and cell.settings.run.iterations == 7
 
 
-def test_a_text_may_name_the_seed_and_where_studies_are_kept(tmp_path):
+def test_a_text_can_contain_the_seed_and_the_runs_folder(tmp_path):
     trained = "{runs}/first/ppo-s{seed}/model"
     (tmp_path / "second.yaml").write_text(
         yaml.safe_dump({"title": "t", "recipe": "sales", "seeds": [4], "axes": {"a": {"b": {"model.path": trained}}}})
@@ -69,7 +69,7 @@ def test_a_text_may_name_the_seed_and_where_studies_are_kept(tmp_path):
     assert cell.settings.model.path == f"{tmp_path}/runs/first/ppo-s4/model"
 
 
-def test_an_axis_may_change_the_recipe(tmp_path):
+def test_an_axis_can_change_the_recipe(tmp_path):
     tree = changed(axes={"task": {"a": {}, "b": {"recipe": "car_dealer"}}}, exclude=[])
     first, second = cells_of(tmp_path, tree)[:2]
     assert (first.settings.environment.name, second.settings.environment.name) == ("sales", "car_dealer")
@@ -85,18 +85,18 @@ def test_overrides_are_read_back_as_they_were(value):
 MISTAKES = [
     (changed(axis={}), "study mine.axis is not a setting; did you mean 'axes'?"),
     (changed(title=""), "study mine.title is ''"),
-    (changed(seeds=[0, 0]), "seeds is [0, 0]; each seed counts once"),
+    (changed(seeds=[0, 0]), "seeds is [0, 0]; list each seed once"),
     (changed(seeds=["x"]), "study mine.seeds.0 is 'x'"),
     (changed(axes={}), "study mine.axes is {}"),
-    (changed(axes={"seeds": {"a": {}}}), "axes.seeds cannot be called so"),
+    (changed(axes={"seeds": {"a": {}}}), "'seeds' cannot be the name of an axis"),
     (changed(axes={"reward": {"a b": {}}}), "axes.reward has the value 'a b'"),
     (changed(axes={"reward": {}}), "axes.reward has no values"),
-    (changed(axes={"reward": {"a": {"run.seed": 1}}}), "axes.reward.a sets run.seed, which the study gives"),
+    (changed(axes={"reward": {"a": {"run.seed": 1}}}), "axes.reward.a sets run.seed, which the study sets"),
     (changed(overrides={"algorithm": {}}), "overrides has 'algorithm'; write settings by their path"),
     (changed(exclude=[{"size": ["a"]}]), "exclude: there is no axis 'size'; the study's axes: reward, noise"),
     (changed(baseline={"reward": "none"}), "baseline: the axis 'reward' has no value 'none'; its values: whole, turn"),
-    (changed(columns="task"), "columns is 'task', which is no axis"),
-    ("- a", "holds list"),
+    (changed(columns="task"), "columns is 'task', which is not an axis"),
+    ("- a", "is a list; it has to be a mapping"),
     ("a: [", "is not YAML"),
 ]
 
@@ -110,7 +110,7 @@ def test_a_mistake_in_the_definition_is_a_sentence(tmp_path, tree, sentence):
 
 CELL_MISTAKES = [
     (changed(recipe="sail"), "there is no recipe 'sail'"),
-    (changed(recipe=None), "no recipe is named"),
+    (changed(recipe=None), "there is no recipe; give"),
     (changed(overrides={"algorithm.windw": 2}), "algorithm.windw is not a setting; did you mean 'window'?"),
     (changed(exclude=[{"reward": ["whole", "turn"]}]), "exclude leaves no cell"),
     (changed(axes={"size": {"a": {}, "b": {"run.checkpoint_every": 5}}}, exclude=[]), "have the same settings"),

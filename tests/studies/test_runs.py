@@ -90,7 +90,7 @@ def test_changed_settings_are_refused_or_replace_the_run(study, finished_run):
     check_unchanged([finished])
     shutil.copytree(finished_run, broken.folder)
     assert state(broken) is State.CHANGED
-    with pytest.raises(ConfigurationError, match=r"broken-s0' was made with model.path: .* give --fresh") as raised:
+    with pytest.raises(ConfigurationError, match=r"broken-s0' has model.path: .* give --fresh") as raised:
         run_cells([finished, broken], Session(print), lambda: None)
     assert "\n" not in str(raised.value) and (broken.folder / "journal").exists()
     assert not complete(broken, Silent())

@@ -113,7 +113,5 @@ def test_the_page_shows_the_matrix_beside_the_published_one(written):
 def test_a_matrix_needs_a_single_axis(tmp_path):
     axes = STUDY["axes"] | {"task": {"near": {}, "far": {"environment.options.vague": 0.2}}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(STUDY | {"axes": axes}))
-    with pytest.raises(
-        ConfigurationError, match="win_rates compares the values of one axis; the study has policy, task"
-    ):
+    with pytest.raises(ConfigurationError, match="win_rates needs exactly one axis; the study has policy, task"):
         read_definition(str(tmp_path / "two.yaml"))
