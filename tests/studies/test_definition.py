@@ -137,7 +137,10 @@ def test_choices(tmp_path):
     assert chosen == {"reward": ["turn"], "noise": ["0.0", "0.1"]}
     assert [cell.name for cell in cells_of(tmp_path, GOOD) if cell.chosen(chosen)] == ["turn-0.0-s0", "turn-0.0-s3"]
     assert parse_choice(definition, "") == {} and parse_seeds("2, 0,2") == [2, 0]
-    for wrong, sentence in (("turn", "write axis=value, for example reward=whole"), ("reward=x", "no value 'x'")):
+    for wrong, sentence in (
+        ("turn", "is not axis=value; write for example reward=whole"),
+        ("reward=x", "no value 'x'"),
+    ):
         with pytest.raises(ConfigurationError, match=sentence):
             parse_choice(definition, wrong)
     with pytest.raises(ConfigurationError, match="separated by commas"):
