@@ -32,7 +32,6 @@ import pyarrow.compute as pc
 import ray
 
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.replay import sampling
 from mtrl_ray.replay.catalogue import Catalogue
 from mtrl_ray.replay.columns import agent_turn, histories
 from mtrl_ray.replay.intake import receive
@@ -128,45 +127,6 @@ class ReplayBuffer:
         index = self._memory.index
         return self._memory.gather(index.filter(_recent(index, iterations)))
 
-    def sample(
-        self,
-        n: int,
-        seed: int,
-        prioritised: str | None = None,
-        exponent: float = sampling.EXPONENT,
-        correction: float = sampling.CORRECTION,
-    ) -> pa.Table:
-        """`n` conversations and a column `weight`, the importance weight of each (float32).
-
-        `prioritised`: None draws uniformly without replacement (weights 1); "priority" draws in proportion to what
-        `update_priorities` told, where a conversation nobody rated has the greatest priority so far; "score_variance"
-        in proportion to how much the outcome of its context varies. Raises DataError where there are too few.
-        """
-        index = self._memory.index
-        if index.num_rows == 0 or (prioritised is None and n > index.num_rows):
-            raise DataError(
-                f"a sample of {n} conversations was asked of a buffer that holds {index.num_rows}; "
-                "collect more, or ask for fewer"
-            )
-        if prioritised is None:
-            drawn, weights = sampling.uniform(index.num_rows, n, seed), np.ones(n)
-        else:
-            drawn, weights = sampling.proportional(self._priority(prioritised), n, seed, exponent, correction)
-        table = self._memory.gather(index.take(pa.array(drawn)))
-        return table.append_column("weight", pa.array(weights, pa.float32()))
-
-    def update_priorities(self, ids: Sequence[str], priorities: Sequence[float]) -> None:
-        """Rate conversations, e.g. by the size of their temporal-difference error; those not in memory are passed over.
-
-        Raises DataError for a priority that is not positive and finite.
-        """
-        given = np.asarray(priorities, dtype=np.float64)
-        if len(given) != len(ids) or not (np.isfinite(given) & (given > 0)).all():
-            raise DataError(f"{len(ids)} conversations need as many positive, finite priorities; given were {given}")
-        rated = zip(ids, given.tolist(), strict=True)
-        self._priorities.update({name: priority for name, priority in rated if name in self._memory.ids})
-        self._log.add("update_priorities", list(ids), given.tolist())
-
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.
 
@@ -201,7 +161,7 @@ class ReplayBuffer:
         total = int(ends[-1]) if len(ends) else 0
         if n is not None and n > total:
             raise DataError(f"{n} logged states were asked of {index.num_rows} conversations, which have {total}")
-        picks = sampling.uniform(total, total if n is None else n, seed)
+        picks = np.random.default_rng(seed).choice(total, total if n is None else n, replace=False)
         return self._states(index, ends, picks)
 
     def advance(self, version: int) -> int:
@@ -276,7 +236,6 @@ class ReplayBuffer:
             "position": self._catalogue.position,
             "uncounted": sorted(self._catalogue.ids.keys() - self._counted),
             "version": self._version,
-            "priorities": dict(self._priorities),
             "dropped": dict(self._dropped),
             "events": dict(self._events),
         }
@@ -293,7 +252,6 @@ class ReplayBuffer:
         self._catalogue.refresh()
         self._memory = Memory(self._catalogue.rows, self._fetch_seconds)
         self._version = known.get("version", 0)
-        self._priorities: dict[str, float] = dict(known.get("priorities", {}))
         self._dropped: Counter[str] = Counter(known.get("dropped", {}))
         restarts = self._events["restarts"]  # they are no part of what is gone back to
         self._events = Counter(known.get("events", {}))
@@ -356,16 +314,6 @@ class ReplayBuffer:
             )
         return pa.table([ids, pa.array(turn, pa.int32()), tokens], schema=STATES)
 
-    def _priority(self, kind: str) -> np.ndarray:
-        index = self._memory.index
-        if kind == "score_variance":
-            contexts = index["context_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-            return sampling.score_variance(contexts, index["score"].to_numpy().astype(np.float64))
-        if kind != "priority":
-            raise ConfigurationError(f'prioritised is {kind!r}; it can be null, "priority" or "score_variance"')
-        greatest = max(self._priorities.values(), default=1.0)
-        return np.array([self._priorities.get(name, greatest) for name in index["id"].to_pylist()])
-
     def _bound(self, count: bool = True) -> None:
         """Drop what the bounds do not allow, oldest first, and count it by cause."""
         if self._max_staleness is not None:
@@ -386,8 +334,6 @@ class ReplayBuffer:
         gone = self._memory.keep(~marked)
         if count:
             self._dropped[cause] += gone.num_rows
-        for name in gone["id"].to_pylist():
-            self._priorities.pop(name, None)
 
 
 def _recent(index: pa.Table, iterations: int) -> pa.ChunkedArray:

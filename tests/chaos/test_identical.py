@@ -21,7 +21,7 @@ def make(run: Path, change: Callable[[State], object] = lambda state: None) -> P
     state: State = {
         "iteration": 1,
         "version": 1,
-        "buffer": {"ids": ["a", "b"], "position": 3, "version": 1, "priorities": {}, "dropped": {}, "events": {}},
+        "buffer": {"ids": ["a", "b"], "position": 3, "version": 1, "dropped": {}, "events": {}},
         "random": {"python": [3, [1, 2], None]},
         "recoveries": 0,
     }
@@ -49,10 +49,9 @@ def test_what_a_run_went_through_and_its_times_make_no_difference(tmp_path: Path
         lambda state: state.update(version=2),
         lambda state: state.update(random={"python": [3, [1, 5], None]}),
         lambda state: state["buffer"]["ids"].pop(),
-        lambda state: state["buffer"]["priorities"].update(a=2.0),
         lambda state: state["buffer"]["dropped"].update(staleness=1),
     ],
-    ids=["version", "random", "ids", "priorities", "dropped"],
+    ids=["version", "random", "ids", "dropped"],
 )
 def test_what_the_next_iteration_depends_on_does(tmp_path: Path, change: Callable[[State], object]) -> None:
     assert different(make(tmp_path / "one"), make(tmp_path / "another", change)) == "state"

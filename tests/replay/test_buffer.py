@@ -60,7 +60,7 @@ def test_answers_do_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
         buffers.append(buffer)
     one, two = buffers
     assert one.window(2).equals(two.window(2))
-    assert one.sample(6, seed=3).equals(two.sample(6, seed=3))
+    assert one.states(6, seed=3).equals(two.states(6, seed=3))
     assert one.states(9, seed=3).equals(two.states(9, seed=3))
 
 

@@ -41,7 +41,6 @@ def test_a_resumed_buffer_is_the_one_of_the_checkpoint(tmp_path: Path) -> None:
         for iteration in range(3):
             buffer.append([ref(batch(iteration))])
         buffer.advance(3)
-        buffer.update_priorities([one.id for one in batch(2)], [1, 2, 3, 4])
     state = json.loads(json.dumps(resumed.state()))
     resumed.append([ref(batch(3)[:3])])  # after the checkpoint, before the kill
     resumed = ReplayBuffer(tmp_path / "two", max_conversations=10)
@@ -51,7 +50,7 @@ def test_a_resumed_buffer_is_the_one_of_the_checkpoint(tmp_path: Path) -> None:
             assert buffer.append([ref(batch(iteration))]) == Appended(added=4, duplicates=0)
             buffer.advance(iteration + 1)
         assert resumed.window(99).equals(undisturbed.window(99))
-        assert resumed.sample(5, iteration, "priority").equals(undisturbed.sample(5, iteration, "priority"))
+        assert resumed.states(5, iteration).equals(undisturbed.states(5, iteration))
     one, two = undisturbed.statistics(), resumed.statistics()
     for measured in (one, two):
         del measured["objects"], measured["bytes"]
@@ -105,14 +104,13 @@ def test_a_buffer_that_is_made_after_its_calls_is_the_one_that_was_lost(tmp_path
     lost.recall(1)
     lost.append([ref(batch(1)), ref(batch(0))])
     lost.advance(2)
-    lost.update_priorities([one.id for one in batch(1)], [1, 2, 3, 4])
     for name, begun in ((CALLS, '["advance", 99'), (HELD, '["0000000009-000')):
         with (tmp_path / "notes" / name).open("a") as file:
             file.write(begun)  # it was killed in the middle of it
     made = ReplayBuffer(tmp_path / "one", **bounds, notes=tmp_path / "notes")
     for _ in range(2):
         assert made.window(99).equals(lost.window(99)) and len(ids(made.window(99))) == 8
-        assert made.sample(5, 0, "priority").equals(lost.sample(5, 0, "priority"))
+        assert made.states(5, 0).equals(lost.states(5, 0))
         assert [made.ids(iteration) for iteration in range(3)] == [lost.ids(iteration) for iteration in range(3)]
         one, two = lost.statistics(), made.statistics()
         different = {name for name in one if one[name] != two[name]}
@@ -384,6 +382,6 @@ def test_the_actor_hands_on_tables_by_ref_and_survives_its_own_death(tmp_path: P
     assert ids(ray.get(held)) == expected[4:]
     assert ray.get(buffer.states.remote(5, 1)).equals(before)
     assert ray.get(buffer.append.remote([ref(batch(1))])) == Appended(added=0, duplicates=4)
-    with pytest.raises(DataError, match="holds 8"):
-        ray.get(buffer.sample.remote(9, 0))
+    with pytest.raises(DataError, match="99 logged states were asked of 8 conversations"):
+        ray.get(buffer.states.remote(99, 0))
     ray.kill(buffer)
