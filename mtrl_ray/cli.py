@@ -21,6 +21,7 @@ COMMANDS = (
     "evaluate",
     "chat",
     "submit",
+    "check_env",
     "scale",
     "cluster",
     "import_",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtrl_ray.commands.train import OverridesArgument
+from mtrl_ray.commands.train import OverridesArgument, warn
 
 
 def submit(
@@ -16,9 +16,11 @@ def submit(
 ) -> None:
     """Submit a recipe to a Ray cluster as a job and follow its log."""
     from mtrl_ray.run.jobs import submit as submit_job
+    from mtrl_ray.run.preflight import preflight
     from mtrl_ray.run.recipes import load
 
     settings = load(recipe, overrides or [])
+    preflight(settings, warn)
     command = ["mtrl", "submit", recipe, *(overrides or []), "--address", address, *(["--fresh"] if fresh else [])]
     typer.echo(submit_job(settings, address, fresh, shlex.join(command), typer.echo))
 

@@ -53,6 +53,7 @@ def train(
     from mtrl_ray.run.checkpoint_store import store_of
     from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
     from mtrl_ray.run.lock import driven
+    from mtrl_ray.run.preflight import preflight
     from mtrl_ray.run.recipes import load
 
     given = [text for text in (recipe, *(overrides or [])) if text is not None]
@@ -62,6 +63,7 @@ def train(
         settings = resumed_settings(resume, given)
     elif recipe is not None:
         settings = load(recipe, overrides or [])
+        preflight(settings, warn)
     else:
         raise ConfigurationError(
             "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
@@ -76,6 +78,11 @@ def train(
         summary = _run(settings, resume is not None, done, address)
     _show(settings.run_folder, summary)
     write_json(json_path, summary)
+
+
+def warn(sentence: str) -> None:
+    """Say what may be wrong, before the work starts."""
+    typer.secho(f"mtrl: warning: {sentence}", fg=typer.colors.YELLOW, err=True)
 
 
 def write_json(path: Path | None, result: Any) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtrl_envs.base import Environment, Reply
+from mtrl_envs.driver import Driver
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import EngineError, MtrlError
@@ -88,6 +89,7 @@ class DialogueLoop:
         self._stopped = threading.Event()
         self._jobs: list[Job] = []  # whose waiters have to hear when the loop ends
         self._jobs_lock = threading.Lock()
+        self._context_ids: dict[tuple[str, str], int] = {}  # the index that each id stands for
         self.statistics = LoopStatistics()
 
     def rollout(self, leases: list[Lease]) -> Job:
@@ -214,7 +216,15 @@ class DialogueLoop:
                 continue
             with _recorded(job, work.id):
                 dialogue = Dialogue(work, self._environment, self._chat, self._limits)
+                self._check_context(dialogue.driver)
                 self._ask(job, dialogue, dialogue.driver.opening)
+
+    def _check_context(self, driver: Driver) -> None:
+        """Conversations are grouped by their context's id: two contexts of one id would be taken for one."""
+        context = driver.context
+        first = self._context_ids.setdefault((context.split, context.id), context.index)
+        if first != context.index:
+            raise driver.wrong(f"contexts {first} and {context.index} have this same id; each needs an id of its own")
 
     def _spoke(self, generation: Generation) -> None:
         job, dialogue = self._speaking.pop(generation.id)

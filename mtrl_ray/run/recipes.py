@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run.preflight import check_agents
 from mtrl_ray.settings.migration import refuse_old
 from mtrl_ray.settings.secrets import refuse_secrets
 from mtrl_ray.settings.section import sentence
@@ -49,7 +50,7 @@ def validate(tree: dict[str, Any], source: str) -> Settings:
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {sentence(error, Settings)}") from None
     algorithm = make_algorithm(settings.algorithm)
-    make(settings.environment.name, **settings.environment.options)
+    check_agents(settings, make(settings.environment.name, **settings.environment.options))
     algorithm.check(settings)
     return settings
 

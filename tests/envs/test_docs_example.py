@@ -1,13 +1,16 @@
-"""The environment in docs/environments.md is runnable as printed, and needs planning."""
+"""The environments in docs/environments.md are runnable as printed: a short one, and one with scripted agents."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mtrl_envs import measure
 from mtrl_envs.base import Environment
+from mtrl_ray.cli import application
 from mtrl_ray.dialogue.conversation import validate
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
@@ -15,12 +18,26 @@ PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 
 @pytest.fixture(scope="module")
 def namespace() -> dict[str, Any]:
-    """What the page's first block defines."""
+    """What the page's second block defines."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {"__name__": "example", "blocks": blocks}
-    exec(compile(blocks[0], str(PAGE), "exec"), names)
+    exec(compile(blocks[1], str(PAGE), "exec"), names)
     return names
+
+
+def test_the_short_example_passes_its_check(
+    namespace: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = namespace["blocks"][0]
+    assert len(source.splitlines()) < 60
+    (tmp_path / "higher.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    done = CliRunner().invoke(application(), ["check-env", "higher:Higher", "--contexts", "50", "--conversations", "9"])
+    sys.modules.pop("higher", None)
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines()] == ["ok", "warning", "ok", "ok"], done.output
 
 
 def test_the_example_is_an_environment_that_needs_planning(namespace: dict[str, Any]) -> None:
@@ -34,7 +51,7 @@ def test_the_example_is_an_environment_that_needs_planning(namespace: dict[str, 
 
 
 def test_the_measurement_runs_as_printed(namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(namespace["blocks"][1], str(PAGE), "exec"), namespace)
+    exec(compile(namespace["blocks"][2], str(PAGE), "exec"), namespace)
     printed = capsys.readouterr().out
     assert "expert Estimate(mean=1.0" in printed
     assert "agent How many people?" in printed
