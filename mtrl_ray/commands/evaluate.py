@@ -32,7 +32,7 @@ def _evaluate(
 ) -> dict[str, dict[str, float]]:
     from mtrl_envs.registry import make
     from mtrl_ray.evaluation.holdout import baselines, keep, mean_score
-    from mtrl_ray.evaluation.standalone import hold
+    from mtrl_ray.evaluation.standalone import standalone_rollouts
     from mtrl_ray.processes.session import connected
     from mtrl_ray.run.policy import policy_folder
 
@@ -40,7 +40,7 @@ def _evaluate(
     environment = make(settings.environment.name, **settings.environment.options)
     environment.context(split, 0)  # says which splits there are, before anything starts
     with connected(settings, address):
-        table = hold(settings, model, split, contexts)
+        table = standalone_rollouts(settings, model, split, contexts)
     keep(run, f"{split}-{checkpoint}", table)
     estimates = {"policy": mean_score(table)}
     estimates |= baselines(environment, contexts, settings.rollout, split)

@@ -39,7 +39,7 @@ KINDS: tuple[PairModel, ...] = ("preference", "reward")
 
 
 def logged_pairs(table: pa.Table, prefer: Prefer) -> tuple[list[Pair], int]:
-    """A log's pairs, compared, and how many could not be. Raises DataError where no context has two conversations."""
+    """A log's pairs, compared, and how many could not be. Raises DataError if no context has two conversations."""
     talks = sorted(from_table(table), key=lambda one: (one.environment, one.split, one.context_id, one.id))
     pairs, failed, previous = [], 0, None
     for talked in talks:

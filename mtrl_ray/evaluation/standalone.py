@@ -16,10 +16,10 @@ from mtrl_ray.weights.store import read_files, start_store
 logger = logging.getLogger(__name__)
 
 
-def hold(settings: Settings, model: Path, split: str, contexts: int, tag: int = 0) -> pa.Table:
+def standalone_rollouts(settings: Settings, model: Path, split: str, contexts: int, tag: int = 0) -> pa.Table:
     """Conversations of the model with the first `contexts` contexts of a split; Ray has to be connected.
 
-    Raises EngineError or DataError where too many could not be held (`failures`).
+    Raises EngineError or DataError if too many could not be made (`failures`).
     """
     store = start_store()
     fetch(store.keep_files.remote(read_files(str(model))), "the weight store to take the model's files")

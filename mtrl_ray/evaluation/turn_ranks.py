@@ -26,7 +26,7 @@ EARLY = "_early"
 
 
 def probed(folder: Path) -> pa.Table:
-    """The conversations that are scored again and again. Raises DataError where the run was never evaluated."""
+    """The conversations that are scored again and again. Raises DataError if the run was never evaluated."""
     path = folder / "evaluation" / "start.parquet"
     if not path.is_file():
         raise DataError(f"{str(path)!r} is missing: turn scores are kept of the first evaluation's conversations")
@@ -44,7 +44,7 @@ def keep(folder: Path, iteration: int, scores: pa.Table) -> None:
 def stability(folder: Path) -> dict[int, dict[str, float]]:
     """Iteration: mean ρ of turns and tokens to the last scoring; the last iteration also has the `_early` means.
 
-    Empty where fewer than two scorings were kept; a number is left out where nothing has ranks.
+    Empty if fewer than two scorings were kept; a number is left out if nothing has ranks.
     """
     kept = sorted((folder / FOLDER).glob("*.parquet"))
     if len(kept) < 2:

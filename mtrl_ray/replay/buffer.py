@@ -2,7 +2,7 @@
 
 1. The journal is the truth, the object store the cache. `append` first keeps the new conversations in the journal, then
    puts them into the object store; what is lost there is read from the journal again, and a buffer that is made anew
-   begins with what the journal holds. What is held after the journal alone is read when it is asked for.
+   begins with what the journal holds. What only the journal has is read when it is needed.
 2. A conversation counts once, by id, whether it is still in memory or not: the double of a re-issued lease is counted
    as one. Rows that are not valid conversations are refused with a sentence and never enter a batch.
 3. Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). What falls
@@ -10,12 +10,11 @@
 4. Every answer is in the order (iteration, id), or drawn from it under a seed: the same conversations give the same
    answer in whatever order they arrived.
 5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
-   and come out as return values, so that a driver passes them on unseen: `learner.fit.remote(buffer.window.remote(4))`.
-6. Every call may be repeated. So an actor that has a folder for its notes (`replay.lines`: the calls since the last `state`,
-   and what the journal's files hold) may be lost: Ray starts it again and repeats what was under way (`max_restarts`,
-   `max_task_retries`), and nobody who asked it notices. All that the journal has of an iteration is counted then, if any of
-   it was: `recall` an iteration before the first `append` to it. The counts of doubles and refusals since the last `state`
-   are gone.
+   and come out as return values, so the driver passes them on without reading them.
+6. Every call may be repeated. So an actor with a folder for notes (`replay.lines`: the calls since the last `state`, and
+   what the journal's files hold) may be lost: Ray restarts it and repeats the calls under way (`max_restarts`,
+   `max_task_retries`), unnoticed by the callers. It then counts all that the journal has of an iteration, if it counted any:
+   `recall` an iteration before the first `append` to it. Counts of duplicates and refusals since the last `state` are lost.
 """
 
 import logging
@@ -85,8 +84,8 @@ class ReplayBuffer:
         """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
 
         `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
-        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; where one
-        that was lost left its calls there, the buffer begins as that one was.
+        are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; if a buffer
+        that was lost left its calls there, this one begins as that one was.
         """
         _check_bounds(max_conversations=max_conversations, max_bytes=max_bytes, max_staleness=max_staleness)
         self._journal = Journal(journal)
@@ -107,7 +106,7 @@ class ReplayBuffer:
     def append(self, refs: Sequence[ray.ObjectRef]) -> Appended:
         """Take the conversations of these tables. Safe to repeat.
 
-        Raises EngineError where the journal cannot keep them; then none of them was taken.
+        Raises EngineError if the journal cannot keep them; then none of them was taken.
         """
         received = receive(refs, self._fetch_seconds)
         ids = received.table["id"].to_pylist()
@@ -150,7 +149,7 @@ class ReplayBuffer:
         """`n` logged states (None: all), uniform over the agent turns without replacement; rows of `STATES`.
 
         Of the conversations with these `ids`, or of the newest `iterations` iterations, or of all in memory. Raises
-        DataError where there are fewer than `n`, or where a conversation has no token ids yet.
+        DataError if there are fewer than `n`, or if a conversation has no token ids yet.
         """
         index = self._memory.index
         if iterations is not None:

@@ -37,7 +37,7 @@ class Catalogue:
     """See the module's docstring. Nothing is known before the first `refresh`."""
 
     def __init__(self, journal: Journal, notes: Lines) -> None:
-        """`notes`: those of a process that was lost, and where this one's are added to them."""
+        """`notes`: a file that has those of a process that was lost, and to which this one adds its own."""
         self._journal, self._notes = journal, notes
         self._contents: dict[str, _Contents] = {}
         for name, (size, columns) in notes.read():
@@ -53,7 +53,7 @@ class Catalogue:
         return max((contents.file.sequence for contents in self._contents.values()), default=0)
 
     def refresh(self) -> None:
-        """Know what lies in the folder now. Raises EngineError where it cannot be listed or read."""
+        """Know what lies in the folder now. Raises EngineError if it cannot be listed or read."""
         found: dict[str, _Contents] = {}
         for file in self._journal.files():
             contents = self._contents.get(file.name)

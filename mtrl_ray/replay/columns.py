@@ -1,4 +1,4 @@
-"""What the buffer asks of a table of conversations, computed on whole columns.
+"""What the buffer needs to know of a table of conversations, computed on whole columns.
 
 1. The turns of all rows are one flat array, and so are the tokens of all turns: a history is one stretch of it.
 2. `measures` gives the numbers the index keeps, `faults` the rows that break the promises of a conversation,
@@ -22,7 +22,7 @@ MEASURES = pa.schema(
         pa.field("iteration", pa.int32()),
         pa.field("context_id", pa.string()),
         pa.field("score", pa.float32()),
-        pa.field("version", pa.int32()),  # least weight version among the agent's tokens; null where none is known
+        pa.field("version", pa.int32()),  # least weight version among the agent's tokens; null if none is known
         pa.field("tokens", pa.int64()),
         pa.field("turns", pa.int32()),  # the agent's
         pa.field("agent_tokens", pa.int64()),

@@ -5,7 +5,7 @@
    random token that keeps two writers apart. Reading one iteration opens only the files whose range touches it.
 3. A conversation counts once, by id: of rows with the same id the earliest file's is returned.
 4. A file is checked whole when it is first read, each of its rows too (`columns.faults`). One that does not hold valid
-   conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (left where it is on remote
+   conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (it stays where it is on remote
    filesystems), and `problems` says what and why. Files that do not bear a journal's name are somebody else's: reported,
    not touched. Names that begin with `.` or `_` are ignored.
 """
@@ -49,7 +49,7 @@ class JournalFile:
 
     @classmethod
     def parse(cls, name: str) -> "JournalFile | None":
-        """None where the name is not a journal's."""
+        """None if the name is not a journal's."""
         match = NAME.fullmatch(name)
         if match is None:
             return None
@@ -115,7 +115,7 @@ class Journal:
     def append(self, table: pa.Table) -> JournalFile:
         """Keep the rows of `table` for good, as this file.
 
-        Raises DataError where the table is empty or not of `SCHEMA`, EngineError where the filesystem refuses (a full
+        Raises DataError if the table is empty or not of `SCHEMA`, EngineError if the filesystem refuses (a full
         disk, no permission): then nothing of it was kept, and the same call may be made again.
         """
         table = conform(table)
@@ -129,7 +129,7 @@ class Journal:
     def read(self, iterations: int | range | None = None, columns: list[str] | None = None) -> pa.Table:
         """Rows of these iterations (None: all) in append order, each id once; `columns`: of `SCHEMA`, None for all.
 
-        Files that cannot be read are set aside and described in `problems`. Raises EngineError where the filesystem
+        Files that cannot be read are set aside and described in `problems`. Raises EngineError if the filesystem
         itself fails, since fewer rows than were kept is not an answer.
         """
         return self._read(iterations, columns)
@@ -144,7 +144,7 @@ class Journal:
         return table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string())))
 
     def load(self, file: JournalFile) -> pa.Table | None:
-        """The rows of one file, doubles too; None where it is gone, or cannot be read and is set aside (see `problems`)."""
+        """The rows of one file, doubles too; None if it is gone, or cannot be read and is set aside (see `problems`)."""
         try:
             return self._load(file, SCHEMA.names)
         except FileNotFoundError:
@@ -223,7 +223,7 @@ class Journal:
 
 
 def conform(table: pa.Table) -> pa.Table:
-    """`table` with exactly the columns of `SCHEMA`. Raises DataError where it is empty or not of conversations."""
+    """`table` with exactly the columns of `SCHEMA`. Raises DataError if it is empty or not of conversations."""
     if not isinstance(table, pa.Table):
         raise DataError(f"a pyarrow table of conversations is needed; {type(table).__name__} was given")
     if table.num_rows == 0:
@@ -242,7 +242,7 @@ def conform(table: pa.Table) -> pa.Table:
 
 
 def _check(table: pa.Table) -> None:
-    """Raises ArrowInvalid where text is no UTF-8, or a row no valid conversation."""
+    """Raises ArrowInvalid if text is no UTF-8, or a row no valid conversation."""
     table.validate(full=True)
     found = faults(table)
     if found:

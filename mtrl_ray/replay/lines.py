@@ -12,13 +12,13 @@ from mtrl_ray.processes.writing import writing
 
 
 class Lines:
-    """See the module's docstring. Without a `path` nothing is kept. Raises EngineError where the file cannot be written."""
+    """See the module's docstring. Without a `path` nothing is kept. Raises EngineError if the file cannot be written."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._torn = path, False
 
     def begin(self, *lines: Sequence[Any]) -> None:
-        """Forget everything but these, each a name and its arguments; where that fails the former file stays."""
+        """Forget everything but these, each a name and its arguments; if that fails the former file stays."""
         if self._path is None:
             return
         temporary = self._path.with_name(f"{self._path.name}.writing")
@@ -39,7 +39,7 @@ class Lines:
         self._torn = False
 
     def read(self) -> list[tuple[str, list[Any]]]:
-        """Names and arguments, oldest first; none where there is no file. A last line that was cut off is removed."""
+        """Names and arguments, oldest first; none if there is no file. A last line that was cut off is removed."""
         if self._path is None:
             return []
         try:

@@ -150,7 +150,7 @@ class Memory:
             self._store(number, self._table(number).take(pa.array(kept)))
 
     def _table(self, number: int) -> pa.Table:
-        """A segment's table. Raises EngineError where it is nowhere."""
+        """A segment's table. Raises EngineError if it is nowhere."""
         return self._tables([number])[0]
 
     def _tables(self, numbers: list[int]) -> list[pa.Table]:
@@ -174,7 +174,7 @@ class Memory:
         return [found[number] for number in numbers]
 
     def _fetched(self, number: int) -> pa.Table | None:
-        """A segment's table, zero-copy; None where its object is not there."""
+        """A segment's table, zero-copy; None if its object is not there."""
         ref = self._segments[number].ref
         try:
             return None if ref is None else ray.get(ref, timeout=self._fetch_seconds)

@@ -45,7 +45,7 @@ class Record:
 def read_records(source: str, mapping: Mapping) -> Iterator[Record]:
     """The records of one file (path or URI), in order.
 
-    Raises DataError where the file cannot be read or parsed at all, ConfigurationError where its format is unknown.
+    Raises DataError if the file cannot be read or parsed at all, ConfigurationError if its format is unknown.
     """
     kind = mapping.format
     if kind == "auto":
@@ -161,7 +161,7 @@ def _grouped(source: str, records: Iterator[Record], mapping: Mapping) -> Iterat
 
 
 def _ordered(rows: list[dict[str, Any]], column: str) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows by a column, as numbers where all of them are, else as text (ISO times sort as text)."""
+    """The rows by a column, as numbers if all of them are, else as text (ISO times sort as text)."""
     keys = [row.get(column) for row in rows]
     if any(key is None or key == "" for key in keys):
         return rows, f"a row has nothing in the column {column!r}, by which they are ordered"

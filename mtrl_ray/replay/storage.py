@@ -1,6 +1,6 @@
 """One folder on any pyarrow filesystem, written whole or not at all.
 
-1. On a local or distributed filesystem a file is written under a hidden name (`.NAME.writing`), synced where that can
+1. On a local or distributed filesystem a file is written under a hidden name (`.NAME.writing`), synced if that can
    be asked for, and renamed. On an object store a put is whole by itself.
 2. A write that fails leaves nothing behind and says which path, why, and what would work. What a killed writer left is
    removed by a later one, once it is an hour old.
@@ -29,7 +29,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem and path of a local path or URI. Raises ConfigurationError where it cannot be opened."""
+    """The pyarrow filesystem and path of a local path or URI. Raises ConfigurationError if it cannot be opened."""
     text = os.fspath(uri)
     if "://" not in text:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
@@ -56,7 +56,7 @@ class Folder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def files(self) -> list[fs.FileInfo]:
-        """What lies in the folder; empty where it does not exist. Raises EngineError where it cannot be listed."""
+        """What lies in the folder; empty if it does not exist. Raises EngineError if it cannot be listed."""
         try:
             infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         except OSError as error:
@@ -88,7 +88,7 @@ class Folder:
     def check_readable(self, name: str) -> None:
         """Read a file to its end: tells a damaged file from a filesystem that fails.
 
-        Raises FileNotFoundError where it is gone, EngineError where the filesystem does not give its bytes.
+        Raises FileNotFoundError if it is gone, EngineError if the filesystem does not give its bytes.
         """
         try:
             with self.filesystem.open_input_file(self.at(name)) as source:
