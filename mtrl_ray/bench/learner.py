@@ -45,7 +45,7 @@ def bench_learner(
     tokens, share = len(dialogues.tokens), len(dialogues.agent_tokens) / len(dialogues.tokens)
     with tempfile.TemporaryDirectory(prefix="mtrl-bench-") as folder:
         tiny_llama(Path(folder))
-        learner = Learner(LearnerSettings(threads=threads, device="cpu"), folder, seed=seed)
+        learner = Learner(LearnerSettings(threads=threads), folder, seed=seed)
         bare = Bare(Path(folder), tokens, conversations, share, seed)
     once = SFT(minibatch_conversations=MINIBATCH)
     trained, dense = alternate([lambda: learner.run(once, talks), bare.run], rounds)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mtrl_envs.preferences import Prefer
 from mtrl_ray.dialogue.chat import chat_format
@@ -106,7 +107,7 @@ def fit_logged_preferences(
                 f"of {left_out.total} pairs {len(given) // 2} are left to fit and {len(unseen_given) // 2} to judge; give more "
                 "pairs, another --held-out, or a greater --context-length"
             )
-        learner = Learner(LearnerSettings(), path, seed=seed)
+        learner = Learner(LearnerSettings(gpus=int(torch.cuda.is_available())), path, seed=seed)
         if model.path == TINY:
             learner.run(sft, seen)
         counts = {"train": len(given) // 2, "held_out": len(unseen_given) // 2, "left_out": left_out.count}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import from_table, sources, to_table
@@ -65,7 +66,7 @@ def fit_logged_q(
                 f"{left_out.too_long} are longer than --context-length {model.context_length}, "
                 f"{sum(left_out.causes.values())} cannot be read by the model"
             )
-        learner = Learner(LearnerSettings(), path, seed=seed)
+        learner = Learner(LearnerSettings(gpus=int(torch.cuda.is_available())), path, seed=seed)
         _, tuned = learner.run(sft, train) if model.path == TINY else (None, {})
         _, fitted = learner.run(spec, train)
         seen, unseen = (learner.run(PredictQ(spec.discount), part)[0] for part in (train, test))

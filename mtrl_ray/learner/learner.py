@@ -101,8 +101,7 @@ class Learner:
 
 
 def pick_device(settings: LearnerSettings) -> torch.device:
-    """The device that the settings ask for. Raises ConfigurationError if it is not there."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("learner.device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    wanted = settings.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if wanted else "cpu")
+    """The GPU if the process has a share of one, otherwise the CPU. Raises ConfigurationError if there is no GPU."""
+    if settings.gpus and not torch.cuda.is_available():
+        raise ConfigurationError(f"learner.gpus is {settings.gpus:g}, but torch sees no GPU here; set it to 0")
+    return torch.device("cuda" if settings.gpus else "cpu")

@@ -1,13 +1,13 @@
 """How work is cut into chunks: small ones, so that little is lost with a worker, or such that each gives the same bits.
 
-1. Small (`rollout.exact` false): `rollout.lease_size` leases each, several in flight per worker. What is known already is
+1. Small: `rollout.lease_size` leases each, several in flight per worker. What is known already is
    left out before anything is cut.
 2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of
    everything that is learned. So the whole list is cut, the same way whoever is there, into one chunk for each of the most
    workers there may be; a worker holds one chunk at a time, from an empty cache to its end. A chunk of which anything is
    missing is held again as a whole, and gives again what it gave: the replay buffer drops the doubles.
-3. By default runs are exact where the number of workers is fixed and the users are scripted. Users that wait for a network
-   answer whenever they do, and nothing would be the same twice.
+3. Runs are exact if `rollout.workers` is a number and the users are scripted. Users that wait for a network answer whenever
+   they do, and nothing would be the same twice.
 """
 
 from collections.abc import Set
@@ -37,11 +37,8 @@ class Chunk:
 
 def is_exact(settings: Settings) -> bool:
     """Whether the run's chunks are cut as rule 2 says."""
-    if settings.rollout.exact is not None:
-        return settings.rollout.exact
-    least, most = settings.rollout.bounds
     environment = make(settings.environment.name, **settings.environment.options)
-    return least == most and not environment.blocking
+    return isinstance(settings.rollout.workers, int) and not environment.blocking
 
 
 class Cutter:

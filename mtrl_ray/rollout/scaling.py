@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mtrl_cluster.demand import Demand, LeastSeconds, Load, waited
+from mtrl_cluster.demand import Demand, Load, waited
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.fleet import Fleet, Usage
 from mtrl_ray.rollout.requests import FleetState, clear, read_request, write_state
@@ -35,7 +35,7 @@ class Scaling:
     def __init__(self, folder: Path, fleet: Callable[[], Fleet], workers: WorkerRange) -> None:
         """`fleet`: returns the present one; a run that loses its fleet makes another."""
         self._folder, self._fleet, self._bounds = folder, fleet, (workers.min, workers.max)
-        self._demand = Demand(*self._bounds, LeastSeconds(workers.scale_up_seconds, workers.scale_down_seconds))
+        self._demand = Demand(*self._bounds, workers.least_seconds)
         self._wanted = workers.min
         self._by_hand = False
         self._heard: str | None = None

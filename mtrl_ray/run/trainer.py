@@ -57,7 +57,7 @@ class Trainer:
         self.checkpoints = store_of(settings)
         self.model_path = self._model_path()
         self.recovery = Recovery(RECOVERIES, self.view.note)
-        self.recorder = Recorder(self.folder, settings.run.name, settings.run.tensorboard)
+        self.recorder = Recorder(self.folder, settings.run.name)
         self.system = System(settings, self.folder, self.model_path, self.view)
         try:
             self.recovery.carry(lambda: self._open(resume), self._mend)

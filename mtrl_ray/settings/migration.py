@@ -27,9 +27,7 @@ class Gone:
 
 
 RENAMED = {
-    "monitoring.tensorboard": "run.tensorboard",
     "rollout.workers.having_seconds": "rollout.workers.scale_up_seconds",
-    "rollout.workers.keeping_seconds": "rollout.workers.scale_down_seconds",
 }
 RENAMED_VALUES = {"algorithm.improvement.aggregation": {"response": "turn"}}
 GONE = {
@@ -38,12 +36,28 @@ GONE = {
     "model.warm_start.seconds": Gone("model.warm_start.steps alone decides how long it is"),
     "model.warm_start.batch_conversations": Gone("a step has 16 conversations"),
     "model.warm_start.learning_rate": Gone("its learning rate is 3e-3"),
+    "rollout.workers.keeping_seconds": Gone("it is scale_up_seconds less half a second"),
+    "rollout.workers.scale_down_seconds": Gone("it is scale_up_seconds less half a second"),
+    "rollout.exact": Gone(
+        "runs are exact if rollout.workers is a number and users are scripted; {min: 2, max: 2} has smaller chunks",
+        None,
+        (None,),
+    ),
     "rollout.preload": Gone("processes without a GPU are forks", None),
     "rollout.kv_cache_gib": Gone("the cache follows from rollout.concurrency and model.context_length", 0.25),
     "replay.max_conversations": Gone("replay.max_gib bounds what is in memory", 20_000),
+    "learner.device": Gone("models are on a GPU if learner.gpus is above 0", "auto"),
     "learner.preload": Gone("processes without a GPU are forks", None),
     "monitoring.live": Gone("the table is shown in a terminal only; pipe the output for plain lines", True),
+    "monitoring.tensorboard": Gone("TensorBoard's files are always written", True),
     "monitoring.ray_metrics": Gone("metrics are Ray gauges in every run", True),
+    "algorithm.improvement.temperature": Gone("rollout.temperature holds for both"),
+    "algorithm.improvement.mixture": Gone("algorithm.tau decides"),
+    "algorithm.improvement.value_clip": Gone("values are not clipped", None, (None,)),
+    "algorithm.advantages.temperature": Gone("rollout.temperature holds for both"),
+    "algorithm.advantages.alpha": Gone("algorithm.alpha decides"),
+    "algorithm.q.evaluated_conversations": Gone("Q is judged on 512 conversations", 512),
+    "algorithm.rewards.concentration": Gone("it is 1", 1.0, (1.0,)),
 }
 
 

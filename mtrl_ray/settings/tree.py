@@ -31,8 +31,6 @@ class RunSettings(Section):
     has a folder of its name; None: the run's own folder."""
     wait_seconds: float = Field(3600.0, gt=0)
     """Longest wait for one piece of work of an actor (a fit, an improvement); beyond it the actor counts as lost."""
-    tensorboard: bool = True
-    """Whether TensorBoard's event files are written too."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -84,26 +82,28 @@ class ModelSettings(Section):
     warm_start: WarmStartSettings = WarmStartSettings()
 
 
+HYSTERESIS_SECONDS = LeastSeconds.scale_up - LeastSeconds.scale_down
+
+
 class WorkerRange(Section):
     """Bounds between which a fleet follows demand."""
 
     min: int = Field(1, ge=1)
     max: int = Field(ge=1)
     scale_up_seconds: float = Field(LeastSeconds.scale_up, gt=0)
-    """Add a worker only if it saves at least this many seconds per iteration."""
-    scale_down_seconds: float = Field(LeastSeconds.scale_down, ge=0)
-    """Remove a worker only if that costs less than this many seconds per iteration."""
+    """Add a worker only if it saves at least this many seconds per iteration, and remove one only if that costs less than
+    these without `HYSTERESIS_SECONDS`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "WorkerRange":
         if self.max < self.min:
             raise ValueError(f"min is {self.min} and max is {self.max}; max has to be at least min")
-        if self.scale_up_seconds <= self.scale_down_seconds:
-            raise ValueError(
-                f"scale_up_seconds is {self.scale_up_seconds} and scale_down_seconds is {self.scale_down_seconds}; "
-                "scale_up_seconds has to be greater, or the number of workers would swing"
-            )
         return self
+
+    @property
+    def least_seconds(self) -> LeastSeconds:
+        """Both thresholds, apart from each other: otherwise the number of workers would swing."""
+        return LeastSeconds(self.scale_up_seconds, max(self.scale_up_seconds - HYSTERESIS_SECONDS, 0.0))
 
 
 Workers = Annotated[
@@ -119,7 +119,9 @@ class RolloutSettings(Section):
     engine: Literal["auto", "vllm", "huggingface"] = "auto"
     """`auto`: vLLM where it is installed."""
     workers: Workers = 1
-    """How many, or `{min: …, max: …}`: as many as the run has use for (`mtrl_cluster.demand`)."""
+    """How many, or `{min: …, max: …}`: as many as the run has use for (`mtrl_cluster.demand`). With a number and scripted users
+    the work is cut such that the same bits come out every time (`rollout.chunks`), so a run that was killed and resumed is the
+    undisturbed run; with a range, even {min: 2, max: 2}, into smaller pieces, of which a lost worker costs less."""
     spares: int = Field(0, ge=0)
     """Workers beyond these, their engines ready: each takes the place of one that fails, at once."""
     concurrency: int = Field(128, ge=1)
@@ -128,9 +130,6 @@ class RolloutSettings(Section):
     """Conversations handed to a worker, and returned by it, at a time."""
     lease_seconds: float = Field(300.0, gt=0)
     """Deadline of `lease_size` conversations or responses; past it they are given to somebody else."""
-    exact: bool | None = None
-    """Whether conversations are cut into chunks that give the same bits every time (`rollout.chunks`), so that a run that
-    was killed and resumed is the undisturbed run; None: where the number of workers is fixed and users are scripted."""
     retries: int = Field(3, ge=0)
     """How often a failed lease is tried again before it is dropped and counted."""
     data_errors: float = Field(0.5, ge=0, le=1)
@@ -173,9 +172,9 @@ class LearnerSettings(Section):
     processes: int = Field(1, ge=1)
     spare: bool = False
     """Whether as many processes again, the model loaded, are there to take the place of these when one is lost."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
+    """Of one process, as Ray counts them; above 0 its models are on the GPU."""
     threads: int | None = Field(None, ge=1)
     """Of torch, per process; None: the machine's cores shared among the processes."""
     tokens_per_microbatch: int = Field(16_384, ge=64)
@@ -208,8 +207,6 @@ class Settings(Section):
                 f"rollout.response_tokens is {self.rollout.response_tokens}, model.context_length "
                 f"{self.model.context_length}; a response has to be shorter than the context"
             )
-        if self.learner.device == "cuda" and self.learner.gpus == 0:
-            raise ValueError("learner.device is cuda but learner.gpus is 0; give each learner process a GPU share")
         return self
 
     @property

@@ -40,7 +40,6 @@ PLACEMENT = (
     "learner.cpus",
     "learner.gpus",
     "learner.threads",
-    "run.tensorboard",
 )
 
 

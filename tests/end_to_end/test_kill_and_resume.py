@@ -39,7 +39,7 @@ def killed(quick: list[str], tmp_path: Path) -> Path:
         "run.iterations=5",
         "run.checkpoint_every=2",
         f"algorithm.contexts={CONTEXTS}",
-        "rollout.exact=false",
+        "rollout.workers={min: 1, max: 1}",
         "rollout.lease_size=6",
         "rollout.concurrency=6",
     ]

@@ -20,7 +20,7 @@ AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 @pytest.fixture(scope="module")
 def settings(quick: list[str]) -> list[str]:
     """Overrides of runs whose chunks are shared by two workers."""
-    return [*quick, "rollout.workers=2", "run.tensorboard=false"]
+    return [*quick, "rollout.workers=2"]
 
 
 @pytest.mark.timeout(400)

@@ -38,7 +38,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings() -> LearnerSettings:
     """One thread; micro-batches small enough that every minibatch has several."""
-    return LearnerSettings(threads=1, device="cpu", tokens_per_microbatch=256)
+    return LearnerSettings(threads=1, tokens_per_microbatch=256)
 
 
 @pytest.fixture

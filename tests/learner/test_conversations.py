@@ -87,7 +87,7 @@ def test_every_scheme_places_what_it_splits(learner: Learner, judged: pa.Table, 
 
 
 def test_turn_sums_of_tokens_are_what_itpo_adds_to_the_outcome(policy_folder: Path, talks: pa.Table) -> None:
-    learner = Learner(LearnerSettings(threads=1, device="cpu"), policy_folder, seed=3)
+    learner = Learner(LearnerSettings(threads=1), policy_folder, seed=3)
     learner.run(PRMFit(learning_rate=3e-3), talks)
     implicit = learner.run(ImplicitRewards(0.5), talks)[0]
     specs = [
@@ -104,7 +104,7 @@ def test_turn_sums_of_tokens_are_what_itpo_adds_to_the_outcome(policy_folder: Pa
 
 def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, talks: pa.Table) -> None:
     def numbers(budget: int) -> list[np.ndarray]:
-        settings = LearnerSettings(threads=1, device="cpu", tokens_per_microbatch=budget)
+        settings = LearnerSettings(threads=1, tokens_per_microbatch=budget)
         learner, found = Learner(settings, policy_folder, seed=3), []
         for scheme, estimator in (("norm_itpo", "rloo"), ("value", "ppo")):
             rewards, _ = rewards_of(learner, talks, scheme)

@@ -33,7 +33,7 @@ UNIFORM, WHOLE = TurnRewards(scheme="uniform"), ConversationImprovement(minibatc
 
 
 def settings_for(processes: int) -> LearnerSettings:
-    return LearnerSettings(processes=processes, threads=1, device="cpu", cpus=0.5, tokens_per_microbatch=512)
+    return LearnerSettings(processes=processes, threads=1, cpus=0.5, tokens_per_microbatch=512)
 
 
 @contextmanager

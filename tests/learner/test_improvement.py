@@ -220,7 +220,7 @@ def test_larger_micro_batches_give_the_same_step(policy_folder: Path, conversati
     spec = Improvement(epochs=1, minibatches=1)
     weights = []
     for budget in (64, 100_000):
-        learner = Learner(LearnerSettings(threads=1, device="cpu", tokens_per_microbatch=budget), policy_folder, seed=3)
+        learner = Learner(LearnerSettings(threads=1, tokens_per_microbatch=budget), policy_folder, seed=3)
         learner.run(spec, conversations, responses, scores)
         weights.append(parameters_of(learner))
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)

@@ -21,7 +21,7 @@ SPEC = PRMFit(beta=BETA, epochs=2, minibatches=3, learning_rate=2e-3)
 
 
 def learner_with(policy_folder: Path, budget: int = 256) -> Learner:
-    settings = LearnerSettings(threads=1, device="cpu", tokens_per_microbatch=budget)
+    settings = LearnerSettings(threads=1, tokens_per_microbatch=budget)
     return Learner(settings, policy_folder, seed=3)
 
 

@@ -147,7 +147,7 @@ def test_half_precision_samplers_get_half_precision_weights(settings: LearnerSet
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_named(policy_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="torch sees no GPU"):
-        Learner(LearnerSettings(device="cuda", gpus=1), policy_folder)
+        Learner(LearnerSettings(gpus=1), policy_folder)
 
 
 def test_random_numbers_depend_on_seed_stream_and_count_only(learner: Learner) -> None:

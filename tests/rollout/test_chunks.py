@@ -16,7 +16,7 @@ def cutter(*overrides: str) -> Cutter:
 
 
 EXACT = {workers: cutter(f"rollout.workers={workers}") for workers in (1, 2, 3)}
-SMALL = cutter("rollout.exact=false")
+SMALL = cutter("rollout.workers={min: 1, max: 1}")
 
 
 @given(st.integers(1, 60), st.sets(st.integers(0, 59)), st.sampled_from(sorted(EXACT)), st.integers(1, 3))
@@ -61,11 +61,10 @@ def test_a_worker_holds_one_chunk_of_an_exact_run_and_has_longer_for_it():
     [
         ([], True),
         (["rollout.workers={min: 1, max: 2}"], False),
-        (["rollout.workers={min: 1, max: 2}", "rollout.exact=true"], True),
         ([f"environment.options={LLM}"], False),
-        (["rollout.exact=false"], False),
+        (["rollout.workers={min: 2, max: 2}"], False),
     ],
-    ids=["scripted", "elastic", "elastic, asked for", "an LLM's users", "not asked for"],
+    ids=["scripted", "elastic", "an LLM's users", "a range of one number"],
 )
 def test_runs_are_exact_where_they_can_be(overrides, exact):
     assert is_exact(load("sales", overrides)) is exact

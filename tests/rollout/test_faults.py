@@ -28,7 +28,8 @@ def fleet_of(ray_cluster: None, blank_sales: Path, quick: list[str]):
 
     def make(*overrides: str, say: Callable[[str], object] = print) -> Fleet:
         settings = load(
-            "sales", [*quick, "rollout.lease_size=6", "rollout.concurrency=6", "rollout.exact=false", *overrides]
+            "sales",
+            [*quick, "rollout.lease_size=6", "rollout.concurrency=6", "rollout.workers={min: 1, max: 1}", *overrides],
         )
         made.append(Fleet(settings, str(blank_sales), store, say))
         return made[-1]

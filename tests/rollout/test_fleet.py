@@ -17,7 +17,7 @@ from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import EngineError
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import make_leases
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.settings.tree import Settings, WorkerRange
 from mtrl_ray.weights.packed import pack
 from mtrl_ray.weights.store import materialise, read_files, start_store
 from tests.rollout.conftest import logprobs, shaken
@@ -28,7 +28,13 @@ from tests.support.processes import wait_until
 def settings(sales_settings: Settings) -> Settings:
     """Two workers with small chunks."""
     rollout = sales_settings.rollout.model_copy(
-        update={"workers": 2, "concurrency": 16, "lease_size": 8, "exact": False, "response_tokens": 12, "cpus": 0.5}
+        update={
+            "workers": WorkerRange(min=2, max=2),
+            "concurrency": 16,
+            "lease_size": 8,
+            "response_tokens": 12,
+            "cpus": 0.5,
+        }
     )
     return sales_settings.model_copy(update={"rollout": rollout})
 

@@ -32,11 +32,14 @@ def change(run: Path, section: str, **values: Any) -> None:
 def test_settings_of_version_0_1_are_those_of_this_version(tmp_path: Path, name: str, caplog):
     run = shutil.copytree(DATA / name, tmp_path / name)
     settings = resumed_settings(run)
-    assert settings.run.tensorboard is False and settings.run_folder == run
+    assert settings.run_folder == run
     write_settings(settings)
     assert yaml.safe_load((run / "config.yaml").read_text())["version"] == mtrl_ray.__version__
     assert resumed_settings(run) == settings
-    assert [record.args[1].split()[0] for record in caplog.records] == ["monitoring.ray_metrics"]
+    assert [record.args[1].split()[0] for record in caplog.records] == [
+        "monitoring.tensorboard",
+        "monitoring.ray_metrics",
+    ]
 
 
 def test_its_journal_and_its_report_are_read(old: Path):
@@ -71,7 +74,7 @@ def test_names_that_changed_are_changed(old: Path):
     ("override", "said"),
     [
         ("run.recoveries=3", r"sales: run.recoveries is a setting of an earlier version; leave it out: a run gives up"),
-        ("monitoring.tensorboard=false", r"it is called run.tensorboard now"),
+        ("rollout.workers={max: 2, having_seconds: 2}", r"it is called rollout.workers.scale_up_seconds now"),
     ],
 )
 def test_an_old_name_in_a_recipe_is_refused_with_the_new_one(override: str, said: str):

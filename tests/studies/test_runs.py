@@ -101,7 +101,6 @@ def test_changed_settings_are_refused_or_replace_the_run(study, finished_run):
 def test_settings_that_only_say_where_a_run_takes_place_may_differ(study):
     folder, definition, _ = study
     placed = [
-        "run.tensorboard=false",
         "learner.threads=2",
         "run.keep_checkpoints=1",
         "rollout.cpus=0.2",

@@ -85,7 +85,7 @@ def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     from mtrl_ray.learner.compute.collective import connect, join
     from mtrl_ray.learner.learner import Learner
 
-    settings = LearnerSettings(processes=PROCESSES, threads=1, device="cpu")
+    settings = LearnerSettings(processes=PROCESSES, threads=1)
     store = connect(_HOST, port, PROCESSES, PARTNER_SECONDS)
     group = join(store, rank, PROCESSES, torch.device("cpu"), PARTNER_SECONDS)
     learner = Learner(settings, folder, collective=group)
