@@ -3,7 +3,7 @@
 import pytest
 
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
+from mtrl_ray.processes.failures import Failure, causes, sentence, stop_at_too_many
 
 
 def failures(wrong: int, away: int) -> list[Failure]:
@@ -50,3 +50,33 @@ def test_what_is_too_much_and_whose_fault_it_is(wrong, away, allowed, kind, sent
 def test_the_most_frequent_causes_are_shown():
     assert causes([]) == ""
     assert causes(failures(1, 2)) == "2 x EngineError: nobody answers; 1 x DataError: the file is torn"
+
+
+PYDANTIC = """The actor died because of an error raised in its creation task, ray::RolloutWorker.__init__()
+  File "worker.py", line 97, in __init__
+    self._loop = started.result()
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, User-specified max_model_len (4096) is greater than 1024. [type=value_error, input_value={'m': 1}, input_type=A]
+    For further information visit https://errors.pydantic.dev/2.11/v/value_error"""
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            PYDANTIC,
+            "ValidationError: 1 validation error for ModelConfig "
+            "Value error, User-specified max_model_len (4096) is greater than 1024.",
+        ),
+        ("ray::f()\n  File 'x'\nmtrl_ray.errors.EngineError: no engine here", "EngineError: no engine here"),
+        (
+            "KeyError: 'a'\n\nDuring handling of it:\n\nValueError: first line\nsecond line",
+            "ValueError: first line second line",
+        ),
+        ("The actor died unexpectedly.\n\tIts node was lost.", "Its node was lost."),
+        ("one sentence", "one sentence"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_sentence_of_an_error_is_its_cause(text: str, cause: str):
+    assert sentence(RuntimeError(text)) == cause

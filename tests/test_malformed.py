@@ -239,7 +239,7 @@ class Parrot:
 @pytest.mark.parametrize("hostile", [False, True], ids=["nonsense", "hostile"])
 def test_what_users_and_environments_answer(hostile, blank_sales: Path):
     chat = chat_format(str(blank_sales))
-    loop = DialogueLoop(Parrot(300), chat, Babel(hostile), Limits(12, 1024, 1.0), 64, user_threads=2)
+    loop = DialogueLoop(Parrot(300), chat, Babel(hostile), Limits(12, 1024, 1.0), 64, user_seconds=60)
     leases = make_leases(0, "train", 0, range(30))
     job = loop.rollout(leases)
     for _ in range(100):

@@ -46,7 +46,7 @@ def bench_rollout(settings: Settings, model: Path, conversations: int, rounds: i
     rollout = settings.rollout
     limits = Limits(rollout.response_tokens, settings.model.context_length, rollout.temperature)
     environment = make(settings.environment.name, **settings.environment.options)
-    loop = DialogueLoop(engine, chat, environment, limits, rollout.concurrency, rollout.user_threads)
+    loop = DialogueLoop(engine, chat, environment, limits, rollout.concurrency, rollout.user_seconds)
     tallies = _Tallies()
     _hold(loop, settings, conversations, tag=0)  # compiles kernels, fills caches
     for number in range(1, rounds + 1):

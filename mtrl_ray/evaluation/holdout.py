@@ -15,6 +15,7 @@ from mtrl_envs.driver import is_well_formed, make_context
 from mtrl_envs.measure import mean_score as measured
 from mtrl_ray.dialogue.conversation import Conversation, from_table, sources
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.processes.deadlines import Calls, Late
 from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.statistics.estimates import Estimate, mean_interval
@@ -54,24 +55,31 @@ def scripted(
 ) -> Estimate:
     """Mean score of a scripted agent over the same contexts.
 
-    As in the policy's own evaluation: users that wait for a network run side by side (`rollout.user_threads`); a
+    As in the policy's own evaluation: users that wait for a network run side by side (`rollout.concurrency`); a
     conversation that fails, for whatever reason, is tried again (`rollout.retries`), then left out, counted and named in
-    the log. Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
+    the log. A conversation may take `rollout.user_seconds`, one with users behind a network as long for each turn; a late
+    one is not tried again. Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
     """
-    tries = rollout.retries + 1
+    tries, blocking = rollout.retries + 1, environment.blocking
+    calls = Calls(rollout.user_seconds * (environment.max_turns + 1 if blocking else 1))
+
+    def talk(index: int) -> Conversation:
+        return measure.rollout(environment, make_context(environment, split, index), agent, seed=0)
 
     def held(index: int) -> Conversation | Failure:
         failure = Failure(f"{agent}/{split}/{index}", "", "")
         for _ in range(tries):
             try:
-                return measure.rollout(environment, make_context(environment, split, index), agent, seed=0)
+                return calls.run(f"{environment.name}: conversation {failure.id} with its user", talk, index)
             except ConfigurationError:
                 raise
+            except Late as error:
+                return Failure.of(failure.id, error)
             except Exception as error:  # whatever a user raises
                 failure = Failure.of(failure.id, error)
         return failure
 
-    with ThreadPoolExecutor(rollout.user_threads if environment.blocking else 1) as pool:
+    with ThreadPoolExecutor(rollout.concurrency if blocking else 1) as pool:
         found = list(pool.map(held, range(contexts)))
     failed = [one for one in found if isinstance(one, Failure)]
     work = f"conversations of the agent {agent!r}"

@@ -9,6 +9,7 @@
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from mtrl_ray.errors import DataError, EngineError, MtrlError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_HEADER = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt|Timeout)(:|$)")
+_MODULE = re.compile(r"^(\w+\.)+")
+_ADVERT = "For further information visit"  # the last line of pydantic's errors
+_INPUT = re.compile(r"\s*\[type=\w+, input_value=.*?, input_type=\w+\]")
 
 SHOWN = 3
 """Causes of failures that are shown."""
@@ -118,6 +124,12 @@ def explained(error: BaseException) -> MtrlError | None:
 
 
 def sentence(error: BaseException) -> str:
-    """The last line of an error: the sentence of what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+    """The cause of an error in one line, found in the remote traceback that its text may carry."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip() and _ADVERT not in line]
+    if not lines:
+        return type(error).__name__
+    headers = [place for place, line in enumerate(lines) if _HEADER.match(line)]
+    said = lines[-1]
+    if headers:
+        said = " ".join([_MODULE.sub("", lines[headers[-1]]), *lines[headers[-1] + 1 :]])
+    return " ".join(_INPUT.sub("", said).split())[:500]

@@ -63,10 +63,6 @@ class Cutter:
         size = self._size(count, max(1, self._rollout.lease_size // samples), workers)
         return [Chunk(states=(start, min(count, start + size)), samples=samples) for start in range(0, count, size)]
 
-    def seconds(self, chunk: Chunk) -> float:
-        """Deadline of a chunk, from when a worker begins with it: `rollout.lease_seconds` for each `rollout.lease_size`."""
-        return self._rollout.lease_seconds * ceil(chunk.items / self._rollout.lease_size)
-
     def _size(self, items: int, most: int, workers: int) -> int:
         if self.exact:
             return max(1, ceil(items / self._rollout.bounds[1]))

@@ -13,6 +13,9 @@ from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.rollout.engine import Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease, derive_seed
 
+CHARACTERS_PER_TOKEN = 16
+"""A user's text is read up to this many characters for each token of the context window; what follows could not fit."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -45,17 +48,23 @@ class Dialogue:
     def add_user_turn(self, reply: Reply) -> SampleRequest | None:
         """Append the user's opening or reply; the next request, or None when the conversation is over.
 
-        Raises DataError if the opening and a response do not fit into the context window.
+        A user's text is cut to the context window; a reply that does not fit ends the conversation. Raises DataError if the
+        opening and a response do not fit.
         """
         driver = self.driver
         first = not driver.turns
         turn = driver.add_user_turn(reply)
         last, prompt = driver.turns[-2], driver.stop is None
+        turn.text = self._bounded(turn.text)
+        last.sent = None if last.sent is None else self._bounded(last.sent)
         if first:
             last.tokens, turn.tokens = self._chat.open(last.text, turn.text, generation_prompt=prompt)
             self._history += last.tokens
         else:
             turn.tokens = self._chat.user_turn(heard(turn.text, last.sent), last.finish, generation_prompt=prompt)
+        if not (first and prompt) and len(turn.tokens) > (room := self._limits.context_length - len(self._history)):
+            turn.tokens = turn.tokens[: max(room, 0)]
+            driver.stop = driver.stop or StopReason.TOKEN_LIMIT
         self._history += turn.tokens
         if driver.stop is None and len(self._history) + self._limits.response_tokens > self._limits.context_length:
             if first:
@@ -76,6 +85,9 @@ class Dialogue:
         """The conversation that is over; its user is asked for the outcome."""
         lease = self.lease
         return self.driver.conversation(lease.id, lease.seed, lease.iteration, lease.sample)
+
+    def _bounded(self, text: str) -> str:
+        return text[: CHARACTERS_PER_TOKEN * self._limits.context_length]
 
     def _request(self) -> SampleRequest:
         return SampleRequest(

@@ -46,6 +46,8 @@ class Engine(Protocol):
     """A sampler. Not thread-safe: one thread submits, steps and loads."""
 
     version: int
+    progress: int
+    """A number that changes with every sampled token, within a long `step` too if the engine can; any thread may read it."""
 
     def submit(self, request: SampleRequest) -> None:
         """Take a request. The prompt has to leave room for `max_tokens` in the model's context."""

@@ -6,13 +6,14 @@
    finishes what it holds.
 2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so
    they outlive the worker.
-3. The chunks of a worker that dies, or whose engine fails, go back to the front of the queue, and it gets no work until
-   it answers again. A chunk past its deadline is given to somebody else, and the worker that held it is killed. Each
-   costs every lease of the chunk one try; no conversation is given up for that: past `rollout.retries` the fleet raises.
-4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause.
-   Where nothing at all succeeds the fleet raises instead of going on.
-5. What failed though not by itself is said at the end of the call, each cause once with how often it was seen until then.
-6. Where nobody holds work and no worker takes any, what is missing is said, then raised (`rollout.patience`).
+3. What a worker that dies, or whose engine fails, leaves unfinished goes back to the front of the queue, and the worker gets
+   no work until it answers again. One that makes no progress (`rollout.heartbeats`) returns what is finished if it still can,
+   and is killed. Each costs every unfinished lease of the chunk one try; no conversation is dropped for that: past
+   `rollout.retries` the fleet raises. Exact chunks are all or nothing.
+4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause; one whose
+   scripted user never answered is dropped at once. If nothing at all succeeds the fleet raises instead of going on.
+5. Failures of the infrastructure are reported at the end of the call, each cause once with its count so far.
+6. If no worker has work and none takes any, a note says what is missing, then an error does (`rollout.patience`).
 
 RLlib's FaultTolerantActorManager was tried for this; it fetches every result into the driver, which rule 2 forbids.
 """
@@ -29,11 +30,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mtrl_ray.errors import DataError, EngineError
+from mtrl_ray.models.positions import check_context_length
+from mtrl_ray.processes.deadlines import Late
 from mtrl_ray.processes.failures import Failure, root_cause, sentence
 from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.choice import worker_options
 from mtrl_ray.rollout.chunks import Chunk, Cutter
+from mtrl_ray.rollout.heartbeats import Heartbeats
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.patience import Patience
 from mtrl_ray.rollout.worker import Report, RolloutWorker
@@ -44,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 ABANDON_SECONDS = 30.0
 """How long a worker may take to forget what it does: a step of its engine."""
+GIVE_UP_SECONDS = 2.0
+"""How long a stalled worker may take to return what is finished, before it is killed."""
 MOST_RESTARTS = 20
 """Deaths in one call after which the fleet gives up and says why."""
 
@@ -61,7 +67,6 @@ class _Flight:
     chunk: Chunk
     slot: Slot
     table: Ref[pa.Table]
-    deadline: float
 
     @property
     def worker(self) -> int:
@@ -107,7 +112,11 @@ class Fleet:
         say: Callable[[str], object] = logger.warning,
         statistics: FleetStatistics | None = None,
     ) -> None:
-        """`say`: told what whoever watches the run should know; `statistics`: those of a lost fleet, to count on from."""
+        """`say`: told what whoever watches the run should know; `statistics`: those of a lost fleet, to count on from.
+
+        Raises ConfigurationError if the model has fewer positions than `model.context_length`.
+        """
+        check_context_length(settings.model, model_path)
         self._settings = settings
         rollout = settings.rollout
         self._cutter = Cutter(settings)
@@ -131,6 +140,7 @@ class Fleet:
         self._patience = Patience(self.pool, rollout, say)
         self._usage = Usage()
         self._failed: Failure | None = None  # in the present call, by itself
+        self._stalled: dict[int, float] = {}  # in the present call: workers without progress, and when that was noticed
         self.statistics = statistics or FleetStatistics()
 
     def wait_ready(self) -> list[dict[str, Any]]:
@@ -218,11 +228,12 @@ class Fleet:
         waiting, flights = deque(chunks), dict[Any, _Flight]()
         self.pool.release_all()
         finished, deaths_before, begun = 0, self.statistics.deaths, time.time()
-        self._failed = None
+        self._failed, self._stalled = None, {}
+        heartbeats = Heartbeats(self._settings.rollout.lease_seconds)
         self._usage.chunks = max(self._usage.chunks, len(chunks))
         self._patience.update(stalled=False)
         try:
-            while waiting or flights:
+            while waiting or flights or self._stalled:
                 self._attend()
                 self._send(waiting, flights, call, begun)
                 self._patience.update(stalled=not flights)
@@ -234,7 +245,7 @@ class Fleet:
                     if result is not None:
                         finished += result.report.finished
                         yield result
-                self._expire(waiting, flights)
+                self._replace_stalled(waiting, flights, heartbeats)
                 if self.statistics.deaths - deaths_before > MOST_RESTARTS:
                     raise EngineError(
                         f"rollout workers died {MOST_RESTARTS} times in one call; causes: {self._causes()}"
@@ -243,6 +254,8 @@ class Fleet:
             self._usage.seconds += time.time() - begun
             for flight in flights.values():
                 self.pool.release(flight.slot)
+            for number in self._stalled:
+                self.pool.restart(number)
             self._say_causes()
         if chunks and not finished:
             raise self._nothing(len(chunks))
@@ -279,8 +292,7 @@ class Fleet:
                 self._usage.joining.append(seconds)
             chunk = waiting.popleft()
             table, report = call(worker.actor, chunk)
-            deadline = time.monotonic() + self._cutter.seconds(chunk) * self.pool.load(worker)
-            flights[report] = _Flight(chunk, slot, table, deadline)
+            flights[report] = _Flight(chunk, slot, table)
 
     def _collect(self, reference: Any, flight: _Flight, waiting: deque[Chunk]) -> Result | None:
         try:
@@ -289,8 +301,7 @@ class Fleet:
             origin = root_cause(error)
             if isinstance(error, RayTaskError) and isinstance(origin, RayError):
                 raise EngineError(f"what the rollout workers need is lost: {sentence(origin)}") from error
-            if self.pool.failed(flight.worker):
-                self.statistics.deaths += isinstance(origin, RayError | EngineError)
+            self._worker_failed(flight.worker, isinstance(origin, RayError | EngineError))
             self._hold_again(flight.chunk, f"{type(origin).__name__}: {sentence(origin)}", waiting)
             return None
         if self.pool.renewed(flight.worker, report.up, report.node, report.pid):
@@ -301,8 +312,19 @@ class Fleet:
             self._failed = failure
             cause = f"{failure.kind}: {failure.message}"
             self.statistics.causes[cause[:300]] += 1
-            self._again(Chunk((leases[failure.id],), tries=flight.chunk.tries), cause, waiting)
+            tries = self._settings.rollout.retries if failure.kind == Late.__name__ else flight.chunk.tries
+            self._again(Chunk((leases[failure.id],), tries=tries), cause, waiting)
+        if report.error is not None:
+            self._worker_failed(flight.worker, died=True)
+            if report.unfinished:
+                left = tuple(lease for lease in flight.chunk.leases if lease.id in report.unfinished)
+                self._hold_again(replace(flight.chunk, leases=left), f"EngineError: {report.error}", waiting)
         return Result([flight.table], report)
+
+    def _worker_failed(self, number: int, died: bool) -> None:
+        """It gets no work until it answers again."""
+        if self.pool.failed(number):
+            self.statistics.deaths += died
 
     def _hold_again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
         """Nothing is wrong with the chunk itself."""
@@ -319,18 +341,24 @@ class Fleet:
         self.statistics.dropped += dropped
         logger.warning("%d piece(s) of work dropped after %d tries: %s", dropped, chunk.tries + 1, cause)
 
-    def _expire(self, waiting: deque[Chunk], flights: dict[Any, _Flight]) -> None:
+    def _replace_stalled(self, waiting: deque[Chunk], flights: dict[Any, _Flight], heartbeats: Heartbeats) -> None:
+        """Have stalled workers return what is finished, and kill them when they have, or cannot."""
         now = time.monotonic()
-        for reference in [reference for reference, flight in flights.items() if flight.deadline < now]:
-            flight = flights.pop(reference)
-            self.pool.release(flight.slot)
-            self.statistics.overdue += 1
-            seconds = self._cutter.seconds(flight.chunk)
-            held = f"{flight.chunk.items} {'conversations' if flight.chunk.leases else 'responses'}"
-            self._hold_again(
-                flight.chunk, f"worker {flight.worker} took longer than {seconds:.0f} s for {held}", waiting
-            )
-            self.pool.restart(flight.worker)
+        cause = f"made no progress for {self._settings.rollout.lease_seconds:g} s"
+        for worker in heartbeats.stalled(flight.slot.worker for flight in flights.values()):
+            if self.pool.failed(worker.number):
+                self.statistics.overdue += 1
+                self._stalled[worker.number] = now
+                worker.actor.give_up.remote(cause)
+        for number, since in list(self._stalled.items()):
+            left = [reference for reference, flight in flights.items() if flight.worker == number]
+            if left and now - since < GIVE_UP_SECONDS:
+                continue
+            del self._stalled[number]
+            self.pool.restart(number)
+            for flight in [flights.pop(reference) for reference in left]:
+                self.pool.release(flight.slot)
+                self._hold_again(flight.chunk, f"worker {number} {cause}", waiting)
 
     def _fault(self, cause: str) -> None:
         self.statistics.causes[cause[:300]] += 1

@@ -6,7 +6,7 @@ and samples by inverse distribution function, so a neighbour in the batch change
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class HuggingFaceEngine:
         self._batch = rollout.concurrency
         self._waiting: dict[str, SampleRequest] = {}
         self.version = 0
+        self.progress = 0
 
     def submit(self, request: SampleRequest) -> None:
         """See `Engine.submit`."""
@@ -49,9 +50,12 @@ class HuggingFaceEngine:
         try:
             with torch.inference_mode():
                 models = [self._model, self._reference] if any(one.mixture for one in batch) else [self._model]
-                return _Wave(models, self._stop_ids, batch, self.version, self._device).decode()
+                return _Wave(models, self._stop_ids, batch, self.version, self._device).decode(self._sampled)
         except RuntimeError as error:
             raise EngineError(f"transformers failed while sampling for {len(batch)} requests: {error}") from error
+
+    def _sampled(self) -> None:
+        self.progress += 1
 
     def abort(self, ids: Iterable[str]) -> None:
         """See `Engine.abort`."""
@@ -104,7 +108,8 @@ class _Wave:
         self._temperatures = torch.tensor([request.temperature for request in batch], device=device)
         self._rows = torch.arange(len(batch), device=device)  # request of each row
 
-    def decode(self) -> list[Generation]:
+    def decode(self, sampled: Callable[[], object]) -> list[Generation]:
+        """Every request to its end; `sampled` is called after each token."""
         ids, attention = self._padded_prompts()
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         caches: list[Any] = [None] * len(self._models)
@@ -121,16 +126,17 @@ class _Wave:
                 )
                 caches[number] = output.past_key_values
                 logits.append(output.logits[:, -1].float())
-            sampled, alive = self._sample(self._mixed(*logits))
+            tokens, alive = self._sample(self._mixed(*logits))
+            sampled()
             if not alive.any():
                 return [self._generation(index) for index in range(len(self._requests))]
             if alive.sum() * 2 <= len(alive):
                 keep = alive.nonzero()[:, 0]
                 for cache in caches:
                     cache.batch_select_indices(keep)
-                attention, positions, sampled = attention[keep], positions[keep], sampled[keep]
+                attention, positions, tokens = attention[keep], positions[keep], tokens[keep]
                 self._rows = self._rows[keep]
-            ids = sampled[:, None]
+            ids = tokens[:, None]
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
             positions = positions[:, -1:] + 1
 

@@ -1,11 +1,13 @@
 """Many conversations around one engine, without lock step.
 
 1. A job is a list of conversations or of single responses asked for together; any number of jobs share the engine.
-2. One thread steps the engine. When an agent turn ends its user is asked at once: a scripted user inline, a user that
-   waits for a network on a thread of its own; nothing else waits for it.
-3. A conversation that fails (its user, its environment) is recorded with its cause and leaves the others alone. An
-   engine that fails ends the loop: every open job fails with it.
+2. One thread steps the engine. When an agent turn ends its user is asked at once. A scripted user is waited for; one that
+   waits for a network is not: as many of them as there are conversations may be asked at a time.
+3. A conversation that fails (its user, its environment, a user's turn that takes longer than `rollout.user_seconds`) is
+   recorded with its cause and leaves the others alone. An engine that fails ends the loop: every open job fails with it, and
+   keeps what was finished.
 4. New weights are loaded between two steps.
+5. `progress` changes as long as the loop makes progress, whoever reads it (`rollout.heartbeats`).
 """
 
 import logging
@@ -14,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,9 @@ from mtrl_envs.driver import Driver
 from mtrl_ray.dialogue.conversation import Conversation
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import EngineError, MtrlError
+from mtrl_ray.processes.deadlines import Calls
 from mtrl_ray.processes.failures import Failure
+from mtrl_ray.processes.refs import T
 from mtrl_ray.rollout.dialogue import Dialogue, Limits
 from mtrl_ray.rollout.engine import Engine, Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease
@@ -77,7 +81,7 @@ class DialogueLoop:
         environment: Environment,
         limits: Limits,
         concurrency: int,
-        user_threads: int,
+        user_seconds: float,
     ) -> None:
         self._engine, self._chat, self._environment, self._limits = engine, chat, environment, limits
         self._concurrency = concurrency
@@ -85,7 +89,8 @@ class DialogueLoop:
         self._waiting: deque[Work] = deque()
         self._speaking: dict[str, tuple[Job, Dialogue | None]] = {}  # request id: agent's turn under way
         self._listening: dict[Future[Any], tuple[Job, Dialogue]] = {}  # slow users' turns under way
-        self._pool = ThreadPoolExecutor(user_threads, thread_name_prefix="user")
+        self._users = Calls(user_seconds)
+        self._life = 0  # counts everything but sampled tokens
         self._stopped = threading.Event()
         self._jobs: list[Job] = []  # whose waiters have to hear when the loop ends
         self._jobs_lock = threading.Lock()
@@ -126,6 +131,23 @@ class DialogueLoop:
 
         self._between_steps(forget, "work to be abandoned")
 
+    def give_up(self, reason: str) -> None:
+        """Let the waiters of every open job go with what is finished, though a step may never return. The loop is lost."""
+        with self._jobs_lock:
+            self._stopped.set()
+            for job in self._jobs:
+                if not job.done.is_set():
+                    job.error = EngineError(reason)
+                    job.done.set()
+
+    @property
+    def progress(self) -> int:
+        """A number that changes while tokens are sampled, users answer, or users are waited for within their deadline."""
+        return self._life + self._engine.progress
+
+    def _alive(self) -> None:
+        self._life += 1
+
     @property
     def stopped(self) -> bool:
         """Whether `run` has ended or is about to: nothing that is submitted now will be done."""
@@ -151,7 +173,6 @@ class DialogueLoop:
                 if not job.done.is_set():
                     job.error = reason
                     job.done.set()
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def step(self) -> None:
         """Take in new work and the answers of slow users, advance the engine once."""
@@ -161,6 +182,7 @@ class DialogueLoop:
         self._admit()
         self.statistics.most_in_flight = max(self.statistics.most_in_flight, len(self._speaking))
         if not self._speaking:
+            self._life += bool(self._listening)
             return
         started = time.perf_counter()
         generations = self._engine.step()
@@ -203,6 +225,7 @@ class DialogueLoop:
             while True:
                 command = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
                 command()
+                self._alive()
                 wait = 0.0
         except queue.Empty:
             return
@@ -215,7 +238,7 @@ class DialogueLoop:
                 self._engine.submit(work)
                 continue
             with _recorded(job, work.id):
-                dialogue = Dialogue(work, self._environment, self._chat, self._limits)
+                dialogue = self._called(work, Dialogue, work, self._environment, self._chat, self._limits)
                 self._check_context(dialogue.driver)
                 self._ask(job, dialogue, dialogue.driver.opening)
 
@@ -238,15 +261,23 @@ class DialogueLoop:
 
     def _ask(self, job: Job, dialogue: Dialogue, question: Callable[..., Reply], *arguments: str) -> None:
         if dialogue.driver.user.blocking:
-            self._listening[self._pool.submit(question, *arguments)] = (job, dialogue)
+            self._listening[self._users.submit(self._who(dialogue.lease), question, *arguments)] = (job, dialogue)
             return
         started = time.perf_counter()
-        self._answered(job, dialogue, question(*arguments))
+        self._answered(job, dialogue, self._called(dialogue.lease, question, *arguments))
         self.statistics.user_seconds += time.perf_counter() - started
+
+    def _called(self, lease: Lease, function: Callable[..., T], *arguments: Any) -> T:
+        """What a call of the environment's code gives. Raises DataError past the user's deadline."""
+        return self._users.run(self._who(lease), function, *arguments, alive=self._alive)
+
+    def _who(self, lease: Lease) -> str:
+        return f"{self._environment.name}: the user of conversation {lease.id}"
 
     def _take_answers(self, wait: float) -> None:
         if wait:
             self._stopped.wait(wait)
+        self._users.expire()
         for future in [future for future in self._listening if future.done()]:
             job, dialogue = self._listening.pop(future)
             with _recorded(job, dialogue.lease.id):
@@ -255,7 +286,7 @@ class DialogueLoop:
     def _answered(self, job: Job, dialogue: Dialogue, reply: Reply) -> None:
         request = dialogue.add_user_turn(reply)
         if request is None:
-            job.conversations.append(dialogue.conversation())
+            job.conversations.append(self._called(dialogue.lease, dialogue.conversation))
             job._check()
             return
         given = dialogue.given

@@ -95,6 +95,7 @@ class VllmEngine:
         self._shapes = _checkpoint_shapes(path)
         self._internal: dict[str, str] = {}
         self.version = 0
+        self.progress, self._finished_tokens = 0, 0
         self._engine.set_weight_version("0")
 
     def submit(self, request: SampleRequest) -> None:
@@ -120,7 +121,11 @@ class VllmEngine:
             outputs = self._engine.step()
         except Exception as error:
             raise EngineError(f"vLLM failed while sampling for {self.in_flight} requests: {error}") from error
-        return [self._generation(output) for output in outputs if output.finished]
+        finished = [self._generation(output) for output in outputs if output.finished]
+        self._finished_tokens += sum(len(generation.tokens) for generation in finished)
+        states = self._engine.output_processor.request_states.values()
+        self.progress = self._finished_tokens + sum(state.detokenizer.num_output_tokens() for state in states)
+        return finished
 
     def _generation(self, output: Any) -> Generation:
         completion = output.outputs[0]

@@ -3,8 +3,8 @@
 1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
    chunks of leases, and single responses, share the engine's steps.
 2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
-3. An engine that fails ends the worker's process. A worker may die at any moment: what it had leased is leased again,
-   and its successor pulls the newest weights.
+3. An engine that fails ends the worker's process; what was finished is returned before. A worker may die at any moment: what
+   it had leased is leased again, and its successor pulls the newest weights.
 """
 
 import logging
@@ -61,6 +61,10 @@ class Report:
     seconds: float
     version: int
     failures: list[Failure] = field(default_factory=list)
+    error: str | None = None
+    """Why the worker's engine can do nothing more, if it failed before all was finished."""
+    unfinished: frozenset[str] = frozenset()
+    """Then: ids of the conversations that neither finished nor failed by themselves."""
 
 
 class RolloutWorker:
@@ -88,7 +92,7 @@ class RolloutWorker:
                 engine = make_engine(path, self._chat.stop_ids, rollout, settings.model)
                 started.set_result(
                     DialogueLoop(
-                        engine, self._chat, environment, self._limits, rollout.concurrency, rollout.user_threads
+                        engine, self._chat, environment, self._limits, rollout.concurrency, rollout.user_seconds
                     )
                 )
             except BaseException as error:
@@ -122,17 +126,31 @@ class RolloutWorker:
         """Never answers: the call fails when this process ends."""
         threading.Event().wait()
 
+    def progress(self) -> int:
+        """A number that changes as long as this worker makes progress (`rollout.heartbeats`)."""
+        return self._loop.progress
+
+    def give_up(self, reason: str) -> None:
+        """Let open calls return what is finished, or fail with this reason; for a worker that will be killed."""
+        self._loop.give_up(reason)
+
     def rollout(self, leases: list[Lease], version: int, exact: bool = False) -> tuple[pa.Table, Report]:
         """Roll out these conversations under weights of at least `version`: rows of `conversation.SCHEMA`, and a report.
 
-        exact: from an engine that has cached nothing.
+        exact: from an engine that has cached nothing, all or none of them. Otherwise an engine that fails leaves what was
+        finished (`Report.error`).
         """
         started = time.perf_counter()
         self._pull(version)
         if exact:
             self._loop.reset()
-        job = _finished(self._loop.rollout(leases))
-        table, kept, refused = sift(job.conversations)
+        job = self._loop.rollout(leases)
+        job.done.wait()
+        if exact:
+            _finished(job)
+        done, failed = list(job.conversations), list(job.failures)
+        table, kept, refused = sift(done)
+        settled = {one.id for one in done} | {failure.id for failure in failed}
         agent_turns = [turn for done in kept for turn in done.turns if turn.logprobs or turn.finish]
         report = Report(
             worker=self._number,
@@ -145,7 +163,9 @@ class RolloutWorker:
             score_sum=sum(done.score for done in kept),
             seconds=time.perf_counter() - started,
             version=self._version,
-            failures=[*job.failures, *refused],
+            failures=[*failed, *refused],
+            error=None if job.error is None else _account(job),
+            unfinished=frozenset(lease.id for lease in leases if lease.id not in settled),
         )
         return table, report
 
@@ -247,5 +267,9 @@ class RolloutWorker:
 def _finished(job: Job) -> Job:
     job.done.wait()
     if job.error is not None:
-        raise EngineError(f"the engine failed with {len(job.conversations)} of {job.expected} done: {job.error}")
+        raise EngineError(_account(job))
     return job
+
+
+def _account(job: Job) -> str:
+    return f"the engine failed with {len(job.conversations)} of {job.expected} done: {job.error}"

@@ -158,11 +158,6 @@ class WorkerPool:
         with self._lock:
             self._slots.clear()
 
-    def load(self, worker: PooledWorker) -> int:
-        """Pieces of work that a worker holds."""
-        with self._lock:
-            return self._load()[worker.number]
-
     def failed(self, number: int) -> bool:
         """Mark a worker as failed: it gets no work until it answers again. False if that was known."""
         with self._lock:
@@ -193,7 +188,7 @@ class WorkerPool:
         """Kill a worker that makes no progress; Ray restarts it."""
         with self._lock:
             worker = self._workers.get(number)
-            if worker is not None and not worker.unhealthy:
+            if worker is not None:
                 self._kill(worker)
                 self.failed(number)
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.models.positions import check_context_length
 from mtrl_ray.run.preflight import check_agents
 from mtrl_ray.settings.migration import refuse_old
 from mtrl_ray.settings.secrets import refuse_secrets
@@ -52,6 +53,8 @@ def validate(tree: dict[str, Any], source: str) -> Settings:
     algorithm = make_algorithm(settings.algorithm)
     check_agents(settings, make(settings.environment.name, **settings.environment.options))
     algorithm.check(settings)
+    if Path(settings.model.path).is_dir():
+        check_context_length(settings.model, settings.model.path)
     return settings
 
 

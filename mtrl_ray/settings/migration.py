@@ -45,6 +45,7 @@ GONE = {
     ),
     "rollout.preload": Gone("processes without a GPU are forks", None),
     "rollout.kv_cache_gib": Gone("the cache follows from rollout.concurrency and model.context_length", 0.25),
+    "rollout.user_threads": Gone("as many users are asked at a time as rollout.concurrency allows", 16),
     "replay.max_conversations": Gone("replay.max_gib bounds what is in memory", 20_000),
     "learner.device": Gone("models are on a GPU if learner.gpus is above 0", "auto"),
     "learner.preload": Gone("processes without a GPU are forks", None),

@@ -125,11 +125,11 @@ class RolloutSettings(Section):
     spares: int = Field(0, ge=0)
     """Workers beyond these, their engines ready: each takes the place of one that fails, at once."""
     concurrency: int = Field(128, ge=1)
-    """Conversations (or single responses) in flight in one worker."""
+    """Conversations (or single responses) in flight in one worker; also the most questions to a judge at a time."""
     lease_size: int = Field(32, ge=1)
     """Conversations handed to a worker, and returned by it, at a time."""
     lease_seconds: float = Field(300.0, gt=0)
-    """Deadline of `lease_size` conversations or responses; past it they are given to somebody else."""
+    """Longest time without progress of a worker that has work, in seconds; past it the worker is restarted."""
     retries: int = Field(3, ge=0)
     """How often a failed lease is tried again before it is dropped and counted."""
     data_errors: float = Field(0.5, ge=0, le=1)
@@ -147,8 +147,8 @@ class RolloutSettings(Section):
     """Of one worker, as Ray counts them."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take."""
-    user_threads: int = Field(16, ge=1)
-    """Threads for users that wait for a network (LLM users)."""
+    user_seconds: float = Field(150.0, gt=0)
+    """Longest turn of a user, in seconds; a conversation whose user takes longer fails, and no other."""
 
     @property
     def bounds(self) -> tuple[int, int]:

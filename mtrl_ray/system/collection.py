@@ -1,19 +1,19 @@
-"""Conversations, each lease once, whoever holds it: an iteration's into the replay buffer, others into a table.
+"""Rollouts of leases: an iteration's go into the replay buffer, evaluation rollouts into a table.
 
-1. What the journal has of the iteration is recalled first; what is missing is held. A table that is lost on its way from
-   a worker to the buffer is held again, up to `rollout.retries` times.
-2. A conversation counts once, by identity: the buffer drops a double, and what was held is asked of the buffer.
-3. A conversation that failed in each of its tries is left out, counted by cause, and never enters a batch as a zero. Where
-   more than `rollout.data_errors` of the conversations are, nothing is learned from the others (`failures`): wrong data stop
-   the run, users that do not answer are a failure of its machinery.
-4. Metrics are of the conversations themselves, so they are the same whether these were held now or recalled; what the
-   machinery did is counted in the family `faults`.
+1. What the journal has of the iteration is recalled first; the rest is rolled out. A table that is lost on its way from a
+   worker to the buffer is rolled out again, up to `rollout.retries` times.
+2. A conversation counts once, by identity: the buffer drops a double and knows which conversations there are.
+3. A conversation that failed in each of its tries, or that the buffer refused, is left out, counted by cause, and never
+   enters a batch as a zero. If more than `rollout.data_errors` of the conversations are left out, nothing is learned from the
+   others (`failures`): wrong data stop the run, users that do not answer are a failure of its machinery.
+4. Metrics describe the conversations themselves, so they are the same whether these were rolled out now or recalled; what
+   the machinery did is counted in the family `faults`.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -43,22 +43,37 @@ class Collected:
 class _Work:
     reports: list[Report] = field(default_factory=list)
     failures: dict[str, Failure] = field(default_factory=dict)  # conversation: its last
+    refused: list[Failure] = field(default_factory=list)
 
     def add(self, report: Report) -> None:
         self.reports.append(report)
         for failure in report.failures:
             self.failures[failure.id] = failure
 
+    def refuse(self, sentences: list[str], leases: list[Lease]) -> None:
+        """Count conversations that the replay buffer refused; it says of which lease each is."""
+        for said in sentences:
+            name = next((lease.id for lease in leases if repr(lease.id) in said), "a table of conversations")
+            failure = Failure(name, DataError.__name__, f"refused by the replay buffer: {said}")
+            self.refused.append(failure)
+            self.failures[name] = failure
+
     def check_left_out(self, leases: list[Lease], held: set[str], rollout: RolloutSettings) -> int:
         """How many of the leases are not held; rule 3."""
         missing = [lease.id for lease in leases if lease.id not in held]
-        left_out = [self.failures[name] for name in missing if name in self.failures]
+        refused = {name: replace(failure, id=name) for failure in self.refused[:1] for name in missing}
+        known = refused | self.failures
+        left_out = [known[name] for name in missing if name in known]
         stop_at_too_many(left_out, len(leases), rollout.data_errors, "conversations", rollout.retries + 1)
         return len(missing)
 
     def causes(self) -> str:
         """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
-        return causes(failure for report in self.reports for failure in report.failures)
+        return causes(self.all_failures())
+
+    def all_failures(self) -> list[Failure]:
+        """Of every try."""
+        return [*(failure for report in self.reports for failure in report.failures), *self.refused]
 
 
 def evaluation_rollouts(
@@ -79,7 +94,7 @@ def evaluation_rollouts(
 
 
 class Collector:
-    """Holds the leases of one iteration under weights of at least `version`."""
+    """Rolls out the leases of one iteration under weights of at least `version`."""
 
     def __init__(
         self, actors: Actors, settings: Settings, iteration: int, version: int, say: Callable[[str], None]
@@ -90,7 +105,7 @@ class Collector:
         self._work = _Work()
 
     def collect(self, leases: list[Lease]) -> Collected:
-        """Hold what is missing. Raises EngineError or DataError: rule 3, or conversations that the buffer refuses."""
+        """Roll out what is missing. Raises EngineError or DataError: rule 3."""
         started = time.perf_counter()
         known = self._recalled()
         self._hold(leases, known)
@@ -107,7 +122,7 @@ class Collector:
     def _hold(self, leases: list[Lease], known: set[str]) -> None:
         for _ in range(self._rollout.retries + 1):
             missing = sum(lease.id not in known for lease in leases)
-            self._say(f"holding {missing} conversations under version {self._version}")
+            self._say(f"{missing} conversations under version {self._version}")
             appended, done = [], 0
             for result in self._actors.fleet.rollout(leases, self._version, known):
                 self._work.add(result.report)
@@ -115,7 +130,7 @@ class Collector:
                 done += result.report.finished
                 self._say(f"{done} conversations, {missing} were missing")
             answers = self._ask(appended)
-            _check_refused(answers)
+            self._work.refuse([said for answer in answers for said in answer.refused], leases)
             lost = [cause for answer in answers for cause in answer.lost.values()]
             if not lost:
                 return
@@ -135,7 +150,7 @@ class Collector:
     def _metrics(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
         tokens = sum(report.agent_tokens for report in self._work.reports)
         score = mean_interval(outcomes["score"], clusters=outcomes["source"])
-        kinds = Counter(failure for report in self._work.reports for failure in (one.kind for one in report.failures))
+        kinds = Counter(failure.kind for failure in self._work.all_failures())
         return {
             "collect/seconds": seconds,
             "collect/conversations": float(len(outcomes["id"])),
@@ -147,9 +162,3 @@ class Collector:
             "faults/errors": float(sum(kinds.values())),
             **{f"faults/{kind}": float(count) for kind, count in sorted(kinds.items())},
         }
-
-
-def _check_refused(appended: list[Any]) -> None:
-    refused = [sentence for one in appended for sentence in one.refused]
-    if refused:
-        raise DataError(f"{len(refused)} conversation(s) were refused by the replay buffer; the first: {refused[0]}")

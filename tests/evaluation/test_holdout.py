@@ -60,7 +60,7 @@ def test_users_behind_a_network_are_waited_for_side_by_side(endpoint, environmen
         return 200, LEAVES if len(body["messages"]) > 2 else "Hello."
 
     endpoint.answer = answer
-    assert scripted(environment, "greedy", CONTEXTS, settings(user_threads=CONTEXTS)).n == CONTEXTS
+    assert scripted(environment, "greedy", CONTEXTS, settings(concurrency=CONTEXTS)).n == CONTEXTS
 
 
 def test_nonsense_is_left_out_until_there_is_too_much_of_it(endpoint, environment):
@@ -73,9 +73,9 @@ def test_nonsense_is_left_out_until_there_is_too_much_of_it(endpoint, environmen
         return 200, said if len(body["messages"]) > 2 else "Hello."
 
     endpoint.answer = answer
-    assert scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.4)).n == 4
+    assert scripted(environment, "greedy", CONTEXTS, settings(concurrency=1, data_errors=0.4)).n == 4
     with pytest.raises(DataError, match=r"2 of 6 conversations of the agent 'greedy' failed .*unicorn"):
-        scripted(environment, "greedy", CONTEXTS, settings(user_threads=1, data_errors=0.3))
+        scripted(environment, "greedy", CONTEXTS, settings(concurrency=1, data_errors=0.3))
 
 
 class Divider(Letters):
@@ -94,3 +94,21 @@ def test_a_user_that_raises_is_counted_named_and_left_out(caplog):
     assert "context 'test-3', turn 0: user() raised ValueError: division by nothing" in caplog.text
     with pytest.raises(DataError, match=r"failed 2 times each because of wrong data; .*expert/test/0: .*ValueError"):
         scripted(Divider(), "expert", CONTEXTS, settings(data_errors=0.3, retries=1))
+
+
+class Silent(Letters):
+    """Its user never answers on every third context."""
+
+    never = threading.Event()
+
+    def user(self, context, seed):
+        if context.split == "test" and context.index % 3 == 0:
+            self.never.wait(60)
+        return super().user(context, seed)
+
+
+def test_a_user_that_never_answers_is_left_out_and_named(caplog):
+    assert scripted(Silent(), "expert", CONTEXTS, settings(data_errors=0.4, user_seconds=0.3)).n == 4
+    Silent.never.set()
+    late = "letters: conversation expert/test/3 with its user did not answer within 0.3 s"
+    assert "2 of 6 conversations of the agent 'expert' are left out" in caplog.text and late in caplog.text

@@ -26,7 +26,7 @@ def test_its_turns_are_well_formed(tmp_path, sales_settings):
     chat = chat_format(str(tmp_path))
     engine = HuggingFaceEngine(str(tmp_path), chat.stop_ids, sales_settings.rollout, sales_settings.model)
     limits = Limits(sales_settings.rollout.response_tokens, sales_settings.model.context_length, temperature=1.0)
-    loop = DialogueLoop(engine, chat, environment, limits, concurrency=64, user_threads=1)
+    loop = DialogueLoop(engine, chat, environment, limits, concurrency=64, user_seconds=60)
     job = loop.rollout(make_leases(0, "test", 0, range(64)))
     while not job.done.is_set():
         loop.step()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.run.recipes import load
 from mtrl_ray.system.collection import evaluation_rollouts
 from mtrl_ray.weights.store import read_files, start_store
+from tests.envs.test_llm import endpoint  # noqa: F401
 
 
 @pytest.fixture
@@ -64,15 +66,53 @@ def test_an_engine_that_fails_is_replaced_and_its_leases_are_held_by_the_next(fl
     assert [one for one in said if not one.startswith("waiting")] == causes, "each once"
 
 
-def test_a_worker_that_hangs_loses_its_leases_at_their_deadline(fleet_of, tmp_path):
-    fleet = fleet_of(f"environment.options={{trouble: hang, marker: {tmp_path / 'hung'}}}", "rollout.lease_seconds=3")
+def test_an_engine_that_stalls_is_replaced_and_what_was_finished_is_kept(fleet_of, tmp_path):
+    fleet = fleet_of(
+        f"environment.options={{trouble: stall, marker: {tmp_path / 'stalled'}}}", "rollout.lease_seconds=2"
+    )
     first = fleet.wait_ready()[0]["pid"]
-    assert held(fleet) == ids(18)
-    assert fleet.statistics.overdue >= 1 and fleet.statistics.dropped == 0
+    results = list(fleet.rollout(make_leases(0, "train", 0, range(18)), version=0))
+    found = [done.id for result in results for done in from_table(ray.get(result.table[0]))]
+    assert set(found) == ids(18) and len(found) == 18, "none is rolled out twice"
+    assert sum(result.report.finished for result in results if result.report.error) > 0
+    assert fleet.statistics.overdue == 1 and fleet.statistics.dropped == fleet.statistics.deaths == 0
+    assert any("worker 0 made no progress for 2 s" in cause for cause in fleet.statistics.causes)
     assert fleet.wait_ready()[0]["pid"] != first
 
 
-def test_a_worker_whose_process_stands_still_is_replaced_at_its_deadline(fleet_of):
+def test_a_user_that_never_answers_fails_its_conversation_and_no_other(fleet_of, tmp_path):
+    fleet = fleet_of(f"environment.options={{trouble: hang, marker: {tmp_path / 'hung'}}}", "rollout.user_seconds=2")
+    first = fleet.wait_ready()[0]["pid"]
+    assert len(held(fleet)) == 17 and fleet.statistics.dropped == 1, (
+        "a scripted user would not answer the next time either"
+    )
+    [cause] = fleet.statistics.causes
+    assert re.fullmatch(r"Late: letters: the user of conversation train-\S+ did not answer within 2 s .*", cause)
+    assert fleet.statistics.overdue == fleet.statistics.deaths == 0 and fleet.wait_ready()[0]["pid"] == first
+
+
+def test_slow_users_are_waited_for_however_many_they_are(fleet_of, endpoint):  # noqa: F811
+    """128 conversations take several times `lease_seconds` if 16 users are asked at a time."""
+
+    def slowly(body: dict) -> tuple[int, str]:
+        time.sleep(0.5)
+        return 200, "Bye. [END: left]" if len(body["messages"]) > 4 else "Hello."
+
+    endpoint.answer = slowly
+    llm = f"{{base_url: '{endpoint.url}', model: person, timeout: 20}}"
+    fleet = fleet_of(
+        "environment.name=sales",
+        f"environment.options={{user: llm, llm: {llm}}}",
+        "rollout.lease_size=32",
+        "rollout.concurrency=128",
+        "rollout.lease_seconds=3",
+        "rollout.retries=0",
+    )
+    fleet.wait_ready()
+    assert len(held(fleet, 128)) == 128 and fleet.statistics.overdue == 0
+
+
+def test_a_worker_whose_process_stands_still_is_replaced(fleet_of):
     fleet = fleet_of("rollout.lease_seconds=3")
     first = fleet.wait_ready()[0]["pid"]
     os.kill(first, signal.SIGSTOP)

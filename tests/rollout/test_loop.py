@@ -1,5 +1,6 @@
 """The dialogue loop: token-exact conversations, no lock step, failures that stay where they are."""
 
+import itertools
 import threading
 import time
 from concurrent.futures import Future
@@ -57,7 +58,7 @@ class Scripted:
 
 def loop_of(engine, chat, environment, limits: Limits = LIMITS, concurrency: int = 64) -> DialogueLoop:
     """A loop whose steps the test makes itself."""
-    return DialogueLoop(engine, chat, environment, limits, concurrency, user_threads=8)
+    return DialogueLoop(engine, chat, environment, limits, concurrency, user_seconds=60)
 
 
 def hold(loop: DialogueLoop, job: Job, seconds: float = 120.0) -> Job:
@@ -159,6 +160,55 @@ def test_a_loop_that_can_only_wait_for_slow_users_sleeps(vllm_engine, chat):
     assert len(job.conversations) == 4 and rounds < 200, "two pairs wait half a second each, 50 ms at a time"
 
 
+def test_a_user_that_never_answers_is_a_failure_that_names_it(vllm_engine, chat):
+    class Silent(Words):
+        def reply(self, response: str) -> Reply:
+            never.wait(60)
+            return super().reply(response)
+
+    class Quitting(Words):
+        def reply(self, response: str) -> Reply:
+            raise SystemExit
+
+    never = threading.Event()
+    kinds = {(0, False): Silent, (1, True): Silent, (2, False): Quitting, (3, True): Quitting}
+    leases = make_leases(0, "train", 0, range(6))
+
+    def user(context, seed):
+        for (index, blocking), kind in kinds.items():
+            if context.index == index:
+                made = kind(["hi", "bye"])
+                made.blocking = blocking
+                return made
+        return Words(["hi", "bye"], slow=0.1 * (context.index == 5))
+
+    loop = DialogueLoop(vllm_engine, chat, Scripted(user), LIMITS, 64, user_seconds=0.5)
+    job = hold(loop, loop.rollout(leases))
+    never.set()
+    late = "scripted: the user of conversation {} did not answer within 0.5 s (rollout.user_seconds)"
+    assert {failure.id: (failure.kind, failure.message) for failure in job.failures} == {
+        leases[0].id: ("Late", late.format(leases[0].id)),
+        leases[1].id: ("EngineError", late.format(leases[1].id)),
+        leases[2].id: ("DataError", f"scripted: the user of conversation {leases[2].id} raised SystemExit"),
+        leases[3].id: ("DataError", f"scripted: the user of conversation {leases[3].id} raised SystemExit"),
+    }
+    assert len(job.conversations) == 2
+
+
+def test_the_progress_of_a_loop_changes_while_it_works_and_not_while_it_is_idle(engine, chat):
+    loop = loop_of(engine, chat, Scripted(lambda c, s: Words(["hi", "bye"], slow=0.3)))
+    job, seen = loop.rollout(make_leases(0, "train", 0, range(4))), [loop.progress]
+    while not job.done.is_set():
+        loop.step()
+        seen.append(loop.progress)
+    assert all(before < after for before, after in itertools.pairwise(seen[:-1])), (
+        "tokens, or users within their deadline"
+    )
+    idle = loop.progress
+    loop.step()
+    assert loop.progress == idle
+
+
 def test_more_conversations_than_places_are_held_in_turn(vllm_engine, chat):
     loop = loop_of(vllm_engine, chat, make("sales"), concurrency=8)
     job = hold(loop, loop.rollout(make_leases(0, "train", 5, range(30))))
@@ -213,6 +263,16 @@ def test_a_conversation_ends_where_the_context_window_does(vllm_engine, chat):
     assert conversation.stop == StopReason.TOKEN_LIMIT and len(conversation.agent_turns) < 4
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_user_that_writes_a_book_ends_the_conversation_where_the_context_window_does(vllm_engine, chat, last):
+    book = ["hi", "word " * 12_000, *([] if last else ["bye"])]
+    loop = loop_of(vllm_engine, chat, Scripted(lambda context, seed: Words(book)), replace(LIMITS, context_length=240))
+    conversation = hold(loop, loop.rollout(make_leases(0, "train", 0, [0]))).conversations[0]
+    assert conversation.stop == (StopReason.USER_LEFT if last else StopReason.TOKEN_LIMIT)
+    assert len(conversation.tokens) == 240 and len(conversation.turns[-1].text) == 16 * 240
+    assert conversation.score == 0.5
+
+
 def test_an_opening_that_does_not_fit_is_a_failure_that_names_the_numbers(vllm_engine, chat):
     loop = loop_of(
         vllm_engine, chat, Scripted(lambda c, s: Words(["word " * 400, "bye"])), replace(LIMITS, context_length=200)
@@ -243,7 +303,7 @@ def test_weights_are_loaded_between_steps_of_a_running_loop(vllm_engine, chat, r
 class Dying:
     """An engine without memory."""
 
-    version, in_flight = 0, 0
+    version, in_flight, progress = 0, 0, 0
 
     def submit(self, request) -> None:
         self.in_flight += 1

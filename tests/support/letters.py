@@ -5,6 +5,7 @@ names what goes wrong, once in all processes together where `marker` (a file) do
 
 - `engine`: the sampler of the process raises at its next step, as if it had run out of memory;
 - `hang`: a user never answers;
+- `stall`: the sampler of the process never returns from its next step;
 - `data`: the user of every third training context raises DataError, always (no marker);
 - `some`: about every third user does, whatever its context (no marker);
 - `away`: all but about every third user raise EngineError until the marker exists.
@@ -92,7 +93,8 @@ class _Troubled(_Reader):
             self._marker.touch()
             if self._trouble == "hang":
                 time.sleep(600)
-            _break_engine()
+                return super().reply(response)
+            _break_engine(stall=self._trouble == "stall")
         return super().reply(response)
 
 
@@ -106,10 +108,12 @@ class _Away(_Reader):
         raise EngineError("the reader does not answer")
 
 
-def _break_engine() -> None:
+def _break_engine(stall: bool) -> None:
     from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 
     def step(self: object) -> list[object]:
+        if stall:
+            time.sleep(600)
         raise RuntimeError("no memory left")
 
     HuggingFaceEngine.step = step  # type: ignore[method-assign]
