@@ -27,7 +27,7 @@ def token_file() -> Path:
 
 
 def switch_on() -> None:
-    """For a cluster that this process starts: the mode, and a token. Raises ConfigurationError where none can be kept."""
+    """For a cluster that this process starts: the mode, and a token. Raises ConfigurationError if none can be kept."""
     mode = os.environ.get(MODE, ON).lower()
     if mode not in (ON, OFF):
         raise ConfigurationError(f"{MODE} is {mode!r}; leave it out, or set it to {ON!r} or {OFF!r}")

@@ -68,7 +68,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(shape: Shape, port: int | None = None) -> Iterator[LocalCluster]:
-    """The cluster, for as long as the context lasts. `port`: of its address. Raises EngineError where it does not start."""
+    """The cluster, for as long as the context lasts. `port`: of its address. Raises EngineError if it does not start."""
     switch_on()
     confine()
     keep()
@@ -216,7 +216,7 @@ def _start(cluster: LocalCluster, shape: Shape) -> None:
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """What a process was started with; empty where it has ended meanwhile."""
+    """What a process was started with; empty if it has ended meanwhile."""
     try:
         return list(process.cmdline())
     except psutil.Error:

@@ -1,10 +1,10 @@
-"""Compared pairs of conversations of the initial policy, held before the first iteration: what models are first fitted on.
+"""Compared pairs of the initial policy's conversations, rolled out before the first iteration: what models are first fitted on.
 
 1. The conversations are on training contexts of their own (`FIRST_CONTEXT` on), which no iteration uses; they are no
    training data of the policy and do not go through the replay buffer.
 2. `whole_pairs` are two conversations on a context, compared. `parted_pairs` are one and its branch, which goes its own way
    from a turn drawn at random: two responses in one state (`mtrl_ray.feedback.single_turns`).
-3. A run that is killed before its first checkpoint holds the same conversations again.
+3. A run that is killed before its first checkpoint rolls out the same conversations again.
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 FIRST_CONTEXT = 10_000_000
-"""Index of the first training context that pairs are held on."""
+"""Index of the first training context of pairs."""
 TAG = 0
 """Takes the iteration's place in their identities."""
 

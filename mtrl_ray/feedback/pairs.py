@@ -64,7 +64,7 @@ def read_pairs(source: str, journal: Journal | None = None) -> list[Pair]:
 
 
 def load_pairs(source: str, journal: Journal | None = None) -> PairFile:
-    """The sound pairs of a file, and its mistakes. Raises DataError where the file as a whole cannot be read."""
+    """The sound pairs of a file, and its mistakes. Raises DataError if the file as a whole cannot be read."""
     records = list(read_records(source, Meaning(environment=ENVIRONMENT)))
     known = None if journal is None else _logged(records, journal)
     pairs, mistakes = [], []

@@ -56,7 +56,7 @@ class PreferenceSettings(Section):
         return self
 
     def judge(self, environment: EnvironmentSettings) -> Prefer:
-        """Who is asked. Raises ConfigurationError where the environment has no oracle, or for unusable LLM settings."""
+        """Who is asked. Raises ConfigurationError if the environment has no oracle, or for unusable LLM settings."""
         if self.llm is not None:
             own = environment_class(environment.name).criterion
             criterion = own if self.criterion is None else self.criterion
@@ -119,7 +119,7 @@ def compared(
 def pairs_of(conversations: pa.Table) -> pa.Table:
     """The conversations that have a partner, pair after pair in the order of their first members, sample 2k first.
 
-    Raises DataError where there is no pair at all.
+    Raises DataError if there is no pair at all.
     """
     names = ("environment", "iteration", "split", "context_id", "sample")
     keys = list(zip(*(conversations[name].to_pylist() for name in names), strict=True))

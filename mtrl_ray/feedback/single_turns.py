@@ -24,7 +24,7 @@ Feedback = Literal["reward", "value"]
 
 
 def parting(first: Conversation, second: Conversation) -> int | None:
-    """The turn in which the agent says different things in the same state; None where there is none."""
+    """The turn in which the agent says different things in the same state; None if there is none."""
     for turn, (one, other) in enumerate(zip(first.turns, second.turns, strict=False)):
         if one.tokens != other.tokens:
             return turn if one.role == other.role == Role.AGENT else None
@@ -39,7 +39,7 @@ def cut(conversation: Conversation, turn: int) -> Conversation:
 def part(pairs: pa.Table, feedback: Feedback) -> tuple[pa.Table, pa.Table, Numbers]:
     """(what is compared, what a model reads of it, numbers) of the pairs that part ways at an agent's turn.
 
-    pairs: as `comparing.pairs_of` gives them. Numbers: `alike`, pairs that never do. Raises DataError where none does.
+    pairs: as `preferences.pairs_of` gives them. Numbers: `alike`, pairs that never do. Raises DataError if none does.
     """
     talks = from_table(pairs)
     places = [parting(one, other) for one, other in zip(talks[::2], talks[1::2], strict=True)]
@@ -53,7 +53,7 @@ def part(pairs: pa.Table, feedback: Feedback) -> tuple[pa.Table, pa.Table, Numbe
 def matches(conversations: pa.Table, ours: pa.Table, theirs: pa.Table) -> pa.Table:
     """Pairs of conversations that end with a response of `ours` and the one of `theirs` in the same state, in ours' order.
 
-    Both: rows of `responses.RESPONSES`, matched by state and sample. Raises DataError where one has no match.
+    Both: rows of `responses.RESPONSES`, matched by state and sample. Raises DataError if one has no match.
     """
     held = {talk.id: talk for talk in from_table(conversations)}
     other = {_key(row): row for row in theirs.to_pylist()}

@@ -41,7 +41,7 @@ class Connection:
 def connected(settings: Settings, address: str | None = None, runs: int = 1) -> Iterator[Connection]:
     """Ray for `runs` runs of these settings at a time, shut down at the end.
 
-    Raises EngineError where no cluster answers, ConfigurationError for an address that is not a cluster's.
+    Raises EngineError if no cluster answers, ConfigurationError for an address that is not a cluster's.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(target)

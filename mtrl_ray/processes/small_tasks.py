@@ -1,7 +1,7 @@
-"""Small tasks beside the driver: what a run does to its tables between the actors' calls.
+"""Small tasks on the driver's node: what a run does to its tables between the actors' calls.
 
-Ray would rather run them where their tables lie, though that is a node that the run has no worker left on; with one in every
-iteration that node would never be idle, and no autoscaler would take it away. The driver's node has store and buffer too.
+Ray prefers the node where a task's tables lie, even if the run has no worker left there; with a task in every iteration that
+node would never be idle, and no autoscaler would remove it. The driver's node has the store and the buffer anyway.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class SmallTask:
-    """A function that `remote` runs as a task on the caller's node, or elsewhere where that one has gone."""
+    """A function that `remote` runs as a task on the caller's node, or elsewhere if that node is gone."""
 
     def __init__(self, function: Callable[..., Any], num_returns: int) -> None:
         self._task = ray.remote(num_cpus=0, num_returns=num_returns)(function)
@@ -25,5 +25,5 @@ class SmallTask:
 
 
 def small_task(num_returns: int = 1) -> Callable[[Callable[..., Any]], SmallTask]:
-    """Decorates a function whose calls take no CPU worth reserving."""
+    """Decorator for a function whose calls take no CPU worth reserving."""
     return lambda function: SmallTask(function, num_returns)

@@ -1,4 +1,4 @@
-"""While a process starts, and somebody waits for it."""
+"""Starting a process quickly."""
 
 import gc
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """No search for garbage meanwhile. What imports make stays; to look through all of it again and again as it grows takes a
-    quarter of their time."""
+    """No garbage collection meanwhile: objects of imports stay, and collecting them again and again takes a quarter of the time
+    of the imports."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
 """Waiting for actors: every wait has a deadline and says what it waited for.
 
-`fetch` is `ray.get` with a name for what is awaited; `sound` asks whether an actor still answers. Past the deadline the
-actor counts as lost, as one that died does, and `recovery` decides what follows.
+`fetch` is `ray.get` with a name for what is awaited; `sound` asks whether actors still answer. Past the deadline an actor
+counts as lost, as if it had died, and `recovery` decides what follows.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Conversations held: engines that sample, the dialogue loop around one engine, the worker actor, the fleet of workers."""
+"""Rollouts: engines that sample, the dialogue loop around an engine, the worker actor, the fleet of workers."""

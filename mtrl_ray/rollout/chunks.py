@@ -1,13 +1,13 @@
-"""How work is cut into chunks: small ones, so that little is lost with a worker, or such that each gives the same bits.
+"""How work is cut into chunks: small ones, so that little is lost with a worker, or exact ones, each with the same bits.
 
-1. Small: `rollout.lease_size` leases each, several in flight per worker. What is known already is
-   left out before anything is cut.
-2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of
-   everything that is learned. So the whole list is cut, the same way whoever is there, into one chunk for each of the most
-   workers there may be; a worker holds one chunk at a time, from an empty cache to its end. A chunk of which anything is
-   missing is held again as a whole, and gives again what it gave: the replay buffer drops the doubles.
-3. Runs are exact if `rollout.workers` is a number and the users are scripted. Users that wait for a network answer whenever
-   they do, and nothing would be the same twice.
+1. Small: `rollout.lease_size` leases each, several in flight per worker. Known conversations are left
+   out before anything is cut.
+2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of everything
+   that is learned. So the whole list is cut the same way, however many workers there are: into one chunk for each of the most
+   workers there may be. A worker takes one chunk at a time, from an empty cache to its end. A chunk of which anything is
+   missing is rolled out again as a whole, with the same result; the replay buffer drops the doubles.
+3. Runs are exact if `rollout.workers` is a number and the users are scripted. The answers of users behind a network
+   take different times, so that nothing would be the same twice.
 """
 
 from collections.abc import Set
@@ -30,7 +30,7 @@ class Chunk:
 
     @property
     def items(self) -> int:
-        """Conversations to hold, or responses to sample."""
+        """Conversations to roll out, or responses to sample."""
         start, stop = self.states
         return len(self.leases) or (stop - start) * self.samples
 

@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Requests submitted and not finished."""
 
     def load_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
-        """Replace the weights: (checkpoint name, tensor) pairs. Raises EngineError where a name or shape does not fit."""
+        """Replace the weights: (checkpoint name, tensor) pairs. Raises EngineError if a name or shape does not fit."""
 
     def reset_cache(self) -> None:
         """Forget cached prefixes, so that what follows is computed anew."""

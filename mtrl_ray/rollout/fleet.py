@@ -1,11 +1,10 @@
-"""The fleet of rollout workers: who holds what, and what happens when one of them fails.
+"""The fleet of rollout workers: which worker has which work, and what happens if one fails.
 
-1. Work comes in chunks: a chunk of leases, or a slice of logged states (`rollout.chunks`). A worker has as many chunks in
-   flight as fill its engine, one more waiting (one in all where runs are exact); the least loaded worker gets the next one.
-   Who the workers are may change at any time (`rollout.worker_pool`): one that joins takes what waits, one that leaves
-   finishes what it holds.
-2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so
-   they outlive the worker.
+1. Work comes in chunks: of leases, or of logged states (`rollout.chunks`). A worker has as many chunks in flight as fill its
+   engine, and one more that waits (one in all if runs are exact); the least loaded worker gets the next one. The workers may
+   change at any time (`rollout.worker_pool`): one that joins takes waiting work, one that leaves finishes what it has.
+2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so they
+   outlive the worker.
 3. What a worker that dies, or whose engine fails, leaves unfinished goes back to the front of the queue, and the worker gets
    no work until it answers again. One that makes no progress (`rollout.heartbeats`) returns what is finished if it still can,
    and is killed. Each costs every unfinished lease of the chunk one try; no conversation is dropped for that: past
@@ -20,9 +19,9 @@ RLlib's FaultTolerantActorManager was tried for this; it fetches every result in
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +39,7 @@ from mtrl_ray.rollout.chunks import Chunk, Cutter
 from mtrl_ray.rollout.heartbeats import Heartbeats
 from mtrl_ray.rollout.lease import Lease
 from mtrl_ray.rollout.patience import Patience
+from mtrl_ray.rollout.results import FleetStatistics, Result, Usage
 from mtrl_ray.rollout.worker import Report, RolloutWorker
 from mtrl_ray.rollout.worker_pool import LOST_IDLE, PROBE_SECONDS, START_SECONDS, Phase, Slot, WorkerPool
 from mtrl_ray.settings.tree import Settings
@@ -47,19 +47,11 @@ from mtrl_ray.settings.tree import Settings
 logger = logging.getLogger(__name__)
 
 ABANDON_SECONDS = 30.0
-"""How long a worker may take to forget what it does: a step of its engine."""
+"""Longest time for a worker to drop its work: a step of its engine."""
 GIVE_UP_SECONDS = 2.0
 """How long a stalled worker may take to return what is finished, before it is killed."""
 MOST_RESTARTS = 20
-"""Deaths in one call after which the fleet gives up and says why."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished chunk: `[ref of its table]` (in a list, so that Ray passes the reference) and its report."""
-
-    table: list[Ref[pa.Table]]
-    report: Report
+"""Deaths of workers in one call after which the fleet gives up."""
 
 
 @dataclass
@@ -74,35 +66,8 @@ class _Flight:
         return self.slot.worker.number
 
 
-@dataclass
-class FleetStatistics:
-    """Since a run's first fleet began: deaths of workers, chunks past their deadline, failures by cause, leases dropped.
-
-    `joining`: for each worker that joined, or came back, the seconds from its engine being ready, and work being there, to its
-    first chunk.
-    """
-
-    deaths: int = 0
-    overdue: int = 0
-    dropped: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
-    joining: list[float] = field(default_factory=list)
-
-
-@dataclass
-class Usage:
-    """Use of the fleet in a period: seconds in which there was work, most chunks of one call.
-
-    `joining`: as in `FleetStatistics`.
-    """
-
-    seconds: float = 0.0
-    chunks: int = 0
-    joining: list[float] = field(default_factory=list)
-
-
 class Fleet:
-    """Starts the workers and hands them work. Belongs to the driver; not thread-safe."""
+    """Starts the workers and dispatches work to them. Belongs to the driver; not thread-safe."""
 
     def __init__(
         self,
@@ -146,7 +111,7 @@ class Fleet:
     def wait_ready(self) -> list[dict[str, Any]]:
         """Wait until as many workers as are needed, and none that failed, run their engines; what each says of itself.
 
-        Raises EngineError where one cannot start, or past `START_SECONDS`.
+        Raises EngineError if one cannot start, or past `START_SECONDS`.
         """
         self._patience.update(stalled=False)
         while True:
@@ -166,9 +131,9 @@ class Fleet:
                 time.sleep(PROBE_SECONDS)
 
     def rollout(self, leases: list[Lease], version: int, known: Set[str] = frozenset()) -> Iterator[Result]:
-        """Hold these conversations under weights of at least `version`; results as they come, in any order.
+        """Roll out these conversations under weights of at least `version`; results as they come, in any order.
 
-        known: ids of those that need not be held; they are held all the same where an exact run's chunk needs them.
+        known: ids of conversations that exist already; an exact run's chunk may contain them all the same.
         """
         exact = self._cutter.exact
         return self._dispatch(
@@ -189,7 +154,7 @@ class Fleet:
         )
 
     def abandon(self) -> None:
-        """Make the workers forget what they are doing; one that does not answer in time is started again.
+        """Make the workers drop their work; one that does not answer in time is restarted.
 
         For a driver that begins anew: nobody waits for their results any more.
         """
@@ -214,7 +179,7 @@ class Fleet:
         self.pool.stop()
 
     def _describe(self) -> list[dict[str, Any]] | None:
-        """What each worker says of itself; None where one does not answer, which is then known to be ill."""
+        """What each worker says of itself; None if one does not answer, which is then marked unhealthy."""
         answers = {worker.number: worker.actor.ready.remote() for worker in self.pool.ready()}
         said = []
         for number, answer in answers.items():
@@ -261,14 +226,14 @@ class Fleet:
             raise self._nothing(len(chunks))
 
     def _nothing(self, chunks: int) -> Exception:
-        """Why nothing at all succeeded: the data where conversations failed by themselves, else the machinery."""
+        """Why nothing at all succeeded: the data if conversations failed by themselves, else the infrastructure."""
         said = f"none of the {chunks} chunks of work succeeded; causes: {self._causes()}"
         if self._failed is None or self._failed.kind == EngineError.__name__:
             return EngineError(said)
         return DataError(f"{said}; the last conversation that failed is {self._failed.id}")
 
     def _attend(self) -> None:
-        """Let workers join, come back and leave; count those that were lost, and those that Ray gave up."""
+        """Let workers join, recover and leave; count the losses."""
         self.pool.poll()
         for lost in (*self.pool.drain_abandoned(), *self.pool.drain_lost_idle()):
             self.statistics.deaths += 1
@@ -344,12 +309,12 @@ class Fleet:
     def _replace_stalled(self, waiting: deque[Chunk], flights: dict[Any, _Flight], heartbeats: Heartbeats) -> None:
         """Have stalled workers return what is finished, and kill them when they have, or cannot."""
         now = time.monotonic()
-        cause = f"made no progress for {self._settings.rollout.lease_seconds:g} s"
+        seconds = self._settings.rollout.lease_seconds
         for worker in heartbeats.stalled(flight.slot.worker for flight in flights.values()):
             if self.pool.failed(worker.number):
                 self.statistics.overdue += 1
                 self._stalled[worker.number] = now
-                worker.actor.give_up.remote(cause)
+                worker.actor.give_up.remote(_stalled(worker.number, seconds))
         for number, since in list(self._stalled.items()):
             left = [reference for reference, flight in flights.items() if flight.worker == number]
             if left and now - since < GIVE_UP_SECONDS:
@@ -358,7 +323,7 @@ class Fleet:
             self.pool.restart(number)
             for flight in [flights.pop(reference) for reference in left]:
                 self.pool.release(flight.slot)
-                self._hold_again(flight.chunk, f"worker {number} {cause}", waiting)
+                self._hold_again(flight.chunk, _stalled(number, seconds), waiting)
 
     def _fault(self, cause: str) -> None:
         self.statistics.causes[cause[:300]] += 1
@@ -373,6 +338,10 @@ class Fleet:
     def _causes(self) -> str:
         listed = [f"{count} x {cause}" for cause, count in self.statistics.causes.most_common(3)]
         return "; ".join(listed) or "none recorded"
+
+
+def _stalled(number: int, seconds: float) -> str:
+    return f"worker {number} made no progress for {seconds:g} s"
 
 
 def _first_ready(awaited: list[Any], flights: dict[Any, _Flight]) -> list[Any]:

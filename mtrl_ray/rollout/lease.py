@@ -1,7 +1,7 @@
-"""Leases: which conversation to hold, under which identity and seed.
+"""Leases: which conversation to roll out, under which identity and seed.
 
 A lease's identity is (split, iteration, context, sample); its seed is a hash of that and the run's seed, so the same
-lease gives the same conversation wherever and however often it is held, under the same weights.
+lease gives the same conversation under the same weights, on any worker and any number of times.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ def derive_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class Lease:
-    """One conversation to hold: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
+    """One conversation to roll out: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
 
-    `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as they
-    are before the policy speaks; `user_seed`: of the user, where it is not the lease's own.
+    `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as
+    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own.
     """
 
     split: str
@@ -67,7 +67,7 @@ def make_leases(
 def branch(lease: Lease, conversation: Conversation) -> Lease:
     """The next sample: it says what `conversation`, held for `lease`, said up to a turn drawn uniformly, then goes its own way.
 
-    Its user has the same seed, so a scripted user answers the given turns alike. Raises ValueError where the agent
+    Its user has the same seed, so a scripted user answers the given turns alike. Raises ValueError if the agent
     never spoke.
     """
     turns = [conversation.turns[place] for place in conversation.agent_turns]

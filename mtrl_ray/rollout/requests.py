@@ -1,4 +1,4 @@
-"""How another process speaks with a living run about its workers: two small files in the run's folder.
+"""How another process asks a running run for workers: two small files in the run's folder.
 
 1. The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request
    that it has heard. It is removed when the run ends.
@@ -55,7 +55,7 @@ def write_state(folder: Path, state: FleetState) -> None:
 
 
 def read_state(folder: Path) -> FleetState | None:
-    """How the fleet is; None where no driver says."""
+    """How the fleet is; None if no driver says."""
     tree = _read(folder / STATE)
     try:
         return None if tree is None else FleetState(**tree)
@@ -64,7 +64,7 @@ def read_state(folder: Path) -> FleetState | None:
 
 
 def read_request(folder: Path) -> ScaleRequest | None:
-    """What is asked for; None where nothing is, or nothing that can be read."""
+    """What is asked for; None if nothing is, or nothing that can be read."""
     tree = _read(folder / REQUEST)
     if tree is None or not isinstance(tree.get("id"), str):
         return None
@@ -103,7 +103,7 @@ def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -
 
 
 def living(folder: Path) -> FleetState:
-    """The state of a run that is trained now. Raises EngineError where it is not."""
+    """The state of a run that is trained now. Raises EngineError if it is not."""
     state = read_state(folder)
     if state is None or (state.host == socket.gethostname() and not _runs(state.pid)):
         raise EngineError(

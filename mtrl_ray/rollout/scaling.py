@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mtrl_cluster.demand import Demand, Load, waited
 from mtrl_ray.errors import EngineError
-from mtrl_ray.rollout.fleet import Fleet, Usage
+from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.requests import FleetState, clear, read_request, write_state
+from mtrl_ray.rollout.results import Usage
 from mtrl_ray.rollout.worker_pool import Phase
 from mtrl_ray.settings.tree import WorkerRange
 
@@ -48,7 +49,7 @@ class Scaling:
         self._thread = self._started()
 
     def mend(self) -> None:
-        """Attend again, where the thread has failed."""
+        """Start the thread again if it has failed."""
         if self._error is not None:
             self._error = None
             self._thread = self._started()

@@ -109,7 +109,7 @@ class RolloutWorker:
     def ready(self) -> dict[str, Any]:
         """Answers once the engine runs: worker number, engine, weight version, node, process id, since when (`up`).
 
-        Raises EngineError where the engine has failed and this process is about to end.
+        Raises EngineError if the engine has failed and this process is about to end.
         """
         if self._loop.stopped:
             raise EngineError(f"the engine of rollout worker {self._number} has failed; the worker is about to end")
@@ -217,12 +217,12 @@ class RolloutWorker:
         return self._responses(generations, keys), report
 
     def abandon(self) -> None:
-        """Forget everything in flight; its calls fail."""
+        """Drop everything in flight; its calls fail."""
         self._abandoned += 1
         self._loop.abandon()
 
     def _run(self, loop: DialogueLoop) -> None:
-        """The loop; where its engine fails this process ends, and Ray starts the worker again with a sound one."""
+        """The loop; if its engine fails this process ends, and Ray restarts the worker."""
         try:
             loop.run()
         except Exception:

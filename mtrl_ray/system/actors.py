@@ -1,12 +1,12 @@
-"""The actors of one run: weight store, replay buffer, rollout workers, learners. Made, and made again where they are lost.
+"""The actors of one run: weight store, replay buffer, rollout workers, learners. Created, and replaced if they are lost.
 
-1. Store and buffer live on the driver's node and end with it; workers and learners lie where Ray finds room. A lost buffer
-   is started again by Ray, as it was, and what was asked of it is repeated.
-2. `mend` makes again what was lost and leaves what is sound, for engines and learners take seconds to start. Afterwards
+1. Store and buffer live on the driver's node and end with it; workers and learners run where Ray finds room. Ray restarts a
+   lost buffer, as it was, and repeats the calls of it.
+2. `mend` replaces what was lost and leaves what is sound, for engines and learners take seconds to start. Afterwards
    nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
    checkpoint, and publishes.
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
-4. Where the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. Spare workers
+4. If the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. Spare workers
    are the fleet's own (`rollout.worker_pool`).
 """
 
@@ -22,7 +22,8 @@ from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.processes.waiting import ANSWER_SECONDS, fetch, sound
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.replay.buffer import ReplayBuffer
-from mtrl_ray.rollout.fleet import Fleet, FleetStatistics
+from mtrl_ray.rollout.fleet import Fleet
+from mtrl_ray.rollout.results import FleetStatistics
 from mtrl_ray.settings.tree import Settings
 from mtrl_ray.weights.store import read_files, start_store
 
@@ -47,7 +48,7 @@ class Actors:
         self._spare = self._new_spare()
 
     def mend(self) -> list[str]:
-        """Make again what was lost; its names. Raises EngineError where that fails."""
+        """Replace what was lost; its names. Raises EngineError if that fails."""
         made = []
         if sound([self.store.rewind.remote()], ANSWER_SECONDS):
             self.fleet.abandon()

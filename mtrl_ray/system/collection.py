@@ -68,7 +68,7 @@ class _Work:
         return len(missing)
 
     def causes(self) -> str:
-        """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
+        """The most frequent causes of failures, as the end of a sentence; empty if nothing failed."""
         return causes(self.all_failures())
 
     def all_failures(self) -> list[Failure]:
@@ -116,7 +116,7 @@ class Collector:
         return Collected(outcomes["id"], outcomes["agent_turns"], metrics)
 
     def causes(self) -> str:
-        """The most frequent causes of failures, as the end of a sentence; empty where nothing failed."""
+        """The most frequent causes of failures, as the end of a sentence; empty if nothing failed."""
         return self._work.causes()
 
     def _hold(self, leases: list[Lease], known: set[str]) -> None:

@@ -1,1 +1,1 @@
-"""Versions of the policy's weights: packed once, kept in the object store, pulled by whoever samples."""
+"""Versions of the policy's weights: packed once, kept in the object store, pulled by the workers that sample."""

@@ -60,7 +60,7 @@ def pack(state: Mapping[str, Tensor], version: int = 0, dtype: torch.dtype | Non
 def unpack(packed: PackedWeights) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) pairs, the tensors being views of the buffer.
 
-    Raises CheckpointError where the buffer is shorter than its description says.
+    Raises CheckpointError if the buffer is shorter than its description says.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

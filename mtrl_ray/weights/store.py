@@ -1,8 +1,8 @@
-"""The versioned weight store: an actor that knows which object holds which version.
+"""The versioned weight store: an actor that knows which object has which version.
 
 1. One packed copy per version lies in the object store; the store keeps references, never bytes. The copies are owned by
    the process that published them (the driver), so a learner's death takes none of them away.
-2. Samplers pull: `get` gives the newest version at or above the one asked for. Nobody forms a group with anybody.
+2. Samplers pull: `get` gives the newest version at or above the one asked for. There are no process groups.
 3. The model's other files (configuration, tokenizer) travel the same way, for nodes that do not see the driver's disk.
 4. A run that goes back to a checkpoint publishes versions again: `rewind` forgets them and begins a new epoch, and what a
    sampler has of another epoch is pulled anew, whatever its number.
@@ -38,7 +38,7 @@ class WeightStore:
             del self._versions[old]
 
     def get(self, at_least: int) -> tuple[int, list[Any]]:
-        """The newest (version, [ref]). Raises EngineError where it is older than asked for."""
+        """The newest (version, [ref]). Raises EngineError if it is older than asked for."""
         newest = max(self._versions, default=-1)
         if newest < at_least:
             raise EngineError(f"weights of version {at_least} were asked for; the newest published are {newest}")
@@ -80,7 +80,7 @@ def start_store(**options: Any) -> Any:
 
 
 def read_files(path: str) -> dict[str, bytes] | None:
-    """A local model folder's files, weights included, by name; None where `path` is a name of the hub."""
+    """A local model folder's files, weights included, by name; None if `path` is a name of the hub."""
     folder = Path(path)
     if not folder.is_dir():
         return None

@@ -11,7 +11,7 @@ import yaml
 from mtrl_ray.commands.scale import scale
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.rollout import requests, scaling
-from mtrl_ray.rollout.fleet import Usage
+from mtrl_ray.rollout.results import Usage
 from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.rollout.worker_pool import Phase
 from mtrl_ray.run.recipes import dump, load

@@ -19,7 +19,7 @@ from mtrl_ray.monitoring import names
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.replay.journal import Journal
-from mtrl_ray.rollout.fleet import Result
+from mtrl_ray.rollout.results import Result
 from mtrl_ray.run import checkpoint, trainer
 from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
 from mtrl_ray.run.recipes import load

@@ -39,7 +39,7 @@ class LLMPairJudge:
         self._seed = seed
 
     def prefer(self, first: Conversation, second: Conversation) -> float:
-        """P(first ≻ second). Raises EngineError where the endpoint fails, DataError for unusable answers."""
+        """P(first ≻ second). Raises EngineError if the endpoint fails, DataError for unusable answers."""
         if (first.split, first.context_id) != (second.split, second.context_id):
             raise DataError(
                 f"conversations {first.id!r} and {second.id!r} are on different contexts ({first.context_id!r} and "

@@ -31,7 +31,7 @@ _MARKUP = re.compile(r"[*_`]|(?<=\d)\s?/\s?10\b")
 
 
 def recorded_weights(conversation: Conversation) -> list[float]:
-    """One weight per agent turn. Raises DataError where the conversation's user keeps no record."""
+    """One weight per agent turn. Raises DataError if the conversation's user keeps no record."""
     turns = len(conversation.agent_turns)
     if turns and GAIN.format(0) not in conversation.metrics:
         raise DataError(
@@ -45,7 +45,7 @@ def recorded_weights(conversation: Conversation) -> list[float]:
 
 
 def shares(weights: Sequence[float]) -> list[float]:
-    """Weights that sum to 1, in proportion; all alike where they are all 0."""
+    """Weights that sum to 1, in proportion; all alike if they are all 0."""
     total = sum(weights)
     return [weight / total if total > 0 else 1 / len(weights) for weight in weights]
 
@@ -57,7 +57,7 @@ class LLMJudge:
         self._settings = settings
 
     def weights(self, conversation: Conversation, seed: int) -> list[float]:
-        """One weight per agent turn. Raises EngineError where the endpoint fails, DataError for an unusable answer."""
+        """One weight per agent turn. Raises EngineError if the endpoint fails, DataError for an unusable answer."""
         if not conversation.agent_turns:
             return []
         answer = complete(self._settings, INSTRUCTION, [("user", transcript(conversation))], seed, "LLM judge")

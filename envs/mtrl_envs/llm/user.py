@@ -90,14 +90,14 @@ class LLMUser(User):
         self._outcome = role.nothing
 
     def opening(self) -> str:
-        """The LLM's first message. Raises DataError where it ends the conversation with it."""
+        """The LLM's first message. Raises DataError if it ends the conversation with it."""
         text, ending = self._ask(_CALL)
         if ending is not None:
             raise DataError("the LLM user ended the conversation with its first message; its persona is not followed")
         return text
 
     def reply(self, response: str) -> Reply:
-        """The LLM's answer. Raises EngineError where the endpoint fails, DataError for an ending without sense."""
+        """The LLM's answer. Raises EngineError if the endpoint fails, DataError for an ending without sense."""
         final = self._role.final(response)
         if final is not None:
             self._outcome = final
