@@ -1,7 +1,7 @@
 """`mtrl evaluate`: a run's policy on held-out contexts, beside the scripted agents."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,32 +19,18 @@ def evaluate(
     json_path: JsonOption = None,
 ) -> None:
     """Evaluate a run's policy on held-out contexts."""
+    from mtrl_ray.evaluation.holdout import keep
+    from mtrl_ray.run.evaluating import evaluate_model
     from mtrl_ray.run.folder import resumed_settings
-
-    settings = resumed_settings(run)
-    result = _evaluate(run, settings, contexts or settings.evaluation.contexts, split, checkpoint, address)
-    show_estimates(result)
-    write_json(json_path, result)
-
-
-def _evaluate(
-    run: Path, settings: Any, contexts: int, split: str, checkpoint: str, address: str | None
-) -> dict[str, dict[str, float]]:
-    from mtrl_envs.registry import make
-    from mtrl_ray.evaluation.holdout import baselines, keep, mean_score
-    from mtrl_ray.evaluation.standalone import standalone_rollouts
-    from mtrl_ray.processes.session import connected
     from mtrl_ray.run.policy import policy_folder
 
+    settings = resumed_settings(run)
     model = policy_folder(run, settings, checkpoint)
-    environment = make(settings.environment.name, **settings.environment.options)
-    environment.context(split, 0)  # says which splits there are, before anything starts
-    with connected(settings, address):
-        table = standalone_rollouts(settings, model, split, contexts)
-    keep(run, f"{split}-{checkpoint}", table)
-    estimates = {"policy": mean_score(table)}
-    estimates |= baselines(environment, contexts, settings.rollout, split)
-    return {name: estimate.as_dict() for name, estimate in estimates.items()}
+    found = evaluate_model(settings, model, split, contexts or settings.evaluation.contexts, address)
+    keep(run, f"{split}-{checkpoint}", found.table)
+    result = {name: estimate.as_dict() for name, estimate in found.scores.items()}
+    show_estimates(result)
+    write_json(json_path, result)
 
 
 def register(app: typer.Typer) -> None:

@@ -50,9 +50,9 @@ def train(
     command: Annotated[str | None, typer.Option(hidden=True, help="The command that a job stands for.")] = None,
 ) -> None:
     """Train a policy: evaluate, iterate, evaluate again, write the report."""
-    from mtrl_ray.run.checkpoint_store import store_of
-    from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
-    from mtrl_ray.run.lock import driven
+    from mtrl_ray.monitoring.live import LiveView
+    from mtrl_ray.run.driving import drive
+    from mtrl_ray.run.folder import resumed_settings
     from mtrl_ray.run.preflight import preflight
     from mtrl_ray.run.recipes import load
 
@@ -68,14 +68,17 @@ def train(
         raise ConfigurationError(
             "give a recipe (mtrl train sales), or a run to continue (mtrl train --resume runs/sales)"
         )
-    with driven(settings.run_folder):
-        done = 0
-        if resume is not None:
-            done = max(store_of(settings).numbers(), default=0)
-            write_settings(settings)  # not those of a place that could not be opened
-        else:
-            prepare(settings, fresh, command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])]))
-        summary = _run(settings, resume is not None, done, address)
+    about = settings.run
+
+    def shown(done: int) -> LiveView:
+        return LiveView(about.name, about.iterations, done=done, minutes=about.minutes)
+
+    typed = command or shlex.join(["mtrl", "train", *given, *(["--fresh"] if fresh else [])])
+    try:
+        summary = drive(settings, shown, typed, resume is not None, fresh, address)
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted; continue with: mtrl train --resume {shlex.quote(str(settings.run_folder))}", err=True)
+        raise typer.Exit(exit_code(error)) from None
     _show(settings.run_folder, summary)
     write_json(json_path, summary)
 
@@ -118,25 +121,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _run(settings: Any, resume: bool, done: int, address: str | None) -> dict[str, Any]:
-    from mtrl_ray.monitoring.live import LiveView
-    from mtrl_ray.processes.session import connected
-    from mtrl_ray.run.trainer import run
-
-    about, folder = settings.run, settings.run_folder
-    shown = LiveView(about.name, about.iterations, done=done, minutes=about.minutes)
-    try:
-        with connected(settings, address) as connection, shown as view:
-            if connection.dashboard:
-                view.note(f"Ray dashboard: http://{connection.dashboard}")
-            if connection.shortage:
-                view.note(connection.shortage)
-            return run(settings, view, resume)
-    except KeyboardInterrupt as error:
-        typer.echo(f"interrupted; continue with: mtrl train --resume {shlex.quote(str(folder))}", err=True)
-        raise typer.Exit(exit_code(error)) from None
 
 
 def _show(folder: Path, summary: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +38,19 @@ class Connection:
 
 
 @contextmanager
-def connected(settings: Settings, address: str | None = None, runs: int = 1) -> Iterator[Connection]:
+def connected(
+    settings: Settings, address: str | None = None, runs: int = 1, prepare: Callable[[], object] | None = None
+) -> Iterator[Connection]:
     """Ray for `runs` runs of these settings at a time, shut down at the end.
 
+    `prepare` is called once in each process of the cluster that works for this one, before anything else.
     Raises EngineError if no cluster answers, ConfigurationError for an address that is not a cluster's.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(target)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if prepare is not None:
+        options["runtime_env"] = {"worker_process_setup_hook": prepare}
     if target == "local" or is_here(target):
         confine()
     if target != "local":

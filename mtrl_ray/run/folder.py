@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-import mtrl_ray
 from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.monitoring.contents import COMMAND
 from mtrl_ray.run.checkpoint_store import store_of
@@ -19,6 +18,7 @@ from mtrl_ray.run.lock import LOCK
 from mtrl_ray.run.recipes import apply, dump, validate
 from mtrl_ray.settings.migration import VERSION, migrate
 from mtrl_ray.settings.tree import TINY, Settings
+from mtrl_ray.settings.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def write_settings(settings: Settings) -> None:
     """Write the resolved settings and this version into the run's folder, in one step."""
     path = settings.run_folder / CONFIG
     temporary = path.with_name(f".{CONFIG}.writing")
-    temporary.write_text(f"{VERSION}: {mtrl_ray.__version__}\n{dump(settings)}")
+    temporary.write_text(f"{VERSION}: {__version__}\n{dump(settings)}")
     temporary.replace(path)
 
 
@@ -76,7 +76,7 @@ def written_settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{str(folder)!r} is not a run: its {CONFIG} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, TypeError, KeyError, ValueError):
         raise CheckpointError(f"{str(path)!r} is torn: it does not hold a run's settings") from None
-    for note in migrate(tree, str(path), mtrl_ray.__version__):
+    for note in migrate(tree, str(path), __version__):
         logger.warning("%s: %s", path, note)
     return tree
 
