@@ -5,6 +5,7 @@ Every import in the text of a module counts: at its top, inside a function, for 
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def test_rooms_depend_downwards_only() -> None:
 
 def test_modules_import_one_another_in_no_circle() -> None:
     assert circle(GRAPH) == []
+
+
+def test_what_the_architecture_names_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = {path for path in re.findall(r"`([\w./]+)`", page) if path.endswith((".py", "/"))}
+    places = (ROOT, ROOT / "mtrl_ray", ROOT / "mtrl_ray" / "rollout", ROOT / "mtrl_ray" / "algorithms")
+    assert len(paths) > 30
+    assert sorted(path for path in paths if not any((place / path).exists() for place in places)) == []
+    rooms = {room for room in ORDER if room not in ("mtrl_ray", "__main__")}
+    assert sorted(room for room in rooms if not re.search(rf"\b{room}(/|\.py|  )", page)) == []
 
 
 @pytest.mark.parametrize(

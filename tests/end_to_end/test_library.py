@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import ROOT, environment
 
 SETTINGS = '{"run.name": "guessing", "run.iterations": 2}'
@@ -20,6 +22,7 @@ except mtrl_ray.ConfigurationError as error:
 """
 
 
+@pytest.mark.timeout(600)
 def test_the_program_in_the_readme_trains_on_a_class_of_its_own(tmp_path: Path, quick: list[str]) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert SETTINGS in program
@@ -31,7 +34,7 @@ def test_the_program_in_the_readme_trains_on_a_class_of_its_own(tmp_path: Path, 
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=False,
     )
     assert done.returncode == 0, done.stderr
