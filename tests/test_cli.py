@@ -1,7 +1,10 @@
 """The command line: errors become a sentence and an exit code, and nothing heavy is imported to show the help."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import typer
@@ -9,6 +12,7 @@ import typer
 import mtrl_ray
 from mtrl_ray import cli
 from mtrl_ray.errors import CheckpointError, ConfigurationError, DataError, EngineError
+from tests.support.processes import mtrl
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "peft", "matplotlib", "pyarrow")
 
@@ -50,6 +54,29 @@ def test_an_error_of_a_ray_actor_shows_its_cause_without_the_remote_traceback(mo
     error = RayTaskError("sample", "Traceback\n  File …", EngineError("worker 2 is gone")).as_instanceof_cause()
     assert end_with(monkeypatch, error) == 3
     assert capsys.readouterr().err == "mtrl: worker 2 is gone\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_signal_ends_every_command_with_its_code(monkeypatch, number, code):
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def wait() -> None:
+        os.kill(os.getpid(), number)
+        threading.Event().wait(10)
+
+    monkeypatch.setattr(cli, "application", lambda: app)
+    monkeypatch.setattr(sys, "argv", ["mtrl"])
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    assert ending.value.code == code and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["version"]])
+def test_any_encoding_of_the_output_will_do(arguments):
+    done = mtrl(*arguments, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout and not done.stderr
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

@@ -96,6 +96,24 @@ with stop.listening(), stop.answered("held"):
     assert process.returncode == 143 and said.startswith("SIGTERM came 0.5 s ago"), said
 
 
+def test_a_second_signal_is_heard_in_silence():
+    """What hears the first one keeps listening."""
+    script = """
+import os, signal, threading
+from mtrl_ray.run import stopping
+stop = stopping.StopSignal(ends_process=True)
+try:
+    with stop.listening(), stop.answered("grace"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+
+
 def test_a_run_that_ends_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopping, "LAST_SECONDS", 0.2)
     heard = StopSignal(ends_process=True)

@@ -7,7 +7,9 @@ cores; what a cluster lacks is said before any actor waits for it. It asks for a
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,10 +64,13 @@ def connected(
         options |= {"num_cpus": max(os.cpu_count() or 1, math.ceil(runs * cpus)), "include_dashboard": True}
         if settings.model.path == TINY:
             options |= {"object_store_memory": runs * OBJECT_STORE_BYTES}
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         context = ray.init(address=target, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(f"no Ray cluster answers at {target!r}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # Ray's own answer, set by now, is to end with its native stack
     try:
         yield Connection(target, context.dashboard_url, shortage(settings))
     finally:

@@ -28,21 +28,22 @@ FIXED = ("run.name", "run.folder", "run.seed", "environment", "model", "algorith
 
 
 def prepare(settings: Settings, fresh: bool, command: str) -> None:
-    """Make the run's folder and write settings and command into it.
+    """Make the run's folder and write settings and command into it. What a start that failed left is replaced.
 
     Raises ConfigurationError where it is taken, where the disk refuses, or where the model's folder does not exist.
     """
     folder = settings.run_folder
     _check_model(settings.model.path)
     store = store_of(settings)
-    there = any((folder / name).exists() for name in (CONFIG, "journal", "checkpoints"))
-    if there or store.numbers():
+    if _begun(folder) or store.numbers():
         if not fresh:
             raise ConfigurationError(
                 f"the run {str(folder)!r} exists; resume it (mtrl train --resume {folder}), choose another run.name, "
                 "or replace it (--fresh)"
             )
         store.clear()
+        _empty(folder)
+    elif (folder / CONFIG).exists():  # of a start that failed
         _empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,11 @@ def resumed_settings(folder: Path, overrides: Sequence[str] = ()) -> Settings:
                 f"{key} is {old!r} in the run {str(folder)!r} and stays so; start a new run to change it"
             )
     return settings
+
+
+def _begun(folder: Path) -> bool:
+    """Whether the folder holds something of a run: a conversation, an evaluation, a checkpoint."""
+    return any(any((folder / name).glob("*")) for name in ("journal", "checkpoints", "evaluation"))
 
 
 def _empty(folder: Path) -> None:

@@ -55,6 +55,7 @@ class StopSignal:
         self._ends_process = ends_process
         self._heard = 0.0  # when it came
         self._manner: Manner = "at once"
+        self._alarm: Any = None  # who was told of alarms before
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -63,7 +64,6 @@ class StopSignal:
             yield
             return
         before = {number: signal.signal(number, self._hear) for number in SIGNALS}
-        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._lapse)
         try:
             with _ending() if self._ends_process else nullcontext():
                 yield
@@ -72,7 +72,10 @@ class StopSignal:
         except KeyboardInterrupt:
             raise Stopped(self.number or signal.SIGINT) from None
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if self._alarm is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, self._alarm)
+                self._alarm = None
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -105,6 +108,8 @@ class StopSignal:
 
     def _bound(self) -> None:
         """Have `_lapse` called when the time since the signal is over."""
+        before = signal.signal(signal.SIGALRM, self._lapse)
+        self._alarm = before if self._alarm is None else self._alarm
         seconds = GRACE_SECONDS if self._manner == "grace" else LATEST_SECONDS
         signal.setitimer(signal.ITIMER_REAL, max(self._heard + seconds - time.monotonic(), 0.001))
 
@@ -129,11 +134,11 @@ def _ending() -> Iterator[None]:
 
 
 def _end_after_signal(heard: socket.socket, over: threading.Event) -> None:
-    """Wait for the number of a stop signal; `heard`: a byte for every signal, closed at the end."""
+    """Wait for the number of a stop signal; `heard`: a byte for every signal, closed at the end, for more may come."""
     with heard:
         number = next((byte for byte in iter(lambda: heard.recv(1), b"") if byte[0] in SIGNALS), None)
-    if number is None or over.wait(LAST_SECONDS):
-        return
+        if number is None or over.wait(LAST_SECONDS):
+            return
     name = signal.Signals(number[0]).name
     said = f"{name} came {LAST_SECONDS:g} s ago, and what is under way does not come back: the run is left as it is"
     with suppress(OSError):  # nobody reads it
