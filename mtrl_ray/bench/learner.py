@@ -27,6 +27,7 @@ from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.improvement import Improvement
 from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.learner.rows.tables import Dialogues
+from mtrl_ray.monitoring.heartbeat import Steps
 from mtrl_ray.settings.tree import LearnerSettings
 
 VOCABULARY = 768
@@ -35,10 +36,17 @@ MINIBATCH = 64
 
 
 def bench_learner(
-    rounds: int = 5, conversations: int = 256, samples: int = 4, threads: int = 1, seed: int = 0
+    rounds: int = 5,
+    conversations: int = 256,
+    samples: int = 4,
+    threads: int = 1,
+    seed: int = 0,
+    say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Medians over `rounds` alternations. Keys `ratio`, `trained_tokens_per_second`, `bare_tokens_per_second` (all tokens
-    of the conversations count, not only the agent's), `loss_share`, `tree_speedup`, `responses_per_second` (as trees).
+    """Medians over `rounds` alternations; `say` hears of every step.
+
+    Keys `ratio`, `trained_tokens_per_second`, `bare_tokens_per_second` (all tokens of the conversations count, not only the
+    agent's), `loss_share`, `tree_speedup`, `responses_per_second` (as trees).
     """
     talks = talk(conversations, seed)
     dialogues = Dialogues.read(talks)
@@ -48,7 +56,7 @@ def bench_learner(
         learner = Learner(LearnerSettings(threads=threads), folder, seed=seed)
         bare = Bare(Path(folder), tokens, conversations, share, seed)
     once = SFT(minibatch_conversations=MINIBATCH)
-    trained, dense = alternate([lambda: learner.run(once, talks), bare.run], rounds)
+    trained, dense = alternate({"learner": lambda: learner.run(once, talks), "bare model": bare.run}, rounds, say)
     responses = answer(talks, samples, seed)
     scores = np.random.default_rng(seed).random(responses.num_rows).astype(np.float32)
     whole = learner.core.branch_tokens
@@ -57,7 +65,9 @@ def bench_learner(
         learner.core.branch_tokens = branch_tokens
         learner.run(Improvement(estimator="reinforce", epochs=1), talks, responses, scores)
 
-    trees, sequences = alternate([lambda: improve(whole), lambda: improve(0)], rounds)
+    trees, sequences = alternate(
+        {"responses as trees": lambda: improve(whole), "responses as sequences": lambda: improve(0)}, rounds, say
+    )
     return {
         "ratio": dense / trained,
         "trained_tokens_per_second": tokens / trained,
@@ -73,11 +83,15 @@ def bench_learner(
     }
 
 
-def alternate(actions: list[Callable[[], object]], rounds: int) -> list[float]:
+def alternate(
+    actions: dict[str, Callable[[], object]], rounds: int, say: Callable[[str], object] = lambda line: None
+) -> list[float]:
     """Median seconds of each action, taken in turn `rounds` times after one untimed turn."""
     seconds: list[list[float]] = [[] for _ in actions]
+    steps = Steps((rounds + 1) * len(actions), say)
     for number in range(rounds + 1):
-        for action, found in zip(actions, seconds, strict=True):
+        for (name, action), found in zip(actions.items(), seconds, strict=True):
+            steps.begin(name if number else f"{name}, untimed")
             started = time.perf_counter()
             action()
             if number:

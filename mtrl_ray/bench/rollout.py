@@ -8,6 +8,7 @@
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, Role, to_table
+from mtrl_ray.monitoring.heartbeat import Steps
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
@@ -39,8 +41,15 @@ class _Tallies:
     bare: _Tally = field(default_factory=_Tally)
 
 
-def bench_rollout(settings: Settings, model: Path, conversations: int, rounds: int) -> dict[str, Any]:
-    """The comparison with `conversations` conversations a round; figures for `--json`."""
+def bench_rollout(
+    settings: Settings,
+    model: Path,
+    conversations: int,
+    rounds: int,
+    say: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """The comparison with `conversations` conversations a round; figures for `--json`. `say`: told of every step."""
+    steps = Steps(1 + 3 * rounds, say)
     chat = chat_format(str(model))
     engine = VllmEngine(str(model), chat.stop_ids, settings.rollout, settings.model)
     rollout = settings.rollout
@@ -48,13 +57,17 @@ def bench_rollout(settings: Settings, model: Path, conversations: int, rounds: i
     environment = make(settings.environment.name, **settings.environment.options)
     loop = DialogueLoop(engine, chat, environment, limits, rollout.concurrency, rollout.user_seconds)
     tallies = _Tallies()
+    steps.begin("dialogue, untimed")
     _hold(loop, settings, conversations, tag=0)  # compiles kernels, fills caches
     for number in range(1, rounds + 1):
+        steps.begin("dialogue")
         started = time.perf_counter()
         held = _hold(loop, settings, conversations, tag=number)
         tallies.dialogue.seconds += time.perf_counter() - started
         tallies.dialogue.tokens += sum(len(turn.tokens) for done in held for turn in done.turns if turn.logprobs)
+        steps.begin("LLM.generate")
         _generate(engine, held, rollout.temperature, tallies.raw, trained=True)
+        steps.begin("LLM.generate without log-probabilities")
         _generate(engine, held, rollout.temperature, tallies.bare, trained=False)
     return {
         "ratio": tallies.dialogue.rate / tallies.raw.rate,

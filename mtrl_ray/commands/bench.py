@@ -11,6 +11,7 @@ from mtrl_ray.run.stopping import StopSignal
 app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
 
 RECIPE = "sales"
+QuickOption = Annotated[bool, typer.Option("--quick", help="One short round: a first look, not a measurement.")]
 
 
 @app.command()
@@ -18,14 +19,16 @@ def rollout(
     overrides: OverridesArgument = None,
     conversations: Annotated[int, typer.Option(help="Per round.")] = 512,
     rounds: Annotated[int, typer.Option(help="Alternations of dialogue and raw generation.")] = 5,
+    quick: QuickOption = False,
     json_path: JsonOption = None,
 ) -> None:
     """Sampled tokens/s of dialogue collection ÷ LLM.generate of the same engine."""
     import torch
+    from rich.console import Console
 
     from mtrl_envs.registry import make
     from mtrl_ray.bench.rollout import bench_rollout
-    from mtrl_ray.monitoring.view import Silent
+    from mtrl_ray.monitoring.live import LiveView
     from mtrl_ray.run.recipes import load
     from mtrl_ray.run.tiny_model import tiny_model
     from mtrl_ray.settings.tree import TINY
@@ -35,19 +38,24 @@ def rollout(
     environment = make(settings.environment.name, **settings.environment.options)
     path = Path(settings.model.path)
     if settings.model.path == TINY:
-        path = tiny_model(settings.model, settings.environment, environment, Silent())
-    _show(bench_rollout(settings, path, conversations, rounds), json_path)
+        with LiveView("bench", 0, table=False, console=Console(stderr=True)) as view:
+            path = tiny_model(settings.model, settings.environment, environment, view)
+    if quick:
+        conversations, rounds = min(conversations, 64), 1
+    _show(bench_rollout(settings, path, conversations, rounds, _say), json_path)
 
 
 @app.command()
 def learner(
     json_path: JsonOption = None,
     rounds: Annotated[int, typer.Option(help="Alternations of the learner and the bare model.")] = 5,
+    quick: QuickOption = False,
 ) -> None:
     """Trained tokens/s of the learner ÷ forward, backward and step of the bare model."""
     from mtrl_ray.bench.learner import bench_learner
 
-    _show(bench_learner(rounds=rounds), json_path)
+    size = {"rounds": 1, "conversations": 64} if quick else {"rounds": rounds}
+    _show(bench_learner(**size, say=_say), json_path)
 
 
 @app.command()
@@ -64,6 +72,11 @@ def elastic(
     with StopSignal().listening(), tempfile.TemporaryDirectory(prefix="mtrl-elastic-") as folder:
         story = bench_elastic(Path(folder), [*small, *(overrides or [])], typer.echo)
     _show(story.figures(), json_path)
+
+
+def _say(line: str) -> None:
+    """Progress goes to standard error, beside the result."""
+    typer.echo(line, err=True)
 
 
 def _show(result: dict[str, Any], json_path: Path | None) -> None:

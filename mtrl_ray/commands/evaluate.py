@@ -20,13 +20,16 @@ def evaluate(
 ) -> None:
     """Evaluate a run's policy on held-out contexts."""
     from mtrl_ray.evaluation.holdout import keep
+    from mtrl_ray.monitoring.heartbeat import phase
     from mtrl_ray.run.evaluating import evaluate_model
     from mtrl_ray.run.folder import resumed_settings
     from mtrl_ray.run.policy import policy_folder
 
     settings = resumed_settings(run)
     model = policy_folder(run, settings, checkpoint)
-    found = evaluate_model(settings, model, split, contexts or settings.evaluation.contexts, address)
+    count = contexts or settings.evaluation.contexts
+    with phase(f"evaluating on {count} contexts", lambda line: typer.echo(line, err=True)):
+        found = evaluate_model(settings, model, split, count, address)
     keep(run, f"{split}-{checkpoint}", found.table)
     result = {name: estimate.as_dict() for name, estimate in found.scores.items()}
     show_estimates(result)

@@ -55,12 +55,16 @@ def theory(
 
 
 def _check(suite: "Suite", console: "Console") -> "list[Check]":
+    from mtrl_ray.monitoring.heartbeat import Steps
     from mtrl_ray.tabular.checks import CHECKS, statement
 
     results = []
+    steps = Steps(len(CHECKS), lambda line: typer.echo(line, err=True))
     with console.status("") as status:
         for number, check in enumerate(CHECKS, start=1):
             status.update(f"{number} of {len(CHECKS)}: {statement(check)}")
+            if not console.is_terminal:
+                steps.begin(statement(check))
             results.append(check(suite))
     return results
 

@@ -2,7 +2,8 @@
 
 1. In a terminal, a table is redrawn a few times per second from the state that `part` and `iteration` set. These calls
    only store values, so they are cheap and safe from any thread.
-2. If the output is not a terminal (a job's log, a pipe), each iteration is one plain line, and parts are not shown.
+2. If the output is not a terminal (a job's log, a pipe), each iteration is one plain line; after 10 s without a line, and then
+   at growing intervals, a line says what the parts do (`heartbeat`).
 3. Time left: the mean seconds of the iterations of this view, times the number of remaining ones, at most the run's
    budget of minutes. Earlier iterations of a resumed run do not count.
 4. Text is shown literally: markup and control sequences have no effect.
@@ -19,6 +20,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from mtrl_ray.monitoring.heartbeat import Heartbeat, duration
 
 PARTS = ("rollout", "replay", "learner", "weights")
 """The parts shown from the start; others appear with their first message."""
@@ -58,6 +61,7 @@ class LiveView:
         self._parts: dict[str, tuple[str, float]] = dict.fromkeys(PARTS, ("", self._started))
         self._metrics: Metrics = {}
         self._live: Live | None = None
+        self.heartbeat = Heartbeat(self._print, self._activity, clock)
         if table and self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._render, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
@@ -68,6 +72,8 @@ class LiveView:
         self._parts = {name: (doing, self._started) for name, (doing, _) in self._parts.items()}
         if self._live is not None:
             self._live.start(refresh=True)
+        else:
+            self.heartbeat.__enter__()
         return self
 
     def __exit__(
@@ -75,6 +81,8 @@ class LiveView:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        else:
+            self.heartbeat.__exit__()
 
     def part(self, name: str, doing: str) -> None:
         """Set the current activity of a part; an empty text means idle."""
@@ -99,6 +107,16 @@ class LiveView:
         self._line(text)
 
     def _line(self, text: str) -> None:
+        self.heartbeat.spoke()
+        self._print(text)
+
+    def _activity(self) -> str:
+        now = self._clock()
+        busy = [(name, doing, since) for name, (doing, since) in self._parts.items() if doing not in ("", "idle")]
+        doing = " · ".join(f"{name}: {doing} ({duration(now - since)})" for name, doing, since in busy)
+        return f"{duration(now - self._started)}  {doing}" if doing else ""
+
+    def _print(self, text: str) -> None:
         plain = strip_control_codes(text.replace("\x1b", ""))
         self._console.print(plain, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -155,13 +173,6 @@ def outcome(metrics: Metrics) -> str:
 def held_out(metrics: Metrics) -> str:
     """The mean score of the last evaluation with its interval; empty if there is none."""
     return _interval("held out", metrics, "evaluation/mean", "evaluation/low", "evaluation/high")
-
-
-def duration(seconds: float) -> str:
-    """A duration as `0:07`, `12:30` or `1:02:03`."""
-    whole = max(round(seconds), 0)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def _interval(label: str, metrics: Metrics, mean: str, low: str, high: str) -> str:

@@ -21,7 +21,7 @@ from mtrl_ray.monitoring.charts import interval_text, sparkline
 from mtrl_ray.monitoring.contents import Contents, Row, read
 from mtrl_ray.monitoring.curves import curves, results
 from mtrl_ray.monitoring.examples import Comparison, compare
-from mtrl_ray.monitoring.live import duration
+from mtrl_ray.monitoring.heartbeat import duration
 from mtrl_ray.monitoring.names import MEANINGS, in_order, shown
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.statistics.estimates import Estimate, gap_closed

@@ -75,7 +75,8 @@ def make_tiny(folder: Path, model: ModelSettings, environment: Environment, view
     view.part("warm start", f"{warm.steps} SFT steps on {len(spoken)} conversations")
     sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
     metrics = sft_in_processes(folder, encoded, sft)
-    view.part("warm start", f"done, loss {metrics['loss']:.3f}")
+    view.part("warm start", "")
+    view.note(f"warm start: {warm.steps} SFT steps, loss {metrics['loss']:.3f}")
     return metrics
 
 

@@ -58,10 +58,12 @@ class Trainer:
         self.model_path = self._model_path()
         self.recovery = Recovery(RECOVERIES, self.view.note)
         self.recorder = Recorder(self.folder, settings.run.name)
+        self.view.part("system", "starting replay buffer, workers and learner")
         self.system = System(settings, self.folder, self.model_path, self.view)
         try:
             self.recovery.carry(lambda: self._open(resume), self._mend)
             self.recovery.progressed()
+            self.view.part("system", "")
             self.workers = self.system.start()
         except BaseException:
             self.stop()
@@ -280,7 +282,9 @@ def _evaluate(trainer: Trainer, name: str) -> None:
 
 def _scripted(trainer: Trainer) -> None:
     settings = trainer.settings
+    trainer.view.part("evaluation", f"scripted agents on {settings.evaluation.contexts} contexts")
     estimates = holdout.baselines(trainer.environment, settings.evaluation.contexts, settings.rollout)
+    trainer.view.part("evaluation", "")
     holdout.summarise(trainer.folder, **estimates)
     for agent, estimate in estimates.items():
         trainer.view.note(f"{agent}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")

@@ -22,6 +22,7 @@ from ray import tune
 
 from mtrl_envs.registry import make
 from mtrl_ray.errors import EngineError
+from mtrl_ray.monitoring.live import LiveView
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run.tiny_model import tiny_model
 from mtrl_ray.settings.tree import TINY, Settings
@@ -125,7 +126,8 @@ def _make_models(cells: Sequence[Cell]) -> None:
     for settings in (cell.settings for cell in cells if cell.settings.model.path == TINY):
         with contextlib.suppress(Exception):
             environment = make(settings.environment.name, **settings.environment.options)
-            tiny_model(settings.model, settings.environment, environment, Silent())
+            with LiveView(settings.run.name, 0, table=False) as view:
+                tiny_model(settings.model, settings.environment, environment, view)
 
 
 def _last_line(trial: Any) -> str:

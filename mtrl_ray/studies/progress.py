@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.monitoring.live import duration
+from mtrl_ray.monitoring.heartbeat import duration
 from mtrl_ray.studies.cells import Cell
 from mtrl_ray.studies.runs import failure, read_summary, trained_seconds
 

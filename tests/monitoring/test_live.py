@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mtrl_ray.monitoring.live import LiveView, duration
+from mtrl_ray.monitoring.heartbeat import Steps, duration
+from mtrl_ray.monitoring.live import LiveView
 
 METRICS = {
     "iteration/seconds": 8.0,
@@ -45,6 +46,34 @@ def test_in_a_pipe_each_iteration_is_one_line():
     numbers = "score 0.410 [0.360, 0.460] · KL 0.0123 · Q r 0.62 · 6,123 tokens/s · 8.0 s"
     assert first == f"iteration 1/20 · {numbers} · 2:32 left"
     assert second == f"iteration 2/20 · {numbers} · 2:24 left"
+
+
+def test_in_a_pipe_a_long_phase_says_at_growing_intervals_what_it_does():
+    view, clock, output = viewed(terminal=False)
+    view.part("warm start", "1300 SFT steps")
+    view.part("rollout", "idle")
+    said = []
+    for second in range(100):
+        clock.now = 1000.0 + second
+        view.heartbeat.tick()
+        if len(output.getvalue().splitlines()) > len(said):
+            said.append(second)
+    assert said == [10, 30, 70]
+    assert output.getvalue().splitlines()[1] == "0:30  warm start: 1300 SFT steps (0:30)"
+    view.note("warm start: done")
+    view.part("warm start", "")
+    clock.now += 15
+    view.heartbeat.tick()
+    assert output.getvalue().splitlines()[-1] == "warm start: done", "nothing goes on, nothing is said"
+
+
+def test_steps_say_how_long_the_rest_takes():
+    clock, said = Clock(), []
+    steps = Steps(3, said.append, clock)
+    for name in ("first", "second", "third"):
+        steps.begin(name)
+        clock.now += 20
+    assert said == ["1 of 3: first", "2 of 3: second · about 0:40 left", "3 of 3: third · about 0:20 left"]
 
 
 def test_a_line_without_metrics_or_with_nan_leaves_them_out():
