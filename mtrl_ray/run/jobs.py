@@ -3,25 +3,33 @@
 1. The recipe is resolved and checked here, before anything is sent; the job gets the resolved settings as one file.
 2. The project's own packages travel with the job; what they need (Ray, vLLM, torch) has to be installed on the cluster,
    for the `python` that is first on the path of its head node.
-3. `run.folder`, and a model's folder, are made absolute here, so that on a cluster that shares this machine's disk they are
+3. So do the packages of an environment and an algorithm of somebody's own (`package.module:ClassName`), and what else was
+   imported from the folder in which they lie. What these need beyond has to be installed on the cluster.
+4. `run.folder`, and a model's folder, are made absolute here, so that on a cluster that shares this machine's disk they are
    found where a local run would find them; on another cluster, give folders that all its nodes see.
 """
 
 import asyncio
 import shlex
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ray.job_submission
 import yaml
 from ray.exceptions import RayError
 
+from mtrl_envs.registry import environment_class
+from mtrl_ray.algorithms.registry import algorithm_class
 from mtrl_ray.errors import EngineError
 from mtrl_ray.processes.packages import project_packages
 from mtrl_ray.settings.tree import Settings
 
 RECIPE = "recipe.yaml"
+INSTALLED = ("site-packages", "dist-packages")
+"""Folders of installed packages: what lies beside an own class there does not belong to it."""
 
 
 def submit(settings: Settings, address: str, fresh: bool, command: str, say: Callable[[str], None]) -> str:
@@ -37,7 +45,11 @@ def submit(settings: Settings, address: str, fresh: bool, command: str, say: Cal
     entrypoint = ["python", "-m", "mtrl_ray", "train", RECIPE, *(["--fresh"] if fresh else []), "--command", command]
     with tempfile.TemporaryDirectory(prefix="mtrl-job-") as folder:
         (Path(folder) / RECIPE).write_text(yaml.safe_dump(resolved, sort_keys=False))
-        client, job = _send(address, shlex.join(entrypoint), folder)
+        own = own_modules(settings)
+        for file in (path for path in own if path.is_file()):
+            shutil.copy(file, folder)
+        packages = [*project_packages(), *(path for path in own if path.is_dir())]
+        client, job = _send(address, shlex.join(entrypoint), folder, packages)
         say(f"job {job} at {address}")
         asyncio.run(_follow(client, job, say))
     status = client.get_job_status(job)
@@ -47,13 +59,36 @@ def submit(settings: Settings, address: str, fresh: bool, command: str, say: Cal
     return str(status)
 
 
-def _send(address: str, entrypoint: str, folder: str) -> tuple[ray.job_submission.JobSubmissionClient, str]:
-    packages = [str(package) for package in project_packages()]
+def own_modules(settings: Settings) -> list[Path]:
+    """Files and folders of the top-level modules that the run's own classes, and what they import, lie in (rule 3)."""
+    names = (str(settings.environment.name), str(settings.algorithm.get("name")))
+    classes = (environment_class(names[0]), algorithm_class(names[1]))
+    modules = [name.partition(":")[0] for name in names if ":" in name] + [found.__module__ for found in classes]
+    places = {_place(module.partition(".")[0]) for module in modules} - {None, *project_packages()}
+    folders = {place.parent for place in places if place is not None and place.parent.name not in INSTALLED}
+    beside = {_place(name) for name in list(sys.modules) if "." not in name}
+    places |= {place for place in beside if place is not None and place.parent in folders}
+    return sorted(place for place in places - {*project_packages()} if place is not None)
+
+
+def _place(module: str) -> Path | None:
+    """The folder of a package, or the file of a module."""
+    found = sys.modules.get(module)
+    folders = list(getattr(found, "__path__", []))
+    file = getattr(found, "__file__", None)
+    if folders:
+        return Path(folders[0]).absolute()
+    return Path(file).absolute() if file is not None and file.endswith(".py") and module != "__main__" else None
+
+
+def _send(
+    address: str, entrypoint: str, folder: str, packages: Sequence[Path]
+) -> tuple[ray.job_submission.JobSubmissionClient, str]:
     try:
         client = ray.job_submission.JobSubmissionClient(address)
         job = client.submit_job(
             entrypoint=entrypoint,
-            runtime_env={"working_dir": folder, "py_modules": packages},
+            runtime_env={"working_dir": folder, "py_modules": [str(package) for package in packages]},
             metadata={"name": "mtrl train"},
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

@@ -70,10 +70,71 @@ def head() -> Iterator[Head]:
             survivors(started, 10)
 
 
+HELPER = """
+from mtrl_ray.algorithms.iterative_ppo import IterativePPO
+
+
+class Own(IterativePPO):
+    pass
+"""
+MINE = """
+from own_helper import Own  # in the folder above
+from mtrl_envs.base import Context, Environment, Outcome, Reply, User
+
+
+class Counter(User):
+    def opening(self):
+        return "Go on."
+
+    def reply(self, response):
+        self.score = min(response.count("e"), 4) / 4
+        return Reply("And?")
+
+    def outcome(self):
+        return Outcome(self.score)
+
+
+class Mine(Environment):
+    name, max_turns = "mine", 2
+
+    def context(self, split, index):
+        return Context(f"{split}-{index}", split, index, "Write letters.")
+
+    def user(self, context, seed):
+        return Counter()
+
+    def well_formed(self, response):
+        return response != ""
+"""
+OWN = ["environment.name=envs.mine:Mine", "algorithm.name=envs.mine:Own"]
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an environment and an algorithm of somebody's own, in a folder `envs` and a file beside it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "envs").mkdir()
+    (folder / "envs" / "mine.py").write_text(MINE)
+    (folder / "own_helper.py").write_text(HELPER)
+    return folder
+
+
 @pytest.mark.timeout(200)
-def test_submit_runs_a_recipe_as_a_job_and_follows_its_log(head: Head, quick: list[str], tmp_path: Path):
-    overrides = [*quick, "run.iterations=1", "run.name=job", f"run.folder={tmp_path}"]
-    done = mtrl("submit", "sales", *overrides, "--address", head.address, **head.variables)
+def test_classes_of_the_current_folder_train_here(quick: list[str], own_folder: Path):
+    overrides = [*quick, *OWN, "run.iterations=1", "run.name=here"]
+    done = mtrl("train", "sales", *overrides, folder=own_folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((own_folder / "runs" / "here" / "summary.json").read_text())
+    assert {"start", "end"} <= summary.keys() and not {"expert", "greedy", "random"} & summary.keys()
+    assert (own_folder / "runs" / "here" / "report.html").is_file(), "without scripted agents too"
+
+
+@pytest.mark.timeout(200)
+def test_submit_sends_own_classes_along_and_follows_the_jobs_log(
+    head: Head, quick: list[str], own_folder: Path, tmp_path: Path
+):
+    overrides = [*quick, *OWN, "run.iterations=1", "run.name=job", f"run.folder={tmp_path}"]
+    done = mtrl("submit", "sales", *overrides, "--address", head.address, folder=own_folder, **head.variables)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("job raysubmit_") and lines[-1] == "SUCCEEDED"
@@ -82,7 +143,7 @@ def test_submit_runs_a_recipe_as_a_job_and_follows_its_log(head: Head, quick: li
     assert {"start", "end"} <= json.loads((run / "summary.json").read_text()).keys() and (run / "report.html").is_file()
     assert (run / "command.txt").read_text().startswith("mtrl submit sales environment.name=")
 
-    again = mtrl("submit", "sales", *overrides, "--address", head.address, **head.variables)
+    again = mtrl("submit", "sales", *overrides, "--address", head.address, folder=own_folder, **head.variables)
     assert again.returncode == 3 and "ended as FAILED" in again.stderr
     assert "exists; resume it" in again.stdout, "the job's own sentence is in its log"
 

@@ -22,15 +22,20 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PATH": path, "PYTHONPATH": SOURCES, "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
-def mtrl(*arguments: str, said: str | None = None, seconds: float = 200, **changes: str) -> subprocess.CompletedProcess:
-    """Run `mtrl ARGUMENTS` to its end; `said` is its standard input."""
+def mtrl(
+    *arguments: str, said: str | None = None, seconds: float = 200, folder: Path = ROOT, **changes: str
+) -> subprocess.CompletedProcess:
+    """Run `mtrl ARGUMENTS` in a folder to its end; `said` is its standard input.
+
+    -P: as for the installed command, the current folder is not on Python's path.
+    """
     return subprocess.run(
-        [sys.executable, "-m", "mtrl_ray", *arguments],
+        [sys.executable, "-P", "-m", "mtrl_ray", *arguments],
         input=said,
         capture_output=True,
         text=True,
         timeout=seconds,
-        cwd=ROOT,
+        cwd=folder,
         env=environment(**changes),
         check=False,
     )
