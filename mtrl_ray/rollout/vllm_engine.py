@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2**30
 """The largest cache of keys and values on a CPU (`cache_bytes`)."""
+FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
+"""How vLLM ends a response. Any other end (abort, error) leaves a torn one, which nothing may learn from."""
 CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU: a turn is short, and a history shorter than a block is never reused."""
 
@@ -134,7 +136,9 @@ class VllmEngine:
         for span in completion.weight_versions:
             versions += [int(span.version)] * (span.end - span.start)
         tokens = list(completion.token_ids)
-        finish = Finish.STOP if completion.finish_reason == "stop" else Finish.LENGTH
+        if completion.finish_reason not in FINISHES:
+            raise EngineError(f"vLLM gave request {output.request_id!r} up: its finish is {completion.finish_reason!r}")
+        finish = FINISHES[completion.finish_reason]
         return Generation(output.request_id, tokens, list(completion.logprobs.logprobs), versions, finish)
 
     def abort(self, ids: Iterable[str]) -> None:

@@ -81,6 +81,7 @@ class RolloutWorker:
         self._pulling = threading.Lock()
         self._version = 0  # the model folder's own weights
         self._abandoned = 0  # times
+        self._fetching, self._fetched_for = False, 0  # weights, within their own deadline; how often that was seen
         self._epoch: int | None = None  # of the store's versions; the folder's weights are of none
         started: Future[DialogueLoop] = Future()
 
@@ -128,7 +129,8 @@ class RolloutWorker:
 
     def progress(self) -> int:
         """A number that changes as long as this worker makes progress (`rollout.heartbeats`)."""
-        return self._loop.progress
+        self._fetched_for += self._fetching
+        return self._loop.progress + self._fetched_for
 
     def give_up(self, reason: str) -> None:
         """Let open calls return what is finished, or fail with this reason; for a worker that will be killed."""
@@ -259,8 +261,13 @@ class RolloutWorker:
                 return
             from mtrl_ray.weights.packed import unpack  # torch: the driver, which names this class, goes without
 
-            newest, reference = fetch(self._store.get.remote(version), f"the weight store's version {version}")
-            self._loop.load(unpack(fetch(reference[0], f"the weights of version {newest}", PULL_SECONDS)), newest)
+            self._fetching = True
+            try:
+                newest, reference = fetch(self._store.get.remote(version), f"the weight store's version {version}")
+                packed = fetch(reference[0], f"the weights of version {newest}", PULL_SECONDS)
+            finally:
+                self._fetching = False
+            self._loop.load(unpack(packed), newest)
             self._version, self._epoch = newest, epoch
 
 

@@ -1,5 +1,7 @@
 """Both engines keep the promises of `rollout.engine`: exact log-probabilities, seeds, versions, limits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -112,6 +114,21 @@ def test_an_aborted_request_is_forgotten(engine, chat):
         engine.submit(request)
     engine.abort(["r0", "r2", "unknown"])
     assert set(drain(engine)) == {"r1", "r3"}
+
+
+def test_a_response_that_vllm_gives_up_is_an_error_and_no_short_response(vllm_engine, chat, monkeypatch):
+    inner = vllm_engine._engine.step
+
+    def torn() -> list[Any]:
+        outputs = inner()
+        for output in outputs:
+            output.outputs[0].finish_reason = "error"
+        return outputs
+
+    monkeypatch.setattr(vllm_engine._engine, "step", torn)
+    vllm_engine.submit(SampleRequest("torn", requests(chat, 1)[0].prompt, 7, 4))
+    with pytest.raises(EngineError, match="vLLM gave request 'torn' up: its finish is 'error'"):
+        drain(vllm_engine)
 
 
 def test_weights_of_another_model_are_refused(engine, reference):
