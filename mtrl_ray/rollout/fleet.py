@@ -311,7 +311,7 @@ class Fleet:
         now = time.monotonic()
         seconds = self._settings.rollout.lease_seconds
         for worker in heartbeats.stalled(flight.slot.worker for flight in flights.values()):
-            if self.pool.failed(worker.number):
+            if self.pool.failed(worker.number, condemned=True):
                 self.statistics.overdue += 1
                 self._stalled[worker.number] = now
                 worker.actor.give_up.remote(_stalled(worker.number, seconds))

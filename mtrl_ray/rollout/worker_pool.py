@@ -158,13 +158,18 @@ class WorkerPool:
         with self._lock:
             self._slots.clear()
 
-    def failed(self, number: int) -> bool:
-        """Mark a worker as failed: it gets no work until it answers again. False if that was known."""
+    def failed(self, number: int, condemned: bool = False) -> bool:
+        """Mark a worker as failed: it gets no work until it answers again. False if that was known.
+
+        condemned: its process will be killed; what that still answers does not count.
+        """
         with self._lock:
             worker = self._workers.get(number)
             if worker is None or worker.unhealthy:
                 return False
             worker.silent = self._clock()
+            if condemned:
+                worker.killed = worker.up
             self._ask(worker)
             if worker.phase is Phase.LEAVING:
                 worker.stays = Phase.UNHEALTHY

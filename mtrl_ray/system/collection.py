@@ -122,7 +122,7 @@ class Collector:
     def _hold(self, leases: list[Lease], known: set[str]) -> None:
         for _ in range(self._rollout.retries + 1):
             missing = sum(lease.id not in known for lease in leases)
-            self._say(f"{missing} conversations under version {self._version}")
+            self._say(f"rolling out {missing} conversations under version {self._version}")
             appended, done = [], 0
             for result in self._actors.fleet.rollout(leases, self._version, known):
                 self._work.add(result.report)

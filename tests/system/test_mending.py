@@ -42,7 +42,7 @@ class Saboteur(Silent):
         self._trainer = made
 
     def part(self, name: str, doing: str) -> None:
-        if name == "rollout" and doing.startswith("holding"):
+        if name == "rollout" and doing.startswith("rolling out"):
             self.learners = [pid_of(actor) for actor in self._trainer.system.learner._actors]  # idle now, soon at work
         if name == "rollout" and "responses" in doing:
             self._plan.pop(self._trainer.system.iteration, lambda _: None)(self._trainer)
