@@ -1,6 +1,6 @@
 """The command line: `mtrl COMMAND …`.
 
-1. Every command is a module of `mtrl_ray.commands`; `COMMANDS` names them in the order in which `mtrl --help` shows
+1. Every command is a module of `mtrl_ray.commands`; `PANELS` names them in the order in which `mtrl --help` shows
    them.
 2. An error this project explains becomes its sentence on standard error, without a traceback. Exit codes: 0 done; 1 the
    command's own negative answer; 2 a wrong command line, setting, log or checkpoint; 3 the infrastructure failed and
@@ -18,25 +18,34 @@ import typer
 from mtrl_ray.errors import EngineError, MtrlError
 from mtrl_ray.run.stopping import StopSignal, exit_code
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "chat",
-    "submit",
-    "check_env",
-    "scale",
-    "cluster",
-    "import_",
-    "fit_q",
-    "fit_preferences",
-    "study",
-    "bench",
-    "chaos",
-    "theory",
-    "doctor",
-    "version",
-)
-"""Modules of `mtrl_ray.commands`."""
+PANELS = {
+    "Train": {
+        "train": "mtrl train sales run.seed=1 run.minutes=10",
+        "evaluate": "mtrl evaluate runs/sales --contexts 512",
+        "chat": "mtrl chat runs/sales",
+        "check_env": "mtrl check-env mymodule:MyEnvironment",
+    },
+    "Clusters": {
+        "submit": "mtrl submit sales --address http://head:8265 run.folder=/shared/runs",
+        "scale": "mtrl scale runs/sales 4",
+        "cluster": "mtrl cluster local --nodes 3",
+    },
+    "Logs of other systems": {
+        "import_": "mtrl import log.jsonl runs/log/journal --mapping chat",
+        "fit_q": "mtrl fit-q runs/log/journal",
+        "fit_preferences": "mtrl fit-preferences runs/log/journal --pairs pairs.jsonl",
+    },
+    "Compare and measure": {
+        "study": "mtrl study itpo --seeds 0,1,2",
+        "bench": "mtrl bench learner --quick",
+        "chaos": "mtrl chaos sales --minutes 5",
+        "theory": "mtrl theory --out runs/theory",
+    },
+    "This installation": {"doctor": "mtrl doctor --json doctor.json", "version": "mtrl version"},
+}
+"""By panel of `mtrl --help`: modules of `mtrl_ray.commands`, and an example of each."""
+COMMANDS = tuple(name for panel in PANELS.values() for name in panel)
+"""In the order of `mtrl --help`."""
 
 
 def application() -> typer.Typer:
@@ -49,9 +58,19 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for name in COMMANDS:
-        import_module(f"mtrl_ray.commands.{name}").register(app)
+    for panel, commands in PANELS.items():
+        for name, example in commands.items():
+            _register(app, name, panel, example)
     return app
+
+
+def _register(app: typer.Typer, name: str, panel: str, example: str) -> None:
+    before = len(app.registered_commands), len(app.registered_groups)
+    import_module(f"mtrl_ray.commands.{name}").register(app)
+    for command in app.registered_commands[before[0] :]:
+        command.rich_help_panel, command.epilog = panel, f"Example: {example}"
+    for group in app.registered_groups[before[1] :]:
+        group.rich_help_panel, group.epilog = panel, f"Example: {example}"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The command line: errors become a sentence and an exit code, and nothing heavy is imported to show the help."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +98,19 @@ def test_the_help_lists_every_command_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert "heavy: []" in done.stdout
     assert all(name.strip("_").replace("_", "-") in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_an_example_that_its_options_allow(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    example = next(commands[name] for commands in cli.PANELS.values() if name in commands)
+    program, *arguments = shlex.split(example)
+    assert program == "mtrl" and arguments[0] == name.strip("_").replace("_", "-")
+    group = typer.main.get_command(cli.application())
+    command = group.commands[arguments[0]]
+    assert command.epilog == f"Example: {example}" and command.rich_help_panel in cli.PANELS
+    inner = command.commands[arguments[1]] if hasattr(command, "commands") else command
+    inner.make_context("mtrl", arguments[1:] if inner is command else arguments[2:])
 
 
 def test_a_runs_driver_leaves_torch_to_its_actors():

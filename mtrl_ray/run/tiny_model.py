@@ -19,6 +19,7 @@ from mtrl_envs.base import Environment
 from mtrl_envs.measure import MIXTURE, conversations
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, to_table
+from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.models.blank import blank_model
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings
@@ -51,8 +52,14 @@ def tiny_model(
     folder = cache_folder() / "models" / f"tiny-{name}-{digest}"
     if (folder / "config.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the cache {str(folder.parent)!r} cannot be written ({error.strerror}); name another folder in the environment "
+            "variable MTRL_CACHE"
+        ) from None
     try:
         make_tiny(scratch, model, environment, view)
         _settle(scratch, folder)

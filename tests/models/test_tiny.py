@@ -1,11 +1,11 @@
-"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start, whose these are, and
-one that is cut off.
-"""
+"""The tiny model speaks: what it learns from scripted conversations in part of the recipe's warm start, and whose these are."""
 
 import numpy as np
+import pytest
 
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.learner.methods import sft_processes
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
@@ -17,6 +17,12 @@ from mtrl_ray.run.tiny_model import make_tiny, tiny_model
 from mtrl_ray.settings.tree import ModelSettings, WarmStartSettings
 
 DONE = {"steps": 600.0, "loss": 0.0}
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setenv("MTRL_CACHE", "/proc/nothing")
+    with pytest.raises(ConfigurationError, match=r"the cache '/proc/nothing/models' cannot be written .* MTRL_CACHE"):
+        tiny_model(ModelSettings(), load("sales", []).environment, make("sales"), Silent())
 
 
 def test_its_turns_are_well_formed(tmp_path, sales_settings):
