@@ -20,7 +20,7 @@ RLlib's FaultTolerantActorManager was tried for this; it fetches every result in
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,10 @@ GIVE_UP_SECONDS = 2.0
 """How long a stalled worker may take to return what is finished, before it is killed."""
 MOST_RESTARTS = 20
 """Deaths of workers in one call after which the fleet gives up."""
+
+
+Call = Callable[[Any, Chunk], tuple[Ref[pa.Table], Ref[Report]]]
+"""Gives a worker's actor a chunk: refs of the table and of the report."""
 
 
 @dataclass
@@ -142,7 +146,7 @@ class Fleet:
         )
 
     def respond(
-        self, states: Any, count: int, samples: int, seed: int, version: int, mixture: float = 0.0
+        self, states: Ref[pa.Table], count: int, samples: int, seed: int, version: int, mixture: float = 0.0
     ) -> Iterator[Result]:
         """Sample `samples` responses in each of `count` logged states (a ref of their table)."""
         exact = self._cutter.exact
@@ -189,8 +193,8 @@ class Fleet:
                 self.pool.failed(number)
         return said if len(said) == len(answers) else None
 
-    def _dispatch(self, chunks: list[Chunk], call: Callable[[Any, Chunk], list[Any]]) -> Iterator[Result]:
-        waiting, flights = deque(chunks), dict[Any, _Flight]()
+    def _dispatch(self, chunks: list[Chunk], call: Call) -> Iterator[Result]:
+        waiting, flights = deque(chunks), dict[Ref[Report], _Flight]()
         self.pool.release_all()
         finished, deaths_before, begun = 0, self.statistics.deaths, time.time()
         self._failed, self._stalled = None, {}
@@ -242,8 +246,8 @@ class Fleet:
     def _send(
         self,
         waiting: deque[Chunk],
-        flights: dict[Any, _Flight],
-        call: Callable[[Any, Chunk], list[Any]],
+        flights: dict[Ref[Report], _Flight],
+        call: Call,
         begun: float,
     ) -> None:
         while waiting:
@@ -259,7 +263,7 @@ class Fleet:
             table, report = call(worker.actor, chunk)
             flights[report] = _Flight(chunk, slot, table)
 
-    def _collect(self, reference: Any, flight: _Flight, waiting: deque[Chunk]) -> Result | None:
+    def _collect(self, reference: Ref[Report], flight: _Flight, waiting: deque[Chunk]) -> Result | None:
         try:
             report: Report = ray.get(reference)
         except RayError as error:
@@ -306,7 +310,9 @@ class Fleet:
         self.statistics.dropped += dropped
         logger.warning("%d piece(s) of work dropped after %d tries: %s", dropped, chunk.tries + 1, cause)
 
-    def _replace_stalled(self, waiting: deque[Chunk], flights: dict[Any, _Flight], heartbeats: Heartbeats) -> None:
+    def _replace_stalled(
+        self, waiting: deque[Chunk], flights: dict[Ref[Report], _Flight], heartbeats: Heartbeats
+    ) -> None:
         """Have stalled workers return what is finished, and kill them when they have, or cannot."""
         now = time.monotonic()
         seconds = self._settings.rollout.lease_seconds
@@ -344,7 +350,7 @@ def _stalled(number: int, seconds: float) -> str:
     return f"worker {number} made no progress for {seconds:g} s"
 
 
-def _first_ready(awaited: list[Any], flights: dict[Any, _Flight]) -> list[Any]:
+def _first_ready(awaited: Sequence[Ref[Any]], flights: dict[Ref[Report], _Flight]) -> list[Ref[Report]]:
     """Wait a moment for anything; the finished references that are flights."""
     if not awaited:  # every worker was given up, and the next one is not to be started yet
         time.sleep(PROBE_SECONDS)

@@ -12,11 +12,15 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from mtrl_ray.errors import ConfigurationError, EngineError
+
+if TYPE_CHECKING:
+    from mtrl_ray.processes.refs import Ref
+    from mtrl_ray.weights.packed import PackedWeights
 
 
 class WeightStore:
@@ -25,11 +29,11 @@ class WeightStore:
     def __init__(self, name: str, keep: int = 2) -> None:
         self._name = name
         self._keep = keep
-        self._versions: dict[int, list[Any]] = {}
+        self._versions: dict[int, list[Ref[PackedWeights]]] = {}
         self._epoch = 0
         self._files: dict[str, bytes] | None = None
 
-    def publish(self, version: int, reference: list[Any]) -> None:
+    def publish(self, version: int, reference: "list[Ref[PackedWeights]]") -> None:
         """Make `[ref of PackedWeights]` the newest version; older ones beyond `keep` are let go."""
         if self._versions and version <= max(self._versions):
             raise EngineError(f"weights of version {version} were published after version {max(self._versions)}")
@@ -37,7 +41,7 @@ class WeightStore:
         for old in sorted(self._versions)[: -self._keep]:
             del self._versions[old]
 
-    def get(self, at_least: int) -> tuple[int, list[Any]]:
+    def get(self, at_least: int) -> "tuple[int, list[Ref[PackedWeights]]]":
         """The newest (version, [ref]). Raises EngineError if it is older than asked for."""
         newest = max(self._versions, default=-1)
         if newest < at_least:
