@@ -77,7 +77,7 @@ class Story:
 
 
 def bench_elastic(folder: Path, overrides: Sequence[str], say: Callable[[str], None]) -> Story:
-    """Tell the story with a run of the recipe `sales` in `folder`. Raises EngineError where a step does not happen."""
+    """Tell the story with a run of the recipe `sales` in `folder`. Raises EngineError if a step does not happen."""
     run, story = folder / "elastic", Story()
     slow = folder / "customers-are-slow"
     options = f"environment.options={json.dumps({'marker': str(slow), 'seconds': SLOW_SECONDS})}"

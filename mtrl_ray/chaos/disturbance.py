@@ -4,7 +4,7 @@
    of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour as in the next. A
    turn is measured from the end of its first iteration to the end of its last.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter more
-   or less; later where the run has not recovered by then.
+   or less; later if the run has not recovered by then.
 3. Recovered is a run when what it lost has been replaced, nothing is missing (spares included), and a worker has taken a lease
    since.
 4. Compared are the seconds that each run takes for the same iterations: as a policy is trained its conversations become longer
@@ -28,7 +28,7 @@ from mtrl_ray.chaos.driver import State
 from mtrl_ray.chaos.subject import START_SECONDS, Subject
 from mtrl_ray.errors import EngineError
 from mtrl_ray.run.folder import prepare
-from mtrl_ray.run.lock import driven
+from mtrl_ray.run.lock import run_lock
 from mtrl_ray.run.recipes import validate
 from mtrl_ray.settings.tree import Settings
 
@@ -105,7 +105,7 @@ def disturb(
     say: Callable[[str], None],
     kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
-    """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError where a run does not recover."""
+    """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError if a run does not recover."""
     rng = random.Random(seed)
     schedule, turns = Schedule(every, kinds, rng), math.ceil(minutes / TURN_MINUTES)
     disturbed, alone = prepared(settings, "disturbed"), prepared(settings, "undisturbed")
@@ -194,7 +194,7 @@ def measure(
     """Begin or continue a prepared run; measure it until it is `enough`, or the kills of `schedule` are spent; stop it.
 
     `enough` is asked at the end of each iteration, with its number and the seconds measured. The stop signal meets the next
-    at any moment. Raises EngineError where the run does not start, ends by itself, or does not recover.
+    at any moment. Raises EngineError if the run does not start, ends by itself, or does not recover.
     """
     subject = Subject(cluster, settings.run_folder, rng)
     subject.start()
@@ -229,7 +229,7 @@ def measure(
 
 
 def _first_iteration(subject: Subject) -> tuple[int, float]:
-    """The first that ends, and when. Raises EngineError where none does in time."""
+    """The first that ends, and when. Raises EngineError if none does in time."""
     seen: list[int] = []
 
     def ended(state: State) -> bool:
@@ -293,6 +293,6 @@ def prepared(settings: Settings, name: str) -> Settings:
     tree = settings.model_dump(mode="json")
     tree["run"] |= {"name": f"{settings.run.name}-{name}", "iterations": 10**6, "minutes": None, "checkpoint_every": 1}
     made = validate(tree, name)
-    with driven(made.run_folder):
+    with run_lock(made.run_folder):
         prepare(made, fresh=True, command=f"mtrl chaos ({name})")
     return made

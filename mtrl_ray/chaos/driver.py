@@ -1,6 +1,6 @@
 """The process whose run is disturbed: `python -m mtrl_ray.chaos.driver RUN ADDRESS`.
 
-1. It is `mtrl train`, or `--resume` where the run exists. On standard output it reports the fleet's state as JSON
+1. It is `mtrl train`, or `--resume` if the run exists. On standard output it reports the fleet's state as JSON
    lines, whenever that changes; what others print there (Ray does, when an actor dies) goes to standard error.
 2. A line `engine PID` on standard input makes that worker's engine raise at its next step: the one fault that no signal causes.
 """
@@ -141,7 +141,7 @@ def main(folder: Path, address: str) -> None:
     """Begin or continue the run."""
     from mtrl_ray.processes.session import connected
     from mtrl_ray.run.folder import resumed_settings
-    from mtrl_ray.run.lock import driven
+    from mtrl_ray.run.lock import run_lock
 
     settings = resumed_settings(folder)
     output = own_output()
@@ -151,7 +151,7 @@ def main(folder: Path, address: str) -> None:
             threading.Thread(target=work, daemon=True).start()
 
     begun = any((folder / name).exists() for name in ("journal", "checkpoints"))
-    with driven(folder), connected(settings, address):
+    with run_lock(folder), connected(settings, address):
         run(settings, Silent(), resume=begun, watch=watch)
 
 

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and resumed, against the one that was never disturbed.
 
 1. The reference is run once. Each trial is the same run in a folder of its own, whose driver is killed one to three times,
-   each at a moment drawn uniformly over the time that the reference took, and resumed (begun again, where it was killed
+   each at a moment drawn uniformly over the time that the reference took, and resumed (begun again, if it was killed
    before it had a folder), the last time to its end.
 2. Identical means byte for byte: the metrics that the seed decides (`names.repeatable`), every file of the last checkpoint,
    the conversations of the journal, and the summary. Of the checkpoint's metrics those alone, for the others have times;
@@ -62,7 +62,7 @@ def identical(
 
 
 def different(one: Path, other: Path) -> str:
-    """The first thing in which two runs' results differ; empty where they are identical."""
+    """The first thing in which two runs' results differ; empty if they are identical."""
     for name, of in (
         ("metrics", _metrics),
         ("checkpoint", _checkpoint),

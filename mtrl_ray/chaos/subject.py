@@ -46,9 +46,9 @@ class Subject:
         threading.Thread(target=self._listen, args=(self._driver.stdout,), daemon=True).start()
 
     def wait(self, holds: Callable[[State], bool], seconds: float, since: float = 0.0) -> float | None:
-        """Until a state reported after `since` satisfies `holds`, asked in order; when that was; None where none did in time.
+        """Until a state reported after `since` satisfies `holds`, asked in order; when that was; None if none did in time.
 
-        Raises EngineError where the driver ends by itself.
+        Raises EngineError if the driver ends by itself.
         """
         deadline = time.monotonic() + seconds
         seen = sum(told <= since for told, _ in self.states)
@@ -63,7 +63,7 @@ class Subject:
         return None
 
     def check(self) -> None:
-        """Raises EngineError where the driver has ended by itself."""
+        """Raises EngineError if the driver has ended by itself."""
         if self._driver is not None and self._driver.poll() is not None:
             said = [line for line in (self._folder / LOG).read_text().splitlines() if line.strip()]
             raise EngineError(
@@ -77,7 +77,7 @@ class Subject:
         return self.states[-1][1] if self.states else None
 
     def kill(self, kind: str) -> set[int]:
-        """Kill a part of that kind; its processes, none where there is none to be killed just now.
+        """Kill a part of that kind; its processes, none if there is none to be killed just now.
 
         Of workers and learners one that is at work, no spare; of the nodes one that holds a worker or a learner, not the
         driver's.

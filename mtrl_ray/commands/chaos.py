@@ -19,7 +19,7 @@ DEFAULTS = (
     "algorithm.contexts=16",
 )
 """Of the runs, unless the command line says otherwise. A lost learner or driver costs what the iteration had done: a run that
-loses a part again and again keeps its iterations short, and has spares. One thread: where a small machine's cores are busy, two
+loses a part again and again keeps its iterations short, and has spares. One thread: if a small machine's cores are busy, two
 that wait for each other at every step are slower (docs/results/chaos.md)."""
 
 
@@ -32,7 +32,7 @@ def chaos(
     every: Annotated[
         float,
         typer.Option(
-            min=1.0, help="Seconds from one kill to the next, a quarter more or less; longer where a recovery is."
+            min=1.0, help="Seconds from one kill to the next, a quarter more or less; longer during a recovery."
         ),
     ] = 20.0,
     identical: Annotated[

@@ -41,9 +41,9 @@ def study(
     json_path: JsonOption = None,
 ) -> None:
     """Run a table of runs (algorithms, tasks, seeds, …) and write it with intervals and learning curves."""
+    from mtrl_ray.studies.archive import archive
     from mtrl_ray.studies.cells import make_cells, parse_choice, parse_seeds
     from mtrl_ray.studies.definition import read_definition
-    from mtrl_ray.studies.keeping import keep
     from mtrl_ray.studies.runner import Session
     from mtrl_ray.studies.writing import Output
 
@@ -63,7 +63,7 @@ def study(
     output.check()
     failed = _run(definition, cells, chosen, Session(typer.echo, address, parallel, fresh), output, json_path)
     if kept is not None:
-        typer.echo(f"kept: {keep(chosen, kept)} runs in {kept}")
+        typer.echo(f"kept: {archive(chosen, kept)} runs in {kept}")
     if failed:
         raise typer.Exit(1)
 

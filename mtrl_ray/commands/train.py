@@ -89,9 +89,9 @@ def warn(sentence: str) -> None:
 
 
 def write_json(path: Path | None, result: Any) -> None:
-    """Write a command's result where `--json` asks for it; numbers that are not finite become null.
+    """Write a command's result if `--json` asks for it; numbers that are not finite become null.
 
-    Raises ConfigurationError where that cannot be written.
+    Raises ConfigurationError if that cannot be written.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""What this machine has, whether it fits together, and what to do where it does not.
+"""What this machine has, whether it fits together, and what to do if it does not.
 
 1. `examine()` returns checks: each has a name, a status (`ok`; `warn`: works, with a limit; `fail`: something will not
    work), what was found, and advice unless it is `ok`.
@@ -95,7 +95,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def declared() -> Supported | None:
-    """Return what the installed mtrl-ray supports; None where it is run without having been installed."""
+    """Return what the installed mtrl-ray supports; None if it is run without having been installed."""
     try:
         about = metadata.metadata("mtrl-ray")
         requirements = [Requirement(line) for line in metadata.requires("mtrl-ray") or []]
@@ -106,7 +106,7 @@ def declared() -> Supported | None:
 
 
 def memory_bytes() -> int:
-    """Return the memory this process may use: the machine's, or its control group's where that is less."""
+    """Return the memory this process may use: the machine's, or its control group's if that is less."""
     limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).is_file()]
     return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
 
@@ -117,7 +117,7 @@ def ray_folder() -> str:
 
 
 def driver_gpus() -> list[str] | str | None:
-    """Return the GPUs the NVIDIA driver lists, the driver's complaint, or None where there is no driver."""
+    """Return the GPUs the NVIDIA driver lists, the driver's complaint, or None if there is no driver."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -159,7 +159,7 @@ def check_system(system: str, machine: str) -> Check:
         return Check("system", "fail", found, "use Linux, or Linux inside WSL 2")
     if (system, machine) != ("Linux", "x86_64"):
         return Check(
-            "system", "warn", found, "tried on Linux x86_64 only; where vLLM fails, set rollout.engine=huggingface"
+            "system", "warn", found, "tried on Linux x86_64 only; if vLLM fails, set rollout.engine=huggingface"
         )
     return Check("system", "ok", found)
 
@@ -182,7 +182,7 @@ def check_memory(total: int) -> Check:
 
 
 def check_shared_memory(total: int | None, memory: int) -> Check:
-    """Ray keeps its object store (30 % of memory unless told otherwise) in /dev/shm, or on disk where that is small."""
+    """Ray keeps its object store (30 % of memory unless told otherwise) in /dev/shm, or on disk if that is small."""
     if total is None:
         return Check("shared memory", "ok", "no /dev/shm; Ray keeps objects in its temporary folder")
     found, wanted = f"/dev/shm {total / GIB:.1f} GiB", 0.3 * memory
@@ -205,7 +205,7 @@ def check_disk(free: int) -> Check:
 
 
 def check_ray_disk(folder: str, free: int, total: int) -> Check:
-    """Ray spills objects to its temporary folder, and does not where that disk is more than 95 % full."""
+    """Ray spills objects to its temporary folder, and does not if that disk is more than 95 % full."""
     found = f"{100 * (1 - free / total):.0f} % of {folder} in use"
     if free < 0.05 * total:
         return Check(
@@ -227,7 +227,7 @@ def check_gpus(driver: list[str] | str | None, seen: list[dict[str, Any]]) -> Ch
 
 
 def check_project(supported: Supported | None) -> Check:
-    """Versions can only be judged where the project's own metadata is installed."""
+    """Versions can only be judged if the project's own metadata is installed."""
     if supported is None:
         return Check("mtrl-ray", "fail", f"{__version__}, not installed: versions were not judged", SET_UP)
     return Check("mtrl-ray", "ok", __version__)

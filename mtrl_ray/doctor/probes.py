@@ -65,7 +65,7 @@ class Probe:
 
 
 def probe_libraries(with_vllm: bool) -> dict[str, Probe]:
-    """Import torch, transformers, peft, ray, pyarrow and, where asked for, vLLM with its compiled kernels."""
+    """Import torch, transformers, peft, ray, pyarrow and, if asked for, vLLM with its compiled kernels."""
     scripts = {"libraries": _LIBRARIES} | ({"vllm": _VLLM} if with_vllm else {})
     with ThreadPoolExecutor(max_workers=len(scripts)) as pool:
         results = list(pool.map(run_steps, scripts.values()))

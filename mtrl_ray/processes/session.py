@@ -24,7 +24,7 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.settings.tree import TINY, Settings
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of a Ray of one's own that only moves the tiny model; others get Ray's own share of the memory."""
+"""Of an own Ray that only moves the tiny model; others get Ray's own share of the memory."""
 
 REACH_SECONDS = 10.0
 """For a head node to accept a connection."""

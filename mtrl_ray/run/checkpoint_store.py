@@ -35,7 +35,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def numbers(self) -> list[int]:
-        """Iterations that have a checkpoint, ascending; whether it is sound is not known. Raises EngineError."""
+        """Iterations that have a checkpoint, ascending; whether it is valid is not known. Raises EngineError."""
 
     @abstractmethod
     def fetch(self, number: int) -> Path:
@@ -43,22 +43,22 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def write(self, number: int, state: dict[str, Any], save: Callable[[Path], None], keep: int) -> None:
-        """See `checkpoint.write`. Raises CheckpointError where it cannot be written; the former ones then stay."""
+        """See `checkpoint.write`. Raises CheckpointError if it cannot be written; the former ones then stay."""
 
     @abstractmethod
     def clear(self) -> None:
         """Remove them all. Raises EngineError."""
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest sound checkpoint and its state; None where there is none at all. Raises as `restore`."""
+        """The newest valid checkpoint and its state; None if there is none at all. Raises as `restore`."""
         found: list[tuple[Path, dict[str, Any]]] = []
         self.restore(lambda folder, state: found.append((folder, state)))
         return found[0] if found else None
 
     def restore(self, use: Callable[[Path, dict[str, Any]], object]) -> bool:
-        """Hand the newest checkpoint to `use`, and the one before where it is broken or `use` raises CheckpointError.
+        """Hand the newest checkpoint to `use`, and the one before if it is broken or `use` raises CheckpointError.
 
-        False where there is none at all. Raises CheckpointError where none of them can be used.
+        False if there is none at all. Raises CheckpointError if none of them can be used.
         """
         problems = []
         for number in reversed(self.numbers()):

@@ -8,7 +8,7 @@ from mtrl_ray.monitoring.view import View
 from mtrl_ray.processes.session import connected
 from mtrl_ray.run.checkpoint_store import store_of
 from mtrl_ray.run.folder import prepare, write_settings
-from mtrl_ray.run.lock import driven
+from mtrl_ray.run.lock import run_lock
 from mtrl_ray.run.trainer import run
 from mtrl_ray.settings.tree import Settings
 
@@ -28,7 +28,7 @@ def drive(
     it. `resume`: continue the run in the settings' folder; `fresh`: replace it. `prepare_processes`: called in each of the
     run's processes (`session.connected`). Raises what `prepare`, `connected` and `trainer.run` raise.
     """
-    with driven(settings.run_folder):
+    with run_lock(settings.run_folder):
         done = 0
         if resume:
             done = max(store_of(settings).numbers(), default=0)

@@ -30,7 +30,7 @@ FIXED = ("run.name", "run.folder", "run.seed", "environment", "model", "algorith
 def prepare(settings: Settings, fresh: bool, command: str) -> None:
     """Make the run's folder and write settings and command into it. What a start that failed left is replaced.
 
-    Raises ConfigurationError where it is taken, where the disk refuses, or where the model's folder does not exist.
+    Raises ConfigurationError if it is taken, if the disk refuses, or if the model's folder does not exist.
     """
     folder = settings.run_folder
     _check_model(settings.model.path)
@@ -85,7 +85,7 @@ def written_settings(folder: Path) -> dict[str, Any]:
 def resumed_settings(folder: Path, overrides: Sequence[str] = ()) -> Settings:
     """The settings of an existing run, with overrides; the folder may have been moved.
 
-    Raises CheckpointError where the folder is not a run, ConfigurationError for an override of what a run keeps.
+    Raises CheckpointError if the folder is not a run, ConfigurationError for an override of what a run keeps.
     """
     tree = written_settings(folder)
     before = validate(tree, str(folder / CONFIG))

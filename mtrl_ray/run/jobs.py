@@ -35,7 +35,7 @@ INSTALLED = ("site-packages", "dist-packages")
 def submit(settings: Settings, address: str, fresh: bool, command: str, say: Callable[[str], None]) -> str:
     """Submit the run to a job server (`http://host:8265`) and pass its log on until it ends; the job's final status.
 
-    `command` is what the run keeps as the command that made it. Raises EngineError where the server does not answer,
+    `command` is what the run keeps as the command that made it. Raises EngineError if the server does not answer,
     refuses, or the job fails.
     """
     resolved = settings.model_dump(mode="json")

@@ -3,7 +3,7 @@
 1. The operating system lets go of it when the driver ends, however it ends. What the driver starts does not inherit it.
 2. The file stays, unless nothing else came into a new folder, and says who held it last. `--fresh` leaves it, for its own
    driver holds it by then.
-3. Where a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
+3. If a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
 """
 
 import fcntl
@@ -20,10 +20,10 @@ LOCK = ".lock"
 
 
 @contextmanager
-def driven(folder: Path) -> Iterator[None]:
-    """Nobody else drives the run in this folder, which is made, inside this context.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run in this folder, which is made; no other process can drive it inside this context.
 
-    Raises ConfigurationError where another process does.
+    Raises ConfigurationError if another process does.
     """
     there = folder.exists()
     lock = _locked(folder)

@@ -5,11 +5,11 @@
 2. An iteration that does not end in time is given up. Iterations of that length are followed by a checkpoint each
    (`trainer`), so the finished ones are kept; what the journal got of this one is used when the run is resumed. A
    checkpoint that is not written `LATEST_SECONDS` after the signal is given up too; the former one stays.
-3. A second signal ends the run where it is.
+3. A second signal ends the run at once.
 4. A handler runs between two steps of Python, so a call outside Python that does not come back (a copy to a filesystem that
    hangs) is not interrupted, and hides the signal. A thread hears of it all the same, and ends the process where it stands
    `LAST_SECONDS` later, as a kill would.
-5. Signals reach the main thread alone; a run in another thread is stopped by whoever started it.
+5. Signals reach the main thread alone; a run in another thread is stopped by what started it.
 """
 
 import os
@@ -34,7 +34,7 @@ Manner = Literal["at once", "grace", "held"]
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was stopped by signal `number`. Ray turns it into a bare KeyboardInterrupt where it interrupts a wait."""
+    """The run was stopped by signal `number`. Ray turns it into a bare KeyboardInterrupt if it interrupts a wait."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -67,7 +67,7 @@ class StopSignal:
         try:
             with _ending() if self._ends_process else nullcontext():
                 yield
-        except Stopped:  # heard here, or by whoever listened inside
+        except Stopped:  # heard here, or by an inner listener
             raise
         except KeyboardInterrupt:
             raise Stopped(self.number or signal.SIGINT) from None
@@ -95,7 +95,7 @@ class StopSignal:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def check(self) -> None:
-        """Raises `Stopped` where a signal has come."""
+        """Raises `Stopped` if a signal has come."""
         if self.number is not None:
             raise Stopped(self.number)
 

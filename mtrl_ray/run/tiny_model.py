@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 def tiny_model(
     model: ModelSettings, environment_settings: EnvironmentSettings, environment: Environment, view: View
 ) -> Path:
-    """The folder of a warm-started tiny model for an environment; made where the cache does not have it."""
+    """The folder of a warm-started tiny model for an environment; made if the cache does not have it."""
     made_from = {  # without settings that are None: a new one leaves the models that are there as they were
         "model": model.model_dump(mode="json", exclude_none=True),
         "environment": environment_settings.model_dump(mode="json"),

@@ -98,7 +98,7 @@ class Trainer:
         self.kept = iteration
 
     def recover(self) -> None:
-        """Make lost actors again and go back to the newest checkpoint, or to the beginning where there is none."""
+        """Make lost actors again and go back to the newest checkpoint, or to the beginning if there is none."""
         made = self._mend()
         self.algorithm = make_algorithm(self.settings.algorithm)
         if not self.checkpoints.restore(self._restore):
@@ -122,7 +122,7 @@ class Trainer:
         self.recorder.keep(folder)
 
     def _open(self, resume: bool) -> None:
-        """Go to the newest checkpoint where the run is resumed and there is one, else to the beginning; publish the weights."""
+        """Go to the newest checkpoint if the run is resumed and has one, else to the beginning; publish the weights."""
         if not (resume and self.checkpoints.restore(self._restore)):
             self._begin()
         self.system.publish()
@@ -170,8 +170,8 @@ def run(
 ) -> dict[str, Any]:
     """Train to the end: evaluate, iterate, evaluate again, write summary and report. Gives the summary.
 
-    `watch` is told of the trainer when its actors run, before anything else happens.
-    Raises the project's errors, those of actors too; EngineError where the machinery fails again and again; `Stopped`
+    `watch` gets the trainer once its actors run, before the first evaluation.
+    Raises the project's errors, those of actors too; EngineError if the machinery fails again and again; `Stopped`
     after a stop signal.
     """
     stop = StopSignal(ends_process=True)
@@ -193,7 +193,7 @@ def run(
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """An error of an actor becomes its cause where this project explains it; a defect keeps its remote traceback."""
+    """An error of an actor becomes its cause if this project explains it; a defect keeps its remote traceback."""
     try:
         yield
     except RayError as error:
@@ -235,7 +235,7 @@ def _train(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
 
 
 def _tried(trainer: Trainer) -> dict[str, float]:
-    """The policy's score on held-out contexts, where it is due."""
+    """The policy's score on held-out contexts, if it is due."""
     every = trainer.settings.evaluation.every
     if not every or trainer.system.iteration % every:
         return {}

@@ -117,7 +117,7 @@ class RolloutSettings(Section):
     """How conversations are held."""
 
     engine: Literal["auto", "vllm", "huggingface"] = "auto"
-    """`auto`: vLLM where it is installed."""
+    """`auto`: vLLM if it is installed."""
     workers: Workers = 1
     """How many, or `{min: …, max: …}`: as many as the run has use for (`mtrl_cluster.demand`). With a number and scripted users
     the work is cut such that the same bits come out every time (`rollout.chunks`), so a run that was killed and resumed is the

@@ -19,7 +19,7 @@ from mtrl_ray.errors import ConfigurationError, MtrlError
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.run.folder import CONFIG, prepare, resumed_settings
-from mtrl_ray.run.lock import driven
+from mtrl_ray.run.lock import run_lock
 from mtrl_ray.settings.tree import Settings
 from mtrl_ray.studies.cells import Cell
 
@@ -93,7 +93,7 @@ def complete(cell: Cell, view: View, threads: int | None = None) -> bool:
     Errors are written into the run's folder, not raised. `threads`: threads of the learner if the cell does not set them.
     """
     try:
-        with driven(cell.folder):
+        with run_lock(cell.folder):
             settings, resume = _begin(cell)
             _run(_with_threads(settings, threads), view, resume)
     except Exception as error:  # the study reports any error and continues

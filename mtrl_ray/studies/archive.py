@@ -21,15 +21,15 @@ from mtrl_ray.studies.runs import SUMMARY, State, state
 HELD_OUT = "evaluation"
 
 
-def keep(cells: Sequence[Cell], folder: Path) -> int:
+def archive(cells: Sequence[Cell], folder: Path) -> int:
     """Copy the files that tables need from every finished run to FOLDER/RUN. Returns the number of runs."""
     finished = [cell for cell in cells if state(cell) is State.FINISHED]
     for cell in finished:
-        _keep(cell, folder / cell.name)
+        _archive(cell, folder / cell.name)
     return len(finished)
 
 
-def _keep(cell: Cell, kept: Path) -> None:
+def _archive(cell: Cell, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     (kept / HELD_OUT).mkdir(parents=True)
     run = cell.settings.run.model_copy(update={"folder": str(kept.parent)})

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from mtrl_ray.dialogue.conversation import from_table
+from mtrl_ray.studies.archive import archive
 from mtrl_ray.studies.cells import make_cells
 from mtrl_ray.studies.definition import read_definition
-from mtrl_ray.studies.keeping import keep
 from mtrl_ray.studies.runs import State, state
 from mtrl_ray.studies.writing import Output, write_study
 
@@ -26,7 +26,7 @@ def test_the_table_of_kept_runs_is_the_table_of_the_runs(quick: list[str], finis
     name, definition = read_definition(str(tmp_path / "kept.yaml"))
     cells = make_cells(name, definition, [0], tmp_path / "runs")
     shutil.copytree(finished_run, cells[0].folder)
-    assert keep(cells, tmp_path / "kept") == 1
+    assert archive(cells, tmp_path / "kept") == 1
     elsewhere = make_cells(name, definition, [0], tmp_path / "kept")
     assert [state(cell) for cell in elsewhere] == [State.FINISHED, State.NEW]
     tables = []
