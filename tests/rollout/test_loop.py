@@ -21,6 +21,7 @@ from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.rollout.lease import branch, make_leases
 from mtrl_ray.rollout.loop import DialogueLoop, Job
 from tests.rollout.conftest import logprobs, weights_of
+from tests.test_malformed import Parrot
 
 LIMITS = Limits(response_tokens=12, context_length=1024, temperature=1.0)
 
@@ -254,6 +255,21 @@ def test_failures_stay_with_their_conversation_and_keep_their_cause(vllm_engine,
     assert (len(gone.turns), gone.stop, gone.mask.any()) == (2, StopReason.USER_LEFT, False)
     agent = chat.tokenizer.convert_tokens_to_ids("<|agent|>")
     assert agent not in gone.tokens, "nobody is asked to speak after an end"
+
+
+def test_two_contexts_of_one_id_are_not_taken_for_one(chat):
+    class SameIds(Scripted):
+        def context(self, split, index):
+            return replace(make("sales").context(split, index), id="same")
+
+        def __init__(self):
+            self._user = lambda context, seed: Words(["hi", "bye"])
+
+    loop = loop_of(Parrot(300), chat, SameIds())
+    job = hold(loop, loop.rollout(make_leases(0, "train", 0, range(3), samples=2)))
+    assert [done.id for done in job.conversations] == [lease.id for lease in make_leases(0, "train", 0, [0], samples=2)]
+    assert len(job.failures) == 4
+    assert all("contexts 0 and" in failure.message and "same id" in failure.message for failure in job.failures)
 
 
 def test_a_conversation_ends_where_the_context_window_does(vllm_engine, chat):
