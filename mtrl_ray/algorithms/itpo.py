@@ -76,8 +76,8 @@ class ITPO(Algorithm[ITPOSettings]):
             if settings.turn_scores_every and system.iteration % settings.turn_scores_every == 0:
                 self._keep_turn_scores(system)
         rewards, _ = system.learn(settings.rewards, conversations, implicit, metrics="rewards")
-        advantages, _ = system.learn(settings.advantages, conversations, rewards, metrics="advantages")
-        system.learn(settings.improvement, conversations, advantages, metrics="improve")
+        advantages, made = system.learn(settings.advantages, conversations, rewards, metrics="advantages")
+        system.learn(settings.improvement, conversations, advantages, made, metrics="improve")
         system.publish()
 
     def _keep_turn_scores(self, system: "System") -> None:

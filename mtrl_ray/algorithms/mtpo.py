@@ -159,12 +159,14 @@ class MTPO(Algorithm[MTPOSettings]):
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples, settings.mixtures)
         conversations, terminal = self._own(*self._ended(system, logged.window(1)))
-        advantages, _ = system.learn(settings.advantages, conversations, terminal, settings.alpha, metrics="advantages")
+        advantages, made = system.learn(
+            settings.advantages, conversations, terminal, settings.alpha, metrics="advantages"
+        )
         if system.iteration >= settings.critic_warmup:
             to_reference = KL(coefficient=settings.alpha, kind="k2", place="loss")
             rate = settings.improvement.rate(system.iteration - settings.critic_warmup)
             loss = settings.improvement.model_copy(update={"kl": to_reference, "learning_rate": rate})
-            system.learn(loss, conversations, advantages, settings.mixtures[0], metrics="improve")
+            system.learn(loss, conversations, advantages, made, settings.mixtures[0], metrics="improve")
             system.publish()
 
     def _ended(self, system: "System", conversations: Ref[pa.Table]) -> tuple[Ref[pa.Table], Ref[np.ndarray] | None]:

@@ -11,7 +11,7 @@
    on what the conversation itself does later, so nothing is biased, and where the whole reward comes last it is the
    trajectory's own RLOO or GRPO.
 4. Whitening over shards: the `moments` of the shards add up, and `whiten_with` their sum gives every shard what one
-   process with all the rows would have computed.
+   process with all the rows would have computed. `signal` says whether there is anything to whiten.
 5. `broadcast_turns` and `place_at_turn_end` carry turn values to tokens.
 
 There is no normalisation per turn index: conversations stop at different turns, so which of them still have a turn h
@@ -34,6 +34,10 @@ EPSILON = 1e-6
 
 VARIANCE_EPSILON = 1e-8
 """Added to the variance in `whiten_with`, for the same reason."""
+
+SCORE_FLOOR = 0.01
+"""A deviation of scores, which lie in [0, 1], below which what varies is no outcome but the price of words (1e-4) or the
+noise of a value model: see `signal`."""
 
 
 @torch.no_grad()
@@ -78,16 +82,16 @@ def group_centred(scores: Tensor, groups: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def group_standardised(scores: Tensor, groups: Tensor) -> Tensor:
+def group_standardised(scores: Tensor, groups: Tensor, floor: float = 0.0) -> Tensor:
     """GRPO (2402.03300 §4.1.2): `(x - mean) / (std + EPSILON)` within each group, std with n - 1 degrees of freedom.
 
-    scores: float [conversations]; groups: integer [conversations]. Returns float [conversations]; zero in groups of one
-    and in groups of equal scores.
+    scores: float [conversations]; groups: integer [conversations]; floor: least std that is divided by. Returns float
+    [conversations]; zero in groups of one and in groups of equal scores.
     """
     centred, index, size = _centred(scores, groups)
     squares = torch.zeros_like(size).index_add_(0, index, centred.square())
     deviation = (squares / (size - 1).clamp_min(1)).sqrt()
-    return centred / (deviation[index] + EPSILON)
+    return centred / (deviation[index].clamp_min(floor) + EPSILON)
 
 
 @torch.no_grad()
@@ -102,13 +106,13 @@ def leave_one_out(scores: Tensor, groups: Tensor) -> Tensor:
 
 @torch.no_grad()
 def aligned_baseline(
-    returns: Tensor, mask: Tensor, groups: Tensor, kind: Literal["rloo", "grpo"]
+    returns: Tensor, mask: Tensor, groups: Tensor, kind: Literal["rloo", "grpo"], floor: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Baseline and scale of every turn's return: a token's advantage is `(return - baseline) * scale`.
 
     With `Ĝ_jk` conversation j's return from turn k on, or from its last where it has fewer turns: "rloo" takes the mean of
     `Ĝ_jk` over the others of the group, and scale 1; "grpo" takes the mean over all of the group, and the inverse of
-    `EPSILON` plus the root of the variance of `Ĝ_jk` over the group (n - 1), averaged over turns.
+    `EPSILON` plus the root of the variance of `Ĝ_jk` over the group (n - 1), averaged over turns, but at least `floor`.
 
     returns: float [conversations, turns], sums of what comes from a turn on; mask: bool, same shape, a row's True entries
     first; groups: integer [conversations]. Conversations without turns are nobody's baseline. Returns (baseline, scale),
@@ -131,7 +135,8 @@ def aligned_baseline(
     elif kind == "grpo":
         squares = torch.where(present[:, None], held - mean, 0.0).square().mean(dim=1)
         spread = torch.zeros_like(total[:, 0]).index_add_(0, index, squares)[index][:, None]
-        scale = ((size > 1) / ((spread / (size - 1).clamp_min(1)).sqrt() + EPSILON)).to(returns.dtype)
+        deviation = (spread / (size - 1).clamp_min(1)).sqrt().clamp_min(floor)
+        scale = ((size > 1) / (deviation + EPSILON)).to(returns.dtype)
         baseline = mean
     else:
         raise ConfigurationError(f"the group baseline is {kind!r}; it has to be 'rloo' or 'grpo'")
@@ -201,6 +206,19 @@ def whiten_with(x: Tensor, mask: Tensor, sums: Tensor) -> Tensor:
 def whiten(x: Tensor, mask: Tensor, sums: Tensor | None = None) -> Tensor:
     """`whiten_with` the moments of x itself, or with `sums` that were added up over every shard of the batch."""
     return whiten_with(x, mask, moments(x, mask) if sums is None else sums)
+
+
+@torch.no_grad()
+def signal(x: Tensor, mask: Tensor) -> float:
+    """How much of a signal advantages are, in [0, 1]: their deviation in units of `SCORE_FLOOR`, at most 1.
+
+    Whitening brings whatever varies to variance 1. If all outcomes are alike that is the price of words, and it would drive the
+    policy as the outcome does; so whitened advantages, and the steps on them, are multiplied by this.
+
+    x: float [conversations, turns or tokens], in units of the score, not whitened; mask: bool, same shape.
+    """
+    kept = x[mask]
+    return min(1.0, float(kept.double().std(correction=0)) / SCORE_FLOOR) if len(kept) else 0.0
 
 
 @torch.no_grad()

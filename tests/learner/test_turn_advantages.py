@@ -220,7 +220,7 @@ def test_samples_of_a_mixture_are_corrected(learner, talks, terminal):
     own = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages)[1]
     assert own["importance_weight"] == 1.0
     learner.core.policy_steps = learner.core.published_at
-    mixed = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages, 0.1)[1]
+    mixed = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages, None, 0.1)[1]
     assert mixed["importance_weight"] != 1.0
 
 

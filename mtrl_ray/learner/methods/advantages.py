@@ -18,7 +18,15 @@ from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch, Layout
 from mtrl_ray.learner.rows.tables import Tables
 from mtrl_ray.learner.sections import Fit
-from mtrl_ray.objectives.advantages import aligned_baseline, broadcast_turns, gae, pooled_leave_one_out, whiten
+from mtrl_ray.objectives.advantages import (
+    SCORE_FLOOR,
+    aligned_baseline,
+    broadcast_turns,
+    gae,
+    pooled_leave_one_out,
+    signal,
+    whiten,
+)
 from mtrl_ray.objectives.returns import discounted_sums
 from mtrl_ray.objectives.turn_rewards import turn_sums
 from mtrl_ray.settings.section import Section
@@ -27,8 +35,8 @@ from mtrl_ray.settings.section import Section
 class Advantages(Section, Operation[np.ndarray]):
     """Token advantages, float32 [agent tokens], out of token rewards of the same shape.
 
-    run: conversations, rewards. Numbers: `deviation` (before whitening); of `ppo`, `critic_loss` and `explained_variance`
-    (before the critic's fit).
+    run: conversations, rewards. Numbers: `deviation` (before whitening); if whitened, `signal`, by which they are multiplied
+    (see `objectives.advantages.signal`); of `ppo`, `critic_loss` and `explained_variance` (before the critic's fit).
     """
 
     doing: ClassVar[str] = "computing advantages"
@@ -64,25 +72,28 @@ class Advantages(Section, Operation[np.ndarray]):
         tokens, numbers = layout.tokens(core.tensor(rewards)), Numbers()
         if self.estimator == "ppo":
             advantages, numbers = self._with_critic(core, batch, layout, tokens)
+            raw = advantages
         else:
-            advantages = self._against_group(tokens, layout, core.tensor(batch.groups))
+            raw, scale = self._against_group(tokens, layout, core.tensor(batch.groups))
+            advantages = raw * scale
         numbers["deviation"] = float(advantages[layout.mask].std(correction=0))
         if self.whiten:
-            advantages = whiten(advantages, layout.mask)
+            numbers["signal"] = signal(raw, layout.mask)
+            advantages = whiten(advantages, layout.mask) * numbers["signal"]
         return _numpy(advantages[layout.mask]), numbers
 
-    def _against_group(self, tokens: Tensor, layout: Layout, groups: Tensor) -> Tensor:
-        """Returns of token rewards against the group's, [conversations, tokens]."""
+    def _against_group(self, tokens: Tensor, layout: Layout, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns of token rewards less the group's, [conversations, tokens], and what they are multiplied by."""
         mask, index = layout.mask, layout.turn_index
         per_turn = turn_sums(tokens, index, mask, layout.turns)
         if self.baseline == "pooled":
             centred = discounted_sums(pooled_leave_one_out(per_turn, layout.present, groups), layout.present, 1.0)
-            return broadcast_turns(centred, index, mask)
+            return broadcast_turns(centred, index, mask), torch.ones_like(centred[:, :1])
         from_turn = discounted_sums(per_turn, layout.present, 1.0)
         kind: Literal["grpo", "rloo"] = "grpo" if self.estimator == "grpo" else "rloo"
-        baseline, scale = aligned_baseline(from_turn, layout.present, groups, kind)
+        baseline, scale = aligned_baseline(from_turn, layout.present, groups, kind, SCORE_FLOOR)
         returns = discounted_sums(tokens, mask, 1.0)
-        return torch.where(mask, (returns - broadcast_turns(baseline, index, mask)) * scale, 0.0)
+        return torch.where(mask, returns - broadcast_turns(baseline, index, mask), 0.0), scale
 
     def _with_critic(self, core: Core, batch: Batch, layout: Layout, tokens: Tensor) -> tuple[Tensor, Numbers]:
         """GAE over all agent tokens; the critic is fitted on the returns afterwards."""

@@ -29,7 +29,8 @@ class ConversationImprovement(
 ):
     """Policy improvement on all agent tokens of whole conversations, their advantages given.
 
-    run: conversations; advantages, float32 [agent tokens]; mixture, the reference's share in what sampled (see `measure`).
+    run: conversations; advantages, float32 [agent tokens]; the numbers of the operation that made them, whose `signal` (1 if it
+    gives none) shortens the steps; mixture, the reference's share in what sampled (see `measure`).
     Numbers: means over the steps of `policy_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy it started
     from), `clip_fraction`, `entropy` (nats), `gradient_norm`; sums `skipped`, `policy_steps`, `trained_tokens`; `score`,
     `score_deviation`, `importance_weight`, `advantage_deviation`, `conversations`, `groups`, `seconds`, `tokens_per_second`.
@@ -44,7 +45,12 @@ class ConversationImprovement(
         return self
 
     def run(
-        self, core: Core, conversations: Tables, advantages: np.ndarray, mixture: float = 0.0
+        self,
+        core: Core,
+        conversations: Tables,
+        advantages: np.ndarray,
+        made: Numbers | None = None,
+        mixture: float = 0.0,
     ) -> tuple[None, Numbers]:
         """See the class."""
         started = time.perf_counter()
@@ -56,7 +62,8 @@ class ConversationImprovement(
         rows, alike = batch.token_rows, lengths_of(batch, self.aggregation)
         measured = measure(core, rows, batch.logprobs, batch.versions, self, mixture)
         lengths = None if alike is None else core.tensor(alike)
-        steps = PolicySteps(core, rows, measured, core.tensor(advantages), lengths, self)
+        signal = (made or {}).get("signal", 1.0)
+        steps = PolicySteps(core, rows, measured, core.tensor(advantages), lengths, self, signal)
         history = steps.run("improve_conversations")
         numbers = means(history) | totals(history, time.perf_counter() - started)
         del numbers["tokens"]

@@ -28,7 +28,16 @@ from mtrl_ray.learner.methods.values import explained_variance, squared_error
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
-from mtrl_ray.objectives.advantages import batch_baseline, gae, group_standardised, leave_one_out, whiten
+from mtrl_ray.objectives.advantages import (
+    SCORE_FLOOR,
+    batch_baseline,
+    gae,
+    group_centred,
+    group_standardised,
+    leave_one_out,
+    signal,
+    whiten,
+)
 from mtrl_ray.objectives.losses import kl_estimate
 
 
@@ -57,7 +66,8 @@ class Improvement(PolicyUpdate, Operation[None]):
     Numbers: means over the steps of `policy_loss`, `critic_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy
     it started from), `clip_fraction`, `entropy` (nats), `gradient_norm`, `critic_gradient_norm`; sums `skipped`,
     `critic_skipped`, `policy_steps`, `trained_tokens`; `score`, `score_deviation`, `explained_variance` of the critic before
-    the steps, `importance_weight`, `advantage_deviation`, `responses`, `seconds`, `tokens_per_second`.
+    the steps, `signal` (see `objectives.advantages.signal`), `importance_weight`, `advantage_deviation`, `responses`,
+    `seconds`, `tokens_per_second`.
     """
 
     doing: ClassVar[str] = "improving the policy"
@@ -91,8 +101,8 @@ class Improvement(PolicyUpdate, Operation[None]):
             raise DataError(f"{len(single)} responses need as many finite scores; {len(given)} were given")
         rows = response_tokens(dialogues, single, core.branch_tokens)
         experience = self._gather(core, rows, single, given)
-        advantages, targets = self._advantages(experience)
-        history = _Steps(core, rows, experience, advantages, targets, self).run("improve")
+        advantages, targets, strength = self._advantages(experience)
+        history = _Steps(core, rows, experience, advantages, targets, self, strength).run("improve")
         numbers = means(history) | totals(history, time.perf_counter() - started)
         del numbers["tokens"]
         if experience.values is not None and targets is not None:
@@ -100,6 +110,7 @@ class Improvement(PolicyUpdate, Operation[None]):
         return None, numbers | {
             "score": float(given.mean()),
             "score_deviation": float(given.std()),
+            "signal": strength,
             "advantage_deviation": float(advantages.std(correction=0)),
             "importance_weight": float(experience.measured.weights.mean()),
             "responses": float(len(single)),
@@ -115,8 +126,8 @@ class Improvement(PolicyUpdate, Operation[None]):
         state, lengths = core.tensor(responses.state), core.tensor(responses.lengths)
         return Experience(measured, core.tensor(scores), state, lengths, values)
 
-    def _advantages(self, experience: Experience) -> tuple[Tensor, Tensor | None]:
-        """(advantages, the critic's targets or None), float32 [response tokens]."""
+    def _advantages(self, experience: Experience) -> tuple[Tensor, Tensor | None, float]:
+        """(advantages, the critic's targets or None), float32 [response tokens], and the `signal` that they are."""
         measured = experience.measured
         penalty = torch.zeros_like(measured.old)
         if self.kl.place == "reward" and self.kl.coefficient:
@@ -128,23 +139,28 @@ class Improvement(PolicyUpdate, Operation[None]):
             rewards[torch.arange(len(mask), device=mask.device), experience.lengths - 1] += experience.scores
             padded, targets = gae(rewards, values, mask, 1.0, self.gae_lambda)
             advantages, returns = padded[mask], targets[mask]
+            raw = advantages
         else:
             returns = None
-            advantages = torch.repeat_interleave(self._baselined(experience, penalty), experience.lengths)
-        if self.whiten:
-            advantages = whiten(advantages[None], torch.ones_like(advantages[None], dtype=torch.bool))[0]
-        return advantages, returns
+            per_response = self._baselined(experience, penalty)
+            advantages, raw = (torch.repeat_interleave(one, experience.lengths) for one in per_response)
+        if not self.whiten:
+            return advantages, returns, 1.0
+        everything = torch.ones_like(advantages[None], dtype=torch.bool)
+        strength = signal(raw[None], everything)
+        return whiten(advantages[None], everything)[0] * strength, returns, strength
 
-    def _baselined(self, experience: Experience, penalty: Tensor) -> Tensor:
-        """Score, less the response's KL penalty, against its baseline, [responses]."""
+    def _baselined(self, experience: Experience, penalty: Tensor) -> tuple[Tensor, Tensor]:
+        """Score, less the response's KL penalty, against its baseline, [responses]; the same in units of the score."""
         lengths = experience.lengths
         response = torch.repeat_interleave(torch.arange(len(lengths), device=penalty.device), lengths)
         totals = experience.scores - torch.zeros_like(experience.scores).index_add_(0, response, penalty)
         if self.estimator == "grpo":
-            return group_standardised(totals, experience.state)
+            return group_standardised(totals, experience.state, SCORE_FLOOR), group_centred(totals, experience.state)
         if len(torch.unique(experience.state)) == len(experience.state):
-            return batch_baseline(totals)
-        return leave_one_out(totals, experience.state)
+            return batch_baseline(totals), totals
+        advantages = leave_one_out(totals, experience.state)
+        return advantages, advantages
 
 
 class _Steps(PolicySteps):
@@ -158,11 +174,12 @@ class _Steps(PolicySteps):
         advantages: Tensor,
         targets: Tensor | None,
         improvement: Improvement,
+        strength: float,
     ) -> None:
         alike = None if improvement.aggregation == "token" else experience.lengths
-        super().__init__(core, rows, experience.measured, advantages, alike, improvement)
+        super().__init__(core, rows, experience.measured, advantages, alike, improvement, strength)
         self._targets = targets
-        self._step = Step(improvement.critic_learning_rate, improvement.max_gradient_norm)
+        self._critic = Step(improvement.critic_learning_rate, improvement.max_gradient_norm)
 
     def minibatch(self, selection: np.ndarray) -> Numbers:
         """See `PolicySteps.minibatch`."""
@@ -171,5 +188,5 @@ class _Steps(PolicySteps):
 
     def _critic_step(self, selection: np.ndarray, targets: Tensor) -> Numbers:
         unit, count = self.core.models.value("critic").unit, len(self.rows.items_of(selection))
-        statistics = self.core.update("critic", self.rows, selection, squared_error(targets, unit, count), self._step)
+        statistics = self.core.update("critic", self.rows, selection, squared_error(targets, unit, count), self._critic)
         return {f"critic_{name}": value for name, value in statistics.items()}

@@ -29,7 +29,7 @@ from mtrl_ray.learner.rows.batch import Batch, Layout
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.rows.tables import Tables
 from mtrl_ray.learner.sections import Fit
-from mtrl_ray.objectives.advantages import broadcast_turns, gae, turn_gae, whiten
+from mtrl_ray.objectives.advantages import broadcast_turns, gae, signal, turn_gae, whiten
 from mtrl_ray.objectives.regularised_rewards import later_in_turn, on_arrival
 from mtrl_ray.objectives.turn_rewards import turn_sums
 from mtrl_ray.settings.section import Section
@@ -53,7 +53,8 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
 
     run: conversations; terminal rewards, float32 [conversations], the scores if None; alpha, the weight of the KL in units of
     the terminal reward per nat.
-    Numbers: `terminal` and `terminal_deviation`; `deviation` (of the advantages before whitening); `kl_conversation` and
+    Numbers: `terminal` and `terminal_deviation`; `deviation` (of the advantages before whitening); if whitened, `signal`, by
+    which they are multiplied (see `objectives.advantages.signal`); `kl_conversation` and
     `kl_turn` (to the reference, nats); `value_loss` and `value_explained_variance` (before the fit) of turn values,
     `critic_loss` and `critic_explained_variance` of token values.
     """
@@ -101,7 +102,8 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
         advantages, _, numbers = self._over_turns(core, account)
         deviation = float(advantages[layout.present].std(correction=0))
         if self.whiten:
-            advantages = whiten(advantages, layout.present)
+            numbers["signal"] = signal(advantages, layout.present)
+            advantages = whiten(advantages, layout.present) * numbers["signal"]
         later = later_in_turn(account.tokens, layout.turn_index, layout.mask, layout.turns)
         tokens = broadcast_turns(advantages, layout.turn_index, layout.mask) - account.alpha * later
         return tokens[layout.mask], deviation, numbers
@@ -112,7 +114,7 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
         values = layout.tokens(_values(core, "critic", rows, account.terminal))
         advantages, returns = gae(rewards, values, layout.mask, 1.0, self.token_lambda)
         numbers = self._fit(core, "critic", rows, values[layout.mask], returns[layout.mask])
-        return (*self._whitened(advantages[layout.mask]), numbers)
+        return self._whitened(advantages[layout.mask], numbers)
 
     def _hybrid(self, core: Core, account: Account) -> tuple[Tensor, float, Numbers]:
         layout, rows = account.layout, account.batch.token_rows
@@ -129,7 +131,7 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
         rewards = on_arrival(worth, divergence, within, account.alpha)
         advantages, returns = gae(rewards, values, within, 1.0, self.token_lambda)
         numbers |= self._fit(core, "critic", rows, values[within], returns[within])
-        return (*self._whitened(advantages[within]), numbers)
+        return self._whitened(advantages[within], numbers)
 
     def _over_turns(self, core: Core, account: Account) -> tuple[Tensor, Tensor, Numbers]:
         """(advantages, λ-returns), [conversations, turns]; the value model is fitted on the returns afterwards."""
@@ -145,12 +147,13 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
         numbers = {f"{name}_{number}": value for number, value in fitted.items()}
         return numbers | {f"{name}_explained_variance": explained_variance(values, targets)}
 
-    def _whitened(self, advantages: Tensor) -> tuple[Tensor, float]:
-        """Token advantages, and their deviation before whitening."""
-        deviation = float(advantages.std(correction=0))
+    def _whitened(self, advantages: Tensor, numbers: Numbers) -> tuple[Tensor, float, Numbers]:
+        """Token advantages, their deviation before whitening, and the numbers."""
+        deviation, everything = float(advantages.std(correction=0)), torch.ones_like(advantages[None], dtype=torch.bool)
         if self.whiten:
-            advantages = whiten(advantages[None], torch.ones_like(advantages[None], dtype=torch.bool))[0]
-        return advantages, deviation
+            numbers["signal"] = signal(advantages[None], everything)
+            advantages = whiten(advantages[None], everything)[0] * numbers["signal"]
+        return advantages, deviation, numbers
 
 
 def _account(core: Core, batch: Batch, earned: np.ndarray, alpha: float) -> Account:

@@ -10,7 +10,7 @@
 Everything per token is flat, float32 [tokens], in the order of the table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -131,7 +131,8 @@ class PolicySteps:
     """The optimiser steps of one update.
 
     `advantages`: [tokens]. `lengths`: int64, tokens of each of the parts that count alike (responses, turns, conversations),
-    in the order of the tokens; None: each token counts alike.
+    in the order of the tokens; None: each token counts alike. `signal`: factor of the learning rate, for Adam's steps do not
+    shrink with the advantages (see `objectives.advantages.signal`).
     """
 
     def __init__(
@@ -142,9 +143,11 @@ class PolicySteps:
         advantages: Tensor,
         lengths: Tensor | None,
         update: PolicyUpdate,
+        signal: float = 1.0,
     ) -> None:
         self.core, self.rows, self.measured, self.advantages, self.update = core, rows, measured, advantages, update
         self._per_token = None if lengths is None else torch.repeat_interleave(1.0 / lengths, lengths)
+        self._step = replace(update.step, learning_rate=update.learning_rate * signal)
         self.stopped = False
 
     def run(self, stream: str) -> list[Numbers]:
@@ -161,7 +164,7 @@ class PolicySteps:
             self.rows,
             selection,
             policy_loss(self.measured, self.advantages, self._shares(self.core.tensor(items)), update),
-            update.step,
+            self._step,
             Reading(self.core.temperature, entropy_gradient=update.entropy_bonus > 0),
         )
         self.stopped = update.kl_stop is not None and statistics["kl_step"] > update.kl_stop
