@@ -44,6 +44,11 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=256
     def _possible(self) -> "IterativePPOSettings":
         if self.improvement.estimator == "grpo" and self.responses < 2:
             raise ValueError("improvement.estimator is grpo and responses is 1; a group needs at least 2 responses")
+        if self.q.target == "expected":
+            raise ValueError(
+                "q.target is expected, which needs responses in the next states, but iterative_ppo fits Q before it samples "
+                "any; use monte_carlo, td_lambda or sarsa"
+            )
         return self
 
 

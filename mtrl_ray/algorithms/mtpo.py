@@ -32,7 +32,7 @@ from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.learned import Learned, LearnedSettings
 from mtrl_ray.feedback.offline_pairs import whole_pairs
-from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, first_members, pair_up
+from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, first_members, pair_up, scored
 from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.methods.pair_models import ConversationRewards, PairModel, Preferences
 from mtrl_ray.learner.methods.turn_advantages import TurnAdvantages
@@ -180,9 +180,9 @@ class MTPO(Algorithm[MTPOSettings]):
             return conversations, preferred
         if preferred is not None:
             self._learned.refresh(system, conversations, preferred)
-        scored = ConversationRewards() if settings.variant == "rlhf" else Preferences(settings.model_kind)
-        terminal, _ = system.learn(scored, conversations)
-        return conversations, terminal
+        model = ConversationRewards() if settings.variant == "rlhf" else Preferences(settings.model_kind)
+        terminal, _ = system.learn(model, conversations)
+        return scored(system, conversations, terminal)
 
     def _own(
         self, conversations: Ref[pa.Table], terminal: Ref[np.ndarray] | None

@@ -22,7 +22,7 @@ from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.learned import FirstFit, Learned, LearnedSettings
 from mtrl_ray.feedback.offline_pairs import parted_pairs
-from mtrl_ray.feedback.preferences import PreferenceSettings, first_members
+from mtrl_ray.feedback.preferences import PreferenceSettings, first_members, scored
 from mtrl_ray.feedback.single_turns import Feedback, matched
 from mtrl_ray.learner.methods.improvement import Improvement
 from mtrl_ray.learner.methods.pair_models import PairModel, Preferences, ResponseRewards
@@ -116,7 +116,7 @@ class SingleTurn(Algorithm[SingleTurnSettings]):
         penalty = KL(coefficient=settings.alpha, kind="k1", place="reward", reference="initial")
         improvement = settings.improvement.model_copy(update={"kl": penalty})
         conversations = logged.window(1)
-        scores = self._scores(system, conversations, states, responses)
+        responses, scores = scored(system, responses, self._scores(system, conversations, states, responses))
         system.learn(improvement, conversations, responses, scores, metrics="improve")
         system.publish()
 

@@ -92,6 +92,24 @@ def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
     return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
 
 
+def scored(system: "System", table: Ref[pa.Table], values: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
+    """The rows whose value is a number, and these values; the others were too long for a model to read, and are counted."""
+    rows, numbers, counts = _scored.remote(table, values)
+    system.record("preferences", counts)
+    return rows, numbers
+
+
+@small_task(num_returns=3)
+def _scored(table: pa.Table, values: np.ndarray) -> tuple[pa.Table, np.ndarray, Numbers]:
+    known = np.isfinite(values)
+    if not known.any():
+        raise DataError(
+            f"all {len(values)} of an iteration's conversations or responses are too long for the model of preferences"
+        )
+    kept = table if known.all() else table.filter(pa.array(known))
+    return kept, values[known], {"too_long": float((~known).sum())}
+
+
 def first_members(pairs: Ref[pa.Table], preferred: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
     """The first conversation of each pair, and its probability to be preferred."""
     table, probabilities = _first_members.remote(pairs, preferred)

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mtrl_ray.dialogue.conversation import Finish, Role, StopReason
 from mtrl_ray.errors import CheckpointError
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.operation import Numbers, Operation, ValueT
@@ -185,6 +187,7 @@ class System:
         if causes := collector.causes():
             self.view.note(f"failures in iteration {self.iteration + 1}: {causes}")
         self._metrics |= collected.metrics
+        self.record("collect", _endings.remote(self.buffer.window.remote(1)))
         self.view.part("rollout", "idle")
         return Logged(self, self.iteration, collected.ids, collected.agent_turns)
 
@@ -289,6 +292,18 @@ class System:
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """The numbers among `values`, their names prefixed."""
     return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+@small_task()
+def _endings(conversations: pa.Table) -> Numbers:
+    """How conversations ended, as shares: `stop_outcome`, …; and the share of the agent's turns that were `truncated`."""
+    agent = pc.equal(pc.struct_field(turns := pc.list_flatten(conversations["turns"]), "role"), Role.AGENT.value)
+    cut = pc.equal(pc.struct_field(turns.filter(agent), "finish"), Finish.LENGTH.value)
+    shares = {
+        f"stop_{reason}": float(pc.mean(pc.equal(conversations["stop"], reason.value)).as_py() or 0.0)
+        for reason in StopReason
+    }
+    return shares | {"truncated": float(pc.mean(pc.fill_null(cut, False)).as_py() or 0.0)}
 
 
 @small_task()

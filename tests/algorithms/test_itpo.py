@@ -8,7 +8,7 @@ from mtrl_ray.algorithms.itpo import ITPO
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import ConfigurationError
 
-SCHEMES = ["outcome", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
+SCHEMES = ["outcome", "environment", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

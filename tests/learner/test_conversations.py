@@ -9,19 +9,20 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, from_table, to_table
+from mtrl_ray.dialogue.conversation import TURN_WEIGHTS, Conversation, Finish, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.advantages import Advantages
 from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit
+from mtrl_ray.learner.methods.turn_advantages import TurnAdvantages
 from mtrl_ray.learner.methods.turn_rewards import TurnRewards
 from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.sections import KL, Fit
 from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped
 
-SCHEMES = ["outcome", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
+SCHEMES = ["outcome", "environment", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
 PRICE = 0.01
 
 
@@ -213,6 +214,42 @@ def test_kl_in_the_reward_is_not_this_methods() -> None:
         ConversationImprovement(kl=KL(place="reward"))
     with pytest.raises(ValueError, match="pooled belongs to rloo alone"):
         Advantages(estimator="grpo", baseline="pooled")
+
+
+def test_the_environments_own_rewards_are_taken_as_they_are(learner: Learner, talks: pa.Table) -> None:
+    rewards, numbers = learner.run(TurnRewards(scheme="environment", length_penalty=PRICE), talks)
+    for talked, turns in zip(from_table(talks), by_turn(talks, rewards), strict=True):
+        for turn, own in zip(talked.agent_turns, turns, strict=True):
+            said = talked.turns[turn]
+            assert own[-1] == pytest.approx(said.reward - PRICE * len(said.text.split()), abs=1e-6)
+    assert numbers["environment"] == pytest.approx(np.mean([sum(talked.rewards) for talked in from_table(talks)]))
+
+
+def test_rewards_that_nobody_would_learn_from_are_no_silence(learner: Learner, talks: pa.Table) -> None:
+    """An environment that rewards turns and scores nothing."""
+    held = from_table(talks)
+    for talked in held:
+        talked.score = 0.0
+    unscored = to_table(held)
+    for operation in (TurnRewards(scheme="outcome"), PRMFit(), TurnAdvantages()):
+        with pytest.raises(
+            DataError, match=r"rewards turns, but all 12 conversations have score 0.*scheme: environment"
+        ):
+            learner.run(operation, unscored)
+    assert learner.run(TurnRewards(scheme="environment"), unscored)[0].any()
+    for talked in held:
+        for turn in talked.turns:
+            turn.reward = 0.0
+    learner.run(TurnRewards(scheme="outcome"), to_table(held))  # a policy that earns nothing yet
+
+
+def test_truncated_answers_are_counted(learner: Learner, talks: pa.Table) -> None:
+    held = from_table(talks)
+    for talked in held:
+        talked.turns[talked.agent_turns[0]].finish = Finish.LENGTH
+    table, advantages = to_table(held), np.ones(count_tokens(talks), dtype=np.float32)
+    numbers = learner.run(ConversationImprovement(), table, advantages)[1]
+    assert numbers["truncated"] == pytest.approx(12 / sum(len(talked.agent_turns) for talked in held))
 
 
 def without(table: pa.Table, **changes: Any) -> pa.Table:

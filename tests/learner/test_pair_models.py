@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -13,6 +14,7 @@ from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.pair_models import (
     ConversationRewards,
     PairFit,
+    PairQuality,
     Preferences,
     pair_loss,
     pair_rows,
@@ -103,7 +105,7 @@ def test_a_step_has_the_gradient_of_the_cross_entropy(learner, kind):
     table, given = pairs(3, 6, by_rank)
     learner.run(PairFit(epochs=2, minibatches=1), table, given, kind)
     model, dialogues = learner.core.models.value(kind), Dialogues.read(table)
-    rows = pair_rows(learner.core, dialogues, kind)
+    rows = pair_rows(dialogues, kind)
 
     def read(tokens: list[int]) -> torch.Tensor:
         states = model.decoder(torch.tensor([tokens])).last_hidden_state[0, -1]
@@ -147,8 +149,30 @@ def test_what_is_no_pair_is_refused(learner):
     with pytest.raises(ConfigurationError, match="there is no preference model yet"):
         learner.run(Preferences("preference"), table)
     long = to_table([talk(name, [10] * 40, np.random.default_rng(0)) for name in "ab"])
-    with pytest.raises(ConfigurationError, match="the model has 256 positions; use the reward model"):
+    with pytest.raises(
+        DataError, match="all 1 pairs are longer than the 256 tokens that the preference model may read"
+    ):
         learner.run(PairFit(), long, given[:2], "preference")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_that_is_too_long_is_left_out_and_counted(learner, policy_folder, settings, kind):
+    """The others are learned from as if it had not been there; nothing is said about it."""
+    table, given = pairs(1, 24, by_rank)
+    marks = [10] * (40 if kind == "preference" else 70)
+    long = to_table([talk(name, marks, np.random.default_rng(0)) for name in "ab"])
+    mixed, some = pa.concat_tables([table.slice(0, 8), long, table.slice(8)]), np.insert(given, 8, [0.3, 0.7])
+    numbers = learner.run(SPEC, mixed, some, kind)[1]
+    other = Learner(settings, policy_folder, seed=3)
+    without = other.run(SPEC, table, given, kind)[1]
+    assert numbers["too_long"] == 1 and without["too_long"] == 0 and numbers["pairs"] == 24
+    assert numbers["loss"] == without["loss"] and numbers["accuracy"] == without["accuracy"]
+    preferred = learner.run(Preferences(kind), mixed)[0]
+    assert np.isnan(preferred[8:10]).all()
+    np.testing.assert_array_equal(np.delete(preferred, [8, 9]), other.run(Preferences(kind), table)[0])
+    assert learner.run(PairQuality(kind), mixed, some)[1]["too_long"] == 1
+    if kind == "reward":
+        assert np.isnan(learner.run(ConversationRewards(), mixed)[0]).nonzero()[0].tolist() == [8, 9]
 
 
 def test_models_are_kept_and_adopted(learner, policy_folder, settings, tmp_path):

@@ -1,10 +1,12 @@
 """Q's targets against loops over turns, and what Q learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.dialogue.conversation import Conversation, from_table
+from mtrl_ray.dialogue.conversation import Conversation, StopReason, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.q import Data, PredictQ, QFit, ScoreResponses
@@ -137,6 +139,54 @@ def test_calibration_error() -> None:
     assert calibration_error(predictions, predictions + 0.25) == pytest.approx(0.25)
     noisy = predictions + np.tile([-0.2, -0.1, 0.0, 0.1, 0.2], 10)
     assert calibration_error(predictions, noisy) == pytest.approx(0.0, abs=1e-9)
+
+
+def stopped(conversations: pa.Table, reason: StopReason) -> pa.Table:
+    """The same, but every second conversation ended for this reason."""
+    talks = from_table(conversations)
+    for talked in talks[::2]:
+        talked.stop = reason
+    return to_table(talks)
+
+
+@pytest.mark.parametrize(("target", "weight"), [("monte_carlo", 1.0), ("sarsa", 0.0), ("td_lambda", 0.8)])
+def test_a_conversation_that_the_context_window_cut_has_not_ended(
+    fitted: Learner, conversations: pa.Table, target: str, weight: float
+) -> None:
+    """Its last pair is worth what Q says, the pairs before it what leads there; all others are as they were."""
+    spec, q = (
+        QFit(target=target, td_lambda=0.8, discount=0.9),
+        fitted.run(PredictQ(), conversations)[0]["q"].to_pylist(),
+    )
+    cut = targets_of(fitted, stopped(conversations, StopReason.TOKEN_LIMIT), spec)
+    for reason in (StopReason.OUTCOME, StopReason.USER_LEFT, StopReason.TURN_LIMIT, StopReason.LOGGED):
+        ended = targets_of(fitted, stopped(conversations, reason), spec)
+        np.testing.assert_array_equal(ended, targets_of(fitted, conversations, spec))
+    expected: list[float] = []
+    for number, one in enumerate(from_table(conversations)):
+        start = len(expected)
+        if number % 2:
+            expected += ended[start : start + len(one.agent_turns)].tolist()
+            continue
+        values = q[start : start + len(one.agent_turns)]
+        targets = [values[-1]]
+        for place in reversed(range(len(values) - 1)):
+            targets.insert(0, one.rewards[place] + 0.9 * ((1 - weight) * values[place + 1] + weight * targets[0]))
+        expected += targets
+    np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(cut, ended)
+
+
+def test_returns_of_cut_conversations_are_nobodys_yardstick(learner: Learner, conversations: pa.Table) -> None:
+    table = stopped(conversations, StopReason.TOKEN_LIMIT)
+    numbers = learner.run(QFit(epochs=1, minibatch_conversations=4), table)[1]
+    known = [value for one in from_table(table)[1::2] for value in naive_returns(one, 0.95)]
+    assert numbers["cut"] == 6 and numbers["return"] == pytest.approx(np.mean(known), rel=1e-5)
+    fresh = stopped(talk(seed=7, count=8, prefix="fresh"), StopReason.TOKEN_LIMIT)
+    seen = sum(len(one.agent_turns) for one in from_table(fresh)[1::2])
+    assert learner.run(QFit(epochs=1), fresh)[1]["evaluated_turns"] == seen
+    everything = to_table(replace(one, stop=StopReason.TOKEN_LIMIT) for one in from_table(conversations))
+    assert "return" not in learner.run(QFit(epochs=1), everything)[1]
 
 
 def test_nothing_to_fit(learner: Learner, conversations: pa.Table) -> None:

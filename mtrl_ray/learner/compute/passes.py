@@ -52,7 +52,7 @@ class Passes:
 
     def __init__(self, device: torch.device, dtype: str, budget: int, collective: Collective) -> None:
         self.device, self.collective = device, collective
-        self._budget = budget
+        self.budget = budget
         self._half = device.type == "cuda" and dtype == "bfloat16"
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class Passes:
         return optimiser.step(step.learning_rate, step.max_norm, sums, self.collective)
 
     def _mine(self, rows: Rows, selection: np.ndarray) -> Iterator[MicroBatch]:
-        for part in share(rows, selection, self.collective.rank, self.collective.world, self._budget):
+        for part in share(rows, selection, self.collective.rank, self.collective.world, self.budget):
             yield assemble(rows, part, self.device)
 
     def _read(self, model: PolicyReader | ValueModel, batch: MicroBatch, reading: Reading) -> Outputs:

@@ -33,7 +33,8 @@ class ConversationImprovement(
     gives none) shortens the steps; mixture, the reference's share in what sampled (see `measure`).
     Numbers: means over the steps of `policy_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy it started
     from), `clip_fraction`, `entropy` (nats), `gradient_norm`; sums `skipped`, `policy_steps`, `trained_tokens`; `score`,
-    `score_deviation`, `importance_weight`, `advantage_deviation`, `conversations`, `groups`, `seconds`, `tokens_per_second`.
+    `score_deviation`, `importance_weight`, `advantage_deviation`, `truncated` (share of the agent turns that ended at the token
+    limit), `conversations`, `groups`, `seconds`, `tokens_per_second`.
     """
 
     doing: ClassVar[str] = "improving the policy"
@@ -72,6 +73,7 @@ class ConversationImprovement(
             "score_deviation": float(batch.scores.std()),
             "advantage_deviation": float(np.std(advantages)),
             "importance_weight": float(measured.weights.mean()),
+            "truncated": batch.truncated,
             "conversations": float(len(batch)),
             "groups": float(len(np.unique(batch.groups))),
         }

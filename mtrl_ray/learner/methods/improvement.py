@@ -66,8 +66,8 @@ class Improvement(PolicyUpdate, Operation[None]):
     Numbers: means over the steps of `policy_loss`, `critic_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy
     it started from), `clip_fraction`, `entropy` (nats), `gradient_norm`, `critic_gradient_norm`; sums `skipped`,
     `critic_skipped`, `policy_steps`, `trained_tokens`; `score`, `score_deviation`, `explained_variance` of the critic before
-    the steps, `signal` (see `objectives.advantages.signal`), `importance_weight`, `advantage_deviation`, `responses`,
-    `seconds`, `tokens_per_second`.
+    the steps, `signal` (see `objectives.advantages.signal`), `importance_weight`, `advantage_deviation`, `truncated`
+    (share of the responses that ended at the token limit), `responses`, `seconds`, `tokens_per_second`.
     """
 
     doing: ClassVar[str] = "improving the policy"
@@ -113,6 +113,7 @@ class Improvement(PolicyUpdate, Operation[None]):
             "signal": strength,
             "advantage_deviation": float(advantages.std(correction=0)),
             "importance_weight": float(experience.measured.weights.mean()),
+            "truncated": float(single.truncated.mean()),
             "responses": float(len(single)),
         }
 

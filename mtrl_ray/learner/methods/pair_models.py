@@ -7,7 +7,9 @@
    `(P - p) / pairs`, by v_1 the negative: a step first evaluates the minibatch, then trains `Σ v · derivative`. A pair may
    therefore be spread over micro-batches and processes.
 3. Pairs are rows of a table, the two members next to each other (`feedback.preferences`); p is given for each member.
-4. `PairFit` predicts the pairs before it is fitted on them: its accuracy and calibration are those of pairs it has not
+4. A pair longer than the model's positions, or than a micro-batch (`learner.tokens_per_microbatch`), is left out and counted:
+   its cost is the square of its length. `Preferences` and `ConversationRewards` give it NaN (`feedback.preferences.scored`).
+5. `PairFit` predicts the pairs before it is fitted on them: its accuracy and calibration are those of pairs it has not
    seen. `PairQuality` predicts and fits nothing.
 """
 
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 from torch import Tensor
 
 from mtrl_ray.errors import ConfigurationError, DataError
@@ -25,7 +28,7 @@ from mtrl_ray.learner.compute.passes import LossFunction, Outputs
 from mtrl_ray.learner.methods.values import calibration_error
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, conversation_ends, conversation_pairs, response_ends
-from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables, as_table
 from mtrl_ray.learner.sections import Fit
 
 PairModel = Literal["preference", "reward"]
@@ -38,8 +41,9 @@ class PairFit(Fit, Operation[None], epochs=1, learning_rate=5e-4):
     """Regression of a preference or reward model on pairs of conversations (2405.14655 §4.1).
 
     run: pairs; preferred, float32 [conversations], the probability of each to be preferred to its partner; the model's name.
-    Numbers: means over the steps of `loss` (nats per pair) and `gradient_norm`; `skipped`, `pairs`, `seconds`; and of its
-    predictions before the fit: `accuracy`, `calibration`, `cross_entropy`, and the preferences' own `entropy`.
+    Numbers: means over the steps of `loss` (nats per pair) and `gradient_norm`; `skipped`, `pairs`, `too_long` (pairs that were
+    left out), `seconds`; and of its predictions before the fit: `accuracy`, `calibration`, `cross_entropy`, and the
+    preferences' own `entropy`.
     """
 
     doing: ClassVar[str] = "fitting a model of preferences"
@@ -48,21 +52,22 @@ class PairFit(Fit, Operation[None], epochs=1, learning_rate=5e-4):
         """See the class."""
         started = time.perf_counter()
         core.models.value(model)
-        rows, given = _with_preferences(core, Dialogues.read(pairs), preferred, model)
+        rows, given, too_long = _with_preferences(core, pairs, preferred, model)
         before = quality(probabilities(core.evaluate(model, rows)["values"]), given)
 
         def step(selection: np.ndarray) -> Numbers:
             return core.update(model, rows, selection, pair_loss(core, rows, selection, given, model), self.step)
 
         history = run_epochs(rows, core.generator(f"fit_{model}"), self, step)
-        return None, means(history) | before | {"pairs": len(given) / 2, "seconds": time.perf_counter() - started}
+        counts = {"pairs": len(given) / 2, "too_long": too_long}
+        return None, means(history) | before | counts | {"seconds": time.perf_counter() - started}
 
 
 @dataclass(frozen=True)
 class PairQuality(Operation[None]):
     """How a model, as it is, predicts pairs that it is not fitted on.
 
-    run: pairs, preferred (as for `PairFit`). Numbers: `pairs`, `accuracy`, `calibration`, `cross_entropy`, and the
+    run: pairs, preferred (as for `PairFit`). Numbers: `pairs`, `too_long`, `accuracy`, `calibration`, `cross_entropy`, and the
     preferences' own `entropy`. Raises ConfigurationError if there is no such model.
     """
 
@@ -71,14 +76,15 @@ class PairQuality(Operation[None]):
     def run(self, core: Core, pairs: Tables, preferred: np.ndarray) -> tuple[None, Numbers]:
         """See the class."""
         require(core, self.model)
-        rows, given = _with_preferences(core, Dialogues.read(pairs), preferred, self.model)
+        rows, given, too_long = _with_preferences(core, pairs, preferred, self.model)
         numbers = quality(probabilities(core.evaluate(self.model, rows)["values"]), given)
-        return None, numbers | {"pairs": len(given) / 2}
+        return None, numbers | {"pairs": len(given) / 2, "too_long": too_long}
 
 
 @dataclass(frozen=True)
 class Preferences(Operation[np.ndarray]):
-    """Each conversation's probability to be preferred to its partner, as a model sees it, float32 [conversations].
+    """Each conversation's probability to be preferred to its partner, as a model sees it, float32 [conversations]; NaN if the
+    two are too long for it.
 
     run: pairs. Raises ConfigurationError if there is no such model.
     """
@@ -88,13 +94,17 @@ class Preferences(Operation[np.ndarray]):
     def run(self, core: Core, pairs: Tables) -> tuple[np.ndarray, Numbers]:
         """See the class."""
         require(core, self.model)
-        rows = pair_rows(core, Dialogues.read(pairs), self.model)
-        return probabilities(core.evaluate(self.model, rows)["values"]).astype(np.float32), {}
+        table, short = _short(core, as_table(pairs), self.model)
+        preferred = np.full(len(short), np.nan, dtype=np.float32)
+        if short.any():
+            rows = pair_rows(Dialogues.read(table), self.model)
+            preferred[short] = probabilities(core.evaluate(self.model, rows)["values"])
+        return preferred, {}
 
 
 @dataclass(frozen=True)
 class ConversationRewards(Operation[np.ndarray]):
-    """The reward model's score of each conversation, in log-odds, float32 [conversations].
+    """The reward model's score of each conversation, in log-odds, float32 [conversations]; NaN if it is too long for the model.
 
     run: conversations. Raises ConfigurationError if there is no reward model.
     """
@@ -102,7 +112,13 @@ class ConversationRewards(Operation[np.ndarray]):
     def run(self, core: Core, conversations: Tables) -> tuple[np.ndarray, Numbers]:
         """See the class."""
         require(core, "reward")
-        return core.evaluate("reward", conversation_ends(Dialogues.read(conversations)))["values"], {}
+        table = as_table(conversations)
+        short = _lengths(table) <= _longest(core)
+        rewards = np.full(len(short), np.nan, dtype=np.float32)
+        if short.any():
+            rows = conversation_ends(Dialogues.read(table.filter(pa.array(short))))
+            rewards[short] = core.evaluate("reward", rows)["values"]
+        return rewards, {}
 
 
 @dataclass(frozen=True)
@@ -121,13 +137,45 @@ class ResponseRewards(Operation[np.ndarray]):
 
 
 def _with_preferences(
-    core: Core, dialogues: Dialogues, preferred: np.ndarray, model: PairModel
-) -> tuple[Rows, np.ndarray]:
-    rows = pair_rows(core, dialogues, model)
+    core: Core, pairs: Tables, preferred: np.ndarray, model: PairModel
+) -> tuple[Rows, np.ndarray, float]:
+    """What the model reads of the pairs that are short enough, their preferences, and how many pairs are not."""
+    table, short = _short(core, as_table(pairs), model)
     given = np.asarray(preferred, dtype=np.float64)
-    if len(given) != len(dialogues) or not ((given >= 0) & (given <= 1)).all():
-        raise DataError(f"{len(dialogues)} conversations need as many preferences in [0, 1]; {len(given)} were given")
-    return rows, given
+    if len(given) != len(short) or not ((given >= 0) & (given <= 1)).all():
+        raise DataError(f"{len(short)} conversations need as many preferences in [0, 1]; {len(given)} were given")
+    if not short.any():
+        raise DataError(
+            f"all {len(short) // 2} pairs are longer than the {_longest(core)} tokens that the {model} model may read; use the "
+            "reward model, which reads one conversation at a time, a model with a longer context, or a greater "
+            "learner.tokens_per_microbatch"
+        )
+    return pair_rows(Dialogues.read(table), model), given[short], float((~short).sum() / 2)
+
+
+def _short(core: Core, pairs: pa.Table, model: PairModel) -> tuple[pa.Table, np.ndarray]:
+    """The pairs that the model can read, and which of the conversations these are, bool [conversations].
+
+    Raises DataError for half a pair.
+    """
+    lengths = _lengths(pairs)
+    if len(lengths) % 2 or not len(lengths):
+        raise DataError(f"{len(lengths)} conversations are no pairs; they have to come two by two")
+    couples = lengths.reshape(-1, 2)
+    read = couples.sum(axis=1) if model == "preference" else couples.max(axis=1)
+    short = np.repeat(read <= _longest(core), 2)
+    return (pairs if short.all() else pairs.filter(pa.array(short))), short
+
+
+def _lengths(conversations: pa.Table) -> np.ndarray:
+    """Tokens of each conversation, int64."""
+    return np.diff(Dialogues.read(conversations).starts)
+
+
+def _longest(core: Core) -> int:
+    """Most tokens that a model of pairs reads at once."""
+    positions = getattr(core.models.network.config, "max_position_embeddings", None)
+    return core.passes.budget if positions is None else min(positions, core.passes.budget)
 
 
 def require(core: Core, model: PairModel) -> None:
@@ -136,22 +184,12 @@ def require(core: Core, model: PairModel) -> None:
         raise ConfigurationError(f"there is no {model} model yet; run PairFit, or adopt one from a folder")
 
 
-def pair_rows(core: Core, dialogues: Dialogues, model: PairModel) -> Rows:
-    """What the model reads of the pairs: items 2k and 2k + 1 belong to pair k. Raises DataError for half a pair,
-    ConfigurationError if two conversations are longer than the model's positions."""
-    if len(dialogues) % 2 or not len(dialogues):
-        raise DataError(f"{len(dialogues)} conversations are no pairs; they have to come two by two")
-    if model == "reward":
-        rows = conversation_ends(dialogues)
-        return replace(rows, unit=rows.unit // 2)
-    rows = conversation_pairs(dialogues)
-    positions = getattr(core.models.network.config, "max_position_embeddings", None)
-    if positions is not None and int(rows.lengths.max()) > positions:
-        raise ConfigurationError(
-            f"two conversations of a pair have {int(rows.lengths.max())} tokens and the model has {positions} positions; "
-            "use the reward model, which reads one at a time, or a model with a longer context"
-        )
-    return rows
+def pair_rows(dialogues: Dialogues, model: PairModel) -> Rows:
+    """What the model reads of the pairs: items 2k and 2k + 1 belong to pair k."""
+    if model == "preference":
+        return conversation_pairs(dialogues)
+    rows = conversation_ends(dialogues)
+    return replace(rows, unit=rows.unit // 2)
 
 
 def probabilities(values: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ class PRMFit(Fit, Operation[None], epochs=1, minibatches=8, max_gradient_norm=10
         """See the class."""
         started = time.perf_counter()
         batch = Batch.read(conversations)
+        batch.require_scores()
         core.keep_reference()
         core.models.copy(PRM, REFERENCE)
         rows, scores = batch.token_rows, core.tensor(batch.scores)

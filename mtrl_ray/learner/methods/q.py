@@ -3,9 +3,12 @@
 1. Q of every agent turn of a conversation is read in one pass, at each turn's last token.
 2. Targets: Monte Carlo returns; SARSA or TD(λ) along logged pairs, recomputed from a slowly moving copy of Q before
    every pass; or the expected backup from responses sampled in the next states.
-3. Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those
+3. A conversation that was cut because the context window was full has no known return. Its last pair is worth what Q says,
+   r + γV = Q, so it pulls nowhere, and the pairs before it are worth what leads there. An environment's own limit of turns
+   is part of the task, and an end.
+4. Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those
    of predictions about unseen conversations, made by the Q that has seen all earlier ones.
-4. The loss is the squared error in units of the variance of the first targets, so 1 is what predicting their mean
+5. The loss is the squared error in units of the variance of the first targets, so 1 is what predicting their mean
    costs.
 
 Arrays per agent turn are [agent turns], in the order of the table.
@@ -42,9 +45,10 @@ class QFit(SizedFit, Operation[None], epochs=4):
     """Regression of Q on returns or backups.
 
     run: conversations; responses in the next states, for the target `expected`, else None.
-    Numbers: `loss` (of the last pass, in units of the variance of the first targets), `return` (mean), `turns`,
-    `conversations`, `gradient_norm`, `skipped`, `seconds`; and of conversations that Q was never fitted on, predicted
-    before this fit: `r`, `calibration`, `evaluated_turns` (absent in the first fit of all).
+    Numbers: `loss` (of the last pass, in units of the variance of the first targets), `return` (mean of the known ones),
+    `turns`, `conversations`, `cut` (of these, by the context window), `gradient_norm`, `skipped`, `seconds`; and of
+    conversations that Q was never fitted on, predicted before this fit: `r`, `calibration`, `evaluated_turns` (absent in the
+    first fit of all).
     Raises DataError if there is nothing to fit, ConfigurationError if responses are missing.
     """
 
@@ -68,9 +72,11 @@ class QFit(SizedFit, Operation[None], epochs=4):
             raise DataError("none of the conversations has an agent turn with tokens; there is nothing to fit Q on")
         if self.target == "expected" and responses is None:
             raise ConfigurationError("the target 'expected' needs responses in the next states; give responses")
-        returns = data.turns.returns(self.discount)
+        returns, known = data.turns.returns(self.discount), data.known
         numbers = _evaluate_unseen(core, data, returns)
-        core.calibrate("q", returns)
+        if known.any():
+            numbers["return"] = float(returns[known].mean())
+        core.calibrate("q", returns[known] if known.any() else returns)
         core.models.optimiser("q", self.weight_decay)
         history = self._fit(core, data)
         weights = [step["weight"] for step in history]
@@ -78,8 +84,8 @@ class QFit(SizedFit, Operation[None], epochs=4):
             "loss": float(np.average([step["loss"] for step in history], weights=weights)),
             "gradient_norm": float(np.mean([step["gradient_norm"] for step in history])),
             "skipped": float(core.models.optimiser("q").skipped),
-            "return": float(returns.mean()),
             "conversations": float(len(data.rows)),
+            "cut": float(data.dialogues.cut.sum()),
             "turns": float(len(data.rows.items)),
             "seconds": time.perf_counter() - started,
         }
@@ -105,21 +111,24 @@ class QFit(SizedFit, Operation[None], epochs=4):
 
     def targets(self, core: Core, data: "Data") -> np.ndarray:
         """The targets of a pass that begins now, float32 [agent turns]."""
-        turns = data.turns
-        if self.target == "monte_carlo":
+        turns, any_cut = data.turns, bool(data.dialogues.cut.any())
+        if self.target == "monte_carlo" and not any_cut:
             return turns.returns(self.discount)
         name = "q"
         if self.target_rate < 1.0:
             core.models.follow("q_target", "q", self.target_rate)
             name = "q_target"
+        if self.target != "expected" or any_cut:
+            q = turns.padded(core.evaluate(name, data.rows)["values"])
+            bootstrap = turns.after_cut(q, data.dialogues.cut, self.discount) if any_cut else None
+        else:
+            q, bootstrap = turns.rewards, None
         if self.target == "expected" and data.responses is not None:
             ends = response_ends(data.dialogues, data.responses, core.branch_tokens)
-            following = _next_values(data.dialogues, data.responses, core.evaluate(name, ends)["values"])
-            matrix = expected_backup_targets(turns.rewards, turns.padded(following), turns.mask, self.discount)
-            return turns.flat(matrix)
-        q = turns.padded(core.evaluate(name, data.rows)["values"])
-        weight = 0.0 if self.target == "sarsa" else self.td_lambda
-        return turns.flat(td_lambda_targets(turns.rewards, q, turns.mask, self.discount, weight))
+            following = turns.padded(_next_values(data.dialogues, data.responses, core.evaluate(name, ends)["values"]))
+            return turns.flat(expected_backup_targets(turns.rewards, following, turns.mask, self.discount, bootstrap))
+        weight = {"sarsa": 0.0, "td_lambda": self.td_lambda}.get(self.target, 1.0)
+        return turns.flat(td_lambda_targets(turns.rewards, q, turns.mask, self.discount, weight, bootstrap))
 
 
 @dataclass(frozen=True)
@@ -180,8 +189,16 @@ class Turns:
         """Back again, float32 [agent turns]."""
         return matrix[self.mask].float().numpy()
 
+    def after_cut(self, q: Tensor, cut: np.ndarray, discount: float) -> Tensor:
+        """The value after the last turn of conversations that were cut, [conversations], 0 of the others: with it the last
+        pair's target is Q itself. q: [conversations, most turns]; cut: bool [conversations]."""
+        last = (self.mask.sum(dim=1) - 1).clamp_min(0)[:, None]
+        value, reward = q.gather(1, last)[:, 0], self.rewards.gather(1, last)[:, 0]
+        bootstrap = (value - reward) / discount if discount else torch.zeros_like(value)
+        return torch.where(torch.from_numpy(cut), bootstrap, 0.0)
+
     def returns(self, discount: float) -> np.ndarray:
-        """Monte Carlo returns, [agent turns]."""
+        """Monte Carlo returns, [agent turns]; of a conversation that was cut, what it had earned until then."""
         return self.flat(monte_carlo_returns(self.rewards, self.mask, discount))
 
 
@@ -193,6 +210,11 @@ class Data:
     responses: Responses | None
     rows: Rows
     turns: Turns
+
+    @property
+    def known(self) -> np.ndarray:
+        """The agent turns whose return is known, for their conversation was not cut, bool [agent turns]."""
+        return ~self.dialogues.cut[self.dialogues.turn_conversation[self.dialogues.agent_turns]]
 
     @classmethod
     def read(cls, conversations: Tables, responses: Tables | None = None) -> "Data":
@@ -249,7 +271,7 @@ def _evaluate_unseen(core: Core, data: Data, returns: np.ndarray) -> Numbers:
     if "q" not in core.models or not len(unseen):
         return {}
     chosen = core.generator("evaluate_q").permutation(unseen)[:EVALUATED]
-    turns = np.isin(data.dialogues.turn_conversation[data.dialogues.agent_turns], chosen)
+    turns = np.isin(data.dialogues.turn_conversation[data.dialogues.agent_turns], chosen) & data.known
     if not turns.any():
         return {}
     selection = np.flatnonzero(np.isin(data.rows.unit, chosen))

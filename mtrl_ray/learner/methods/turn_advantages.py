@@ -78,6 +78,8 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
     ) -> tuple[np.ndarray, Numbers]:
         """See the class."""
         batch = Batch.read(conversations)
+        if terminal is None:
+            batch.require_scores()
         earned = batch.scores if terminal is None else terminal
         if len(earned) != len(batch) or not np.isfinite(earned).all():
             raise DataError(

@@ -33,7 +33,7 @@ from mtrl_ray.objectives.turn_rewards import (
 )
 from mtrl_ray.settings.section import Section
 
-Scheme = Literal["outcome", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
+Scheme = Literal["outcome", "environment", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
 IMPLICIT: tuple[Scheme, ...] = ("prime", "itpo", "norm_itpo")
 """Schemes that score with the implicit process reward model."""
 SPLITS: tuple[Scheme, ...] = ("uniform", "judge", "norm_itpo")
@@ -44,15 +44,16 @@ class TurnRewards(Section, Operation[np.ndarray]):
     """Token rewards, float32 [agent tokens].
 
     run: conversations; implicit rewards, float32 [agent tokens], of a scheme that scores with them, else None.
-    Numbers: `outcome` (mean of score less the price of words), `words` (of the agent, per conversation); `largest_weight` of
-    schemes that split the outcome; `agreement` of the best turn with the users' own record and `agreement_chance`, if they
-    keep one; `value_loss`, `explained_variance` of the scheme `value`.
+    Numbers: `outcome` (mean of score less the price of words), `words` (of the agent, per conversation), `environment` (mean
+    sum of the environment's own rewards); `largest_weight` of schemes that split the outcome; `agreement` of the best turn with
+    the users' own record and `agreement_chance`, if they keep one; `value_loss`, `explained_variance` of the scheme `value`.
     """
 
     doing: ClassVar[str] = "rewarding turns"
 
     scheme: Scheme = "norm_itpo"
-    """`outcome`: all of it with the last turn, so every turn shares it; `uniform`: split at random (Dirichlet);
+    """`outcome`: all of it with the last turn, so every turn shares it; `environment`: not the outcome, but the rewards that
+    the environment itself gave the turns; `uniform`: split at random (Dirichlet);
     `value`: TD errors of a turn-level value model; `judge`: split by a judge's weights; `prime`: implicit rewards of
     tokens, the outcome with the last turn; `itpo`: the same summed per turn; `norm_itpo`: split by softmax weights of
     the turns' implicit rewards."""
@@ -74,10 +75,13 @@ class TurnRewards(Section, Operation[np.ndarray]):
     def run(self, core: Core, conversations: Tables, implicit: np.ndarray | None = None) -> tuple[np.ndarray, Numbers]:
         """See the class."""
         batch = Batch.read(conversations)
+        if self.scheme != "environment":
+            batch.require_scores()
         layout = Layout(batch.dialogues, core.passes.device)
         scores, costs = core.tensor(batch.scores), layout.of_turns(self.length_penalty * core.tensor(batch.words))
         outcome = scores - costs.sum(dim=1)
         numbers = {"outcome": float(outcome.mean()), "words": float(batch.words.sum() / len(batch))}
+        numbers["environment"] = float(batch.rewards.sum() / len(batch))
         if self.scheme == "outcome":
             return _flat(layout, on_last_turn(outcome, layout.present)), numbers
         tokens = self._implicit(core, layout, implicit)
@@ -102,6 +106,8 @@ class TurnRewards(Section, Operation[np.ndarray]):
     def _credit(self, core: Core, batch: Batch, layout: Layout, tokens: Tensor) -> tuple[Tensor, Numbers]:
         """Each turn's reward, or its share of the score if the scheme splits that, [conversations, turns]."""
         present = layout.present
+        if self.scheme == "environment":
+            return layout.of_turns(core.tensor(batch.rewards)), {}
         if self.scheme in ("itpo", "prime"):
             return turn_sums(tokens, layout.turn_index, layout.mask, layout.turns), {}
         if self.scheme == "value":

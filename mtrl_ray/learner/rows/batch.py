@@ -75,7 +75,7 @@ class Batch:
 
     @classmethod
     def read(cls, tables: Tables) -> "Batch":
-        """The conversations of one or several tables. Raises DataError where one has no sampled agent tokens."""
+        """The conversations of one or several tables. Raises DataError if one has no sampled agent tokens."""
         table = as_table(tables).combine_chunks()
         dialogues = Dialogues.read(table)
         if not len(dialogues.agent_turns):
@@ -99,6 +99,25 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.dialogues)
+
+    @cached_property
+    def rewards(self) -> np.ndarray:
+        """The environment's reward of each agent turn, float32 [agent turns]."""
+        return self.dialogues.rewards[self.dialogues.agent_turns]
+
+    @cached_property
+    def truncated(self) -> float:
+        """Share of the agent turns that ended at the response's token limit."""
+        return float(self.dialogues.truncated[self.dialogues.agent_turns].mean())
+
+    def require_scores(self) -> None:
+        """Raises DataError if the environment rewards turns and scores nothing, for whoever learns from scores alone."""
+        if self.rewards.any() and not self.scores.any():
+            raise DataError(
+                f"the environment rewards turns, but all {len(self)} conversations have score 0, and scores are what is "
+                "learned from here; let Outcome.score say what was achieved, or learn from rewards: itpo with rewards.scheme: "
+                "environment, or iterative_ppo"
+            )
 
     @cached_property
     def token_rows(self) -> Rows:

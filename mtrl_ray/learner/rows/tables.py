@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrl_ray.dialogue.conversation import SCHEMA, Role
+from mtrl_ray.dialogue.conversation import SCHEMA, Finish, Role, StopReason
 from mtrl_ray.dialogue.responses import RESPONSES, require_columns
 from mtrl_ray.errors import DataError
 
@@ -43,7 +43,9 @@ class Dialogues:
     """Conversations as flat arrays.
 
     `ids`: string [conversations]. `tokens`: int32 [tokens]. `first_turn`: int64 [conversations + 1], into turns.
-    `turn_starts`: int64 [turns + 1], into tokens. `agent`: bool [turns]. `rewards`: float32 [turns].
+    `turn_starts`: int64 [turns + 1], into tokens. `agent`: bool [turns]. `rewards`: float32 [turns]. `truncated`: bool [turns],
+    answers that ended at the response's token limit. `cut`: bool [conversations], those that ended because the context window
+    was full (`StopReason.TOKEN_LIMIT`): what would have followed is unknown, not nothing.
     """
 
     ids: pa.Array
@@ -52,10 +54,12 @@ class Dialogues:
     turn_starts: np.ndarray
     agent: np.ndarray
     rewards: np.ndarray
+    truncated: np.ndarray
+    cut: np.ndarray
 
     @classmethod
     def read(cls, tables: Tables) -> "Dialogues":
-        """The conversations of one or several tables of `SCHEMA`. Raises DataError where a column is missing."""
+        """The conversations of one or several tables of `SCHEMA`. Raises DataError if a column is missing."""
         table = as_table(tables)
         require_columns(table, SCHEMA, "conversations")
         turns, first_turn = _lists(table["turns"])
@@ -65,8 +69,10 @@ class Dialogues:
             tokens=_numpy(tokens),
             first_turn=first_turn,
             turn_starts=turn_starts,
-            agent=_numpy(pc.equal(pc.struct_field(turns, "role"), Role.AGENT.value)),
+            agent=_equal(pc.struct_field(turns, "role"), Role.AGENT.value),
             rewards=_numpy(pc.struct_field(turns, "reward")),
+            truncated=_equal(pc.struct_field(turns, "finish"), Finish.LENGTH.value),
+            cut=_equal(_one(table["stop"]), StopReason.TOKEN_LIMIT.value),
         )
 
     def __len__(self) -> int:
@@ -116,7 +122,7 @@ class Responses:
 
     `conversation`: int64 [responses], into the dialogues; `turn`: int64 [responses], into their turns, whose history is
     the state; `attach`: int64 [responses], tokens of that history; `tokens`, `logprobs`, `versions`: flat
-    [response tokens]; `starts`: int64 [responses + 1], into these.
+    [response tokens]; `starts`: int64 [responses + 1], into these; `truncated`: bool [responses], see `Dialogues`.
     """
 
     conversation: np.ndarray
@@ -126,6 +132,7 @@ class Responses:
     logprobs: np.ndarray
     versions: np.ndarray
     starts: np.ndarray
+    truncated: np.ndarray
 
     @classmethod
     def read(cls, tables: Tables, dialogues: Dialogues) -> "Responses":
@@ -142,7 +149,8 @@ class Responses:
         _refuse(table, attach == 0, "is on a state without any history")
         _refuse(table, np.diff(logprob_starts) != lengths, "has another number of log-probabilities than of tokens")
         _refuse(table, np.diff(version_starts) != lengths, "has another number of versions than of tokens")
-        return cls(conversation, turn, attach, _numpy(tokens), _numpy(logprobs), _numpy(versions), starts)
+        truncated = _equal(_one(table["finish"]), Finish.LENGTH.value)
+        return cls(conversation, turn, attach, _numpy(tokens), _numpy(logprobs), _numpy(versions), starts, truncated)
 
     def __len__(self) -> int:
         return len(self.attach)
@@ -192,6 +200,11 @@ def _lists(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     column = _one(column)
     lengths = _numpy(pc.fill_null(pc.list_value_length(column), 0))
     return pc.list_flatten(column), starts_of(lengths)
+
+
+def _equal(column: pa.Array, value: str) -> np.ndarray:
+    """Where a column of strings has this value, bool; false at nulls."""
+    return _numpy(pc.fill_null(pc.equal(column, value), False))
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
