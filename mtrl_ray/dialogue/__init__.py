@@ -1,1 +1,1 @@
-"""What passes between everybody: conversations, responses, and how histories become tokens."""
+"""The data types shared by all parts: conversations, responses, and the tokens of histories."""

@@ -5,9 +5,9 @@ from mtrl_ray.errors import CheckpointError
 
 
 def chat_format(path: str) -> ChatFormat:
-    """The tokenizer's chat format, the generation config's end tokens among its stop ids.
+    """The chat format of a tokenizer; its stop ids include the generation config's end tokens.
 
-    Raises CheckpointError where there is no tokenizer, ConfigurationError where its chat template cannot be used.
+    Raises CheckpointError if there is no tokenizer, ConfigurationError if its chat template cannot be used.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -17,7 +17,7 @@ def chat_format(path: str) -> ChatFormat:
         eos = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # whatever transformers and tokenizers stumble over in a damaged file
+    except Exception as error:  # transformers and tokenizers raise many types for a damaged file
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"no tokenizer could be loaded from {path!r} ({type(error).__name__}: {reason})"

@@ -1,12 +1,12 @@
-"""What a chat template writes around messages, found by rendering it with marked contents.
+"""The text that a chat template adds around messages, found by rendering it with marker words.
 
-1. A template is probed, not parsed: conversations of marker words are rendered as text, and what stands between two
-   markers is the template's own.
-2. One turn must look like the next. What follows an agent's text up to the next user's, and what follows a user's text
-   up to the agent's, is compared at the first and at later turns; a template that numbers its turns is refused.
-3. A template without a system role gets the system text, and an empty line, in front of the first user message.
-4. What a template would do later to earlier turns (drop their reasoning, move the system text) is not looked at: a
-   history is only appended to, so what stood there when a turn was sampled stays.
+1. A template is probed, not parsed: conversations of marker words are rendered as text, and the text between two
+   markers belongs to the template.
+2. All turns must have the same format. The text from an agent's turn to the next user's, and the text from a user's turn
+   to the agent's, is compared between the first and later turns; a template that numbers its turns is refused.
+3. If a template has no system role, the system text and an empty line go before the first user message.
+4. Changes that a template makes to earlier turns later (dropping their reasoning, moving the system text) are ignored: a
+   history is only appended to, so the state in which a turn was sampled never changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,25 +19,25 @@ from mtrl_ray.dialogue.conversation import Role
 from mtrl_ray.errors import ConfigurationError
 
 NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.AGENT: "assistant"}
-"""Roles as chat templates call them."""
+"""Names of the roles in chat templates."""
 
 S, U1, U2, U3, A1, A2 = "zqsystemqz", "zqfirstqz", "zqsecondqz", "zqthirdqz", "zqansweroneqz", "zqanswertwoqz"
 ROLES = {S: Role.SYSTEM, U1: Role.USER, U2: Role.USER, U3: Role.USER, A1: Role.AGENT, A2: Role.AGENT}
 PADDING = " \n"
 
 Render = Callable[[Sequence[tuple[Role, str]], bool], str]
-"""Messages and whether the generation prompt follows, to text. Raises TemplateError where the template refuses."""
+"""(messages, whether to add the generation prompt) → text. Raises TemplateError if the template refuses the messages."""
 
 
 @dataclass(frozen=True)
 class TemplateText:
-    """The template's own text, as strings that still hold special tokens by name.
+    """The template's text, as strings with the names of special tokens.
 
     `first`: before a first user message without a system message. `system`: before and after a system text that a user
-    message follows. `agent_first`, `system_agent_first`: the same where the agent speaks first (None: the template
-    refuses). `turn`: from the end of an agent's text to the next user's. `close`: after a user's text where nothing is
-    generated; `prompt`: where the agent is next. `lead`: what an agent's text begins with besides the generation
-    prompt. `strips`: roles whose texts lose their surrounding white space.
+    message follows. `agent_first`, `system_agent_first`: the same if the agent speaks first (None: the template
+    refuses). `turn`: from the end of an agent's text to the next user's. `close`: after a user's text if nothing is
+    generated; `prompt`: if the agent is next. `lead`: text before an agent's text in addition to the generation
+    prompt. `strips`: roles whose texts are stripped of surrounding white space.
     """
 
     first: str
@@ -52,7 +52,7 @@ class TemplateText:
 
 
 def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
-    """Renders messages with a tokenizer's chat template. Raises ConfigurationError where it has none."""
+    """A function that renders messages with a tokenizer's chat template. Raises ConfigurationError if it has none."""
     if not tokenizer.chat_template:
         raise ConfigurationError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template; a conversational policy needs one "
@@ -67,7 +67,7 @@ def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
 
 
 def probe(render: Render) -> TemplateText:
-    """Find the template's text. Raises ConfigurationError where turns differ from one another or a message is lost."""
+    """Find the template's text. Raises ConfigurationError if turns differ in format or a message is lost."""
     first, prompt = _required(render, [U1])
     _, *short, short_prompt = _required(render, [U1, A1, U2])
     _, *long, long_prompt = _required(render, [U1, A1, U2, A2, U3])
@@ -79,8 +79,8 @@ def probe(render: Render) -> TemplateText:
         same = same and with_system[2] == prompt and later[3] == turn and later[4] == prompt
     if not same:
         raise ConfigurationError(
-            "the chat template writes one turn differently from the next (a turn number, a date?); its turns have to "
-            "look alike, because a history is appended to and never rendered again"
+            "the chat template formats turns differently (a turn number, a date?); all turns have to "
+            "have the same format, because a history is appended to and never rendered again"
         )
     _, close = _required(render, [U1], generation_prompt=False)
     lead = answer.removeprefix(prompt) if answer.startswith(prompt) else ""
@@ -110,7 +110,7 @@ def _required(render: Render, contents: Sequence[str], generation_prompt: bool =
 
 
 def _gaps(render: Render, contents: Sequence[str]) -> list[str] | None:
-    """As `_required`, None where the template refuses these messages or does not keep them in order."""
+    """Like `_required`, but None if the template refuses these messages or reorders them."""
     try:
         return _split(render([(ROLES[content], content) for content in contents], True), contents)
     except (TemplateError, TypeError, ValueError, KeyError):
@@ -118,7 +118,7 @@ def _gaps(render: Render, contents: Sequence[str]) -> list[str] | None:
 
 
 def _split(text: str, contents: Sequence[str]) -> list[str] | None:
-    """What stands before, between and after the contents; None where one is missing, repeated or out of order."""
+    """The text before, between and after the contents; None if one is missing, repeated or out of order."""
     if any(text.count(content) != 1 for content in contents):
         return None
     gaps = []
@@ -131,7 +131,7 @@ def _split(text: str, contents: Sequence[str]) -> list[str] | None:
 
 
 def _speaks_first(gaps: list[str] | None, opening: str, lead: str) -> str | None:
-    """The text before an agent that speaks first, if it ends in the generation prompt that the agent would be given."""
+    """The text before an agent's turn that opens the conversation, if it ends with the generation prompt; otherwise None."""
     if gaps is None or not opening:
         return None
     before = gaps[0].removesuffix(lead)

@@ -1,12 +1,12 @@
-"""Turns, conversations and their Arrow schema: the one data type everything passes.
+"""Turns, conversations and their Arrow schema: the data type that all parts exchange.
 
 1. The history of a conversation is the concatenation of its turns' `tokens`, only ever appended to.
-2. An agent turn's `tokens` are exactly the ids the policy sampled, its end-of-turn token included when it was sampled;
-   each has a behaviour log-probability and the version of the weights that sampled it. Everything the chat template
-   adds around them belongs to the neighbouring system or user turn, so the loss mask is the role.
-3. Rewards live on agent turns: `reward` is what arrived with the state that followed (2511.21638 §2.1: reward on arrival).
-4. A conversation of another system may come without token ids; `tokens.encode` fills them in, and its agent tokens
-   then have no log-probabilities: it is off-policy data.
+2. An agent turn's `tokens` are exactly the ids that the policy sampled, including its end-of-turn token if sampled;
+   each has a behaviour log-probability and the version of the weights that sampled it. All text that the chat template
+   adds around them belongs to the neighbouring system or user turn, so the role gives the loss mask.
+3. Agent turns have the rewards: `reward` arrives with the following state (2511.21638 §2.1: reward on arrival).
+4. A conversation of another system can have no token ids; `tokens.encode` fills them in. Its agent tokens
+   then have no log-probabilities, because it is off-policy data.
 """
 
 import json
@@ -22,28 +22,28 @@ from mtrl_ray.errors import DataError
 
 
 class Role(StrEnum):
-    """Who a turn belongs to."""
+    """Role of a turn."""
 
     SYSTEM = "system"
     USER = "user"
-    """The simulated user; in the suggested-response setting, the customer and whatever was really sent to them."""
+    """The simulated user; in the suggested-response setting, the customer and the message sent to them."""
     AGENT = "agent"
-    """The policy. Only its turns carry loss."""
+    """The policy. Only its turns have a loss."""
 
 
 class StopReason(StrEnum):
     """Why a conversation ended."""
 
     OUTCOME = "outcome"
-    """The event the environment is about happened (a sale, an agreed price, a final answer)."""
+    """The outcome event of the environment happened (a sale, an agreed price, a final answer)."""
     USER_LEFT = "user_left"
     """The user ended the conversation without that event."""
     TURN_LIMIT = "turn_limit"
-    """The environment's last agent turn was taken."""
+    """The environment's limit of agent turns was reached."""
     TOKEN_LIMIT = "token_limit"
-    """The next response would not fit the model's context window."""
+    """The next response would not fit into the model's context window."""
     LOGGED = "logged"
-    """An imported conversation whose end the log does not explain."""
+    """An imported conversation without a recorded reason."""
 
 
 class Finish(StrEnum):
@@ -52,16 +52,16 @@ class Finish(StrEnum):
     STOP = "stop"
     """It sampled the end-of-turn token."""
     LENGTH = "length"
-    """It reached the response's token limit; the template's end-of-turn then belongs to the next turn."""
+    """It reached the token limit of a response; the template's end-of-turn token then belongs to the next turn."""
 
 
 @dataclass
 class Turn:
-    """One contribution to a conversation.
+    """One turn of a conversation.
 
     `tokens`: ids this turn appended to the history. Agent turns only: `logprobs` (natural log, of each sampled token)
     and `versions` (of the weights), both as long as `tokens`, or both empty for logged data; `finish`; `sent`, the text
-    that reached the user where it differs from the suggestion (None: sent as suggested); `reward`, on arrival.
+    sent to the user if it differs from the suggestion (None: sent as suggested); `reward`, on arrival.
     """
 
     role: Role
@@ -79,9 +79,9 @@ class Conversation:
     """A finished conversation: identity, turns, outcome.
 
     `id` is unique within a run and derived from (run, iteration, context, sample); `seed` alone, with the context,
-    the weights and the settings, determines everything that was said. `score` lies in [0, 1]; `metrics` are the
-    environment's own numbers. `context` is what the environment knows about the task, hidden from the agent. `source` is
-    what the context was made from (None: itself): conversations of one source are not independent of each other.
+    the weights and the settings, determines all turns. `score` is in [0, 1]; `metrics` are the
+    environment's other numbers. `context` describes the task to the environment and is hidden from the agent. `source` is
+    the origin of the context (None: the context itself): conversations of one source are not independent of each other.
     """
 
     id: str
@@ -104,7 +104,7 @@ class Conversation:
         return [index for index, turn in enumerate(self.turns) if turn.role == Role.AGENT]
 
     def history(self, turn: int) -> list[int]:
-        """Token ids of everything before `turns[turn]`: the state in which that turn was taken."""
+        """Token ids of all turns before `turns[turn]`, which is the state of that turn."""
         return [token for earlier in self.turns[:turn] for token in earlier.tokens]
 
     @property
@@ -125,17 +125,17 @@ class Conversation:
 
 
 def heard(text: str, sent: str | None) -> str:
-    """The user turn's message as the agent reads it: what was sent instead of its suggestion, then the user's words.
+    """A user turn as the agent sees it: the text sent instead of its suggestion, then the user's message.
 
-    Both stay in the history, as the state of 2511.21638 §2.1 asks for; a suggestion that was sent as it is needs no note.
+    Both are part of the state of 2511.21638 §2.1. A suggestion that was sent unchanged has no note.
     """
     return text if sent is None else f"(sent: {sent}) {text}"
 
 
 GAIN = "gain_{}"
-"""Metric in which a simulated user that keeps such a record says how much an agent turn (from 0) brought out, at least 0."""
+"""Optional metric of a simulated user: the information gain of an agent turn (from 0), at least 0."""
 TURN_WEIGHTS = "turn_weights"
-"""Optional column of a table of conversations: a judge's weights of the agent's turns, list<float32>."""
+"""Optional column of a table of conversations: the judge's weights of the agent's turns, list<float32>."""
 
 
 TURN = pa.struct(
@@ -169,23 +169,23 @@ SCHEMA = pa.schema(
     ],
     metadata={"mtrl.conversation": "1"},
 )
-"""One row per finished conversation: what the journal keeps and what every process passes."""
+"""One row per finished conversation, in the journal and between processes."""
 OPTIONAL = ("source",)
-"""Columns that files of version 0.1 do not have; `completed` adds them."""
+"""Columns that files of version 0.1 lack; `completed` adds them."""
 
 
 def to_table(conversations: Iterable[Conversation]) -> pa.Table:
-    """Rows of `SCHEMA`, one per conversation."""
+    """A table of `SCHEMA` with one row per conversation."""
     return pa.Table.from_pylist([_row(conversation) for conversation in conversations], schema=SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[Conversation]:
-    """The conversations of a table of `SCHEMA`. Raises DataError where the table has another schema or an unknown role."""
+    """The conversations of a table of `SCHEMA`. Raises DataError if the table has another schema or an unknown role."""
     return list(iterate(table))
 
 
 def iterate(table: pa.Table) -> Iterator[Conversation]:
-    """As `from_table`, one at a time."""
+    """Like `from_table`, but yields one conversation at a time."""
     table = completed(table)
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
@@ -213,7 +213,7 @@ def sources(table: pa.Table) -> list[str]:
 
 
 def source_name(environment: str, split: str, context_id: str, source: str | None) -> str:
-    """The name under which conversations that are not independent of each other fall together."""
+    """The name of a cluster of conversations that are not independent of each other."""
     return "/".join((environment, split, context_id) if source is None else (environment, source))
 
 
@@ -238,9 +238,9 @@ def _conversation(row: dict[str, Any]) -> Conversation:
 
 
 def validate(conversation: Conversation) -> None:
-    """Check the promises of this module's docstring. Raises DataError naming the conversation and the turn."""
+    """Check the rules of this module's docstring. Raises DataError naming the conversation and the turn."""
     if not 0.0 <= conversation.score <= 1.0:
-        raise DataError(f"conversation {conversation.id!r}: score is {conversation.score}, it has to lie in [0, 1]")
+        raise DataError(f"conversation {conversation.id!r}: score is {conversation.score}; it has to be in [0, 1]")
     for index, turn in enumerate(conversation.turns):
         lengths: Sequence[int] = (len(turn.logprobs), len(turn.versions))
         allowed = (0, len(turn.tokens)) if turn.role == Role.AGENT else (0,)

@@ -1,12 +1,12 @@
-"""A tokenizer for text that is only text: nothing written in it becomes a control token.
+"""A tokenizer for plain text that never produces control tokens.
 
-1. A Hugging Face fast tokenizer finds its added tokens (`<|im_start|>`, `</s>`, `<think>`) in any string it is given.
-   `plain_tokenizer` is a copy that does not know them, so a role marker in a user's message is spelt out in pieces.
-2. Kept out are the special tokens, and the added tokens that are not marked special but look like markup. Added words
-   and runs of white space stay: they are ordinary vocabulary.
-3. The copy is made once and shares no state with the original, whose `split_special_tokens` switch leaves non-special
-   added tokens in place and is not safe while another thread tokenises.
-4. What precedes a text is always a control token or text encoded with it, so the copy adds no leading space of its own.
+1. A Hugging Face fast tokenizer finds its added tokens (`<|im_start|>`, `</s>`, `<think>`) in any string.
+   `plain_tokenizer` is a copy without them, so a role marker in a user's message becomes ordinary tokens.
+2. Removed are the special tokens, and the added tokens that are not marked special but look like markup. Added words
+   and runs of white space stay, because they are ordinary vocabulary.
+3. The copy is made once and shares no state with the original. The `split_special_tokens` option of the original leaves
+   non-special added tokens in place and is not thread-safe.
+4. A text always follows a control token or text that is encoded with it, so the copy adds no leading space.
 """
 
 import json
@@ -22,7 +22,7 @@ MARKUP = re.compile(r"[^\w\s]")
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """Ids that text must never produce, with their names: special tokens, and added tokens that are markup."""
+    """Ids that text must never produce → their names: special tokens, and added tokens that are markup."""
     added = tokenizer.added_tokens_decoder.items()
     found = {index: token.content for index, token in added if token.special or MARKUP.search(token.content)}
     return found | {index: str(tokenizer.convert_ids_to_tokens(index)) for index in tokenizer.all_special_ids}
@@ -31,10 +31,10 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
 def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A copy of the tokenizer that never produces a control token.
 
-    Raises ConfigurationError where the vocabulary itself spells one and cannot be kept from it.
+    Raises ConfigurationError if the vocabulary produces one from plain text and this cannot be prevented.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    unknown = state["model"].get("unk_token")  # a model without bytes answers with it to characters it does not have
+    unknown = state["model"].get("unk_token")  # models without byte tokens use it for unknown characters
     forbidden = control_tokens(tokenizer)
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in forbidden]
     forbidden = {index: name for index, name in forbidden.items() if name != unknown}
@@ -54,7 +54,7 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def encode_plain(plain: Tokenizer, text: str) -> list[int]:
-    """Ids of a text. Raises DataError where it is not valid Unicode (a lone surrogate)."""
+    """Ids of a text. Raises DataError if it is not valid Unicode (a lone surrogate)."""
     try:
         ids: list[int] = plain.encode(text, add_special_tokens=False).ids
     except TypeError as error:
@@ -63,7 +63,7 @@ def encode_plain(plain: Tokenizer, text: str) -> list[int]:
 
 
 def _no_leading_space(pre_tokenizer: dict[str, Any] | None) -> None:
-    """Metaspace puts a space before the first word of a conversation; a turn's text is not the first."""
+    """Remove the space that Metaspace adds before the first word of a conversation; a turn's text is not the first."""
     if pre_tokenizer is None:
         return
     if pre_tokenizer.get("prepend_scheme") == "first":
@@ -73,13 +73,13 @@ def _no_leading_space(pre_tokenizer: dict[str, Any] | None) -> None:
 
 
 def _spelt(plain: Tokenizer, forbidden: dict[int, str]) -> set[int]:
-    """Control ids that come out of their own names."""
+    """Control ids that the encoding of their own names contains."""
     encodings = plain.encode_batch(list(forbidden.values()), add_special_tokens=False)
     return {index for encoding in encodings for index in encoding.ids if index in forbidden}
 
 
 def _unlearn(model: dict[str, Any], ids: set[int]) -> None:
-    """Take tokens out of a model's vocabulary, the other ids unchanged."""
+    """Remove tokens from a model's vocabulary; other ids stay unchanged."""
     if model["type"] == "BPE":
         names = {token for token, index in model["vocab"].items() if index in ids}
         model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in names}

@@ -1,11 +1,11 @@
-"""Single responses sampled on logged states: what rollout hands the learner besides conversations.
+"""Single responses sampled in logged states, which rollouts pass to the learner in addition to conversations.
 
-1. A state is named, not copied: `conversation_id` and `turn`, the index into that conversation's turns of the agent
+1. A state is a reference, not a copy: `conversation_id` and `turn`, the index into that conversation's turns of the agent
    turn whose history is the state (`Conversation.history(turn)`). The logged turn itself need not be among the
    responses.
-2. `sample` counts the responses on one state from 0. They are alternatives: no later turn was generated after any of
+2. `sample` counts the responses in one state from 0. They are alternatives: no later turn was generated after any of
    them.
-3. `tokens` are exactly the sampled ids, the end-of-turn token included where it was sampled; `logprobs` and
+3. `tokens` are exactly the sampled ids, including the end-of-turn token if it was sampled; `logprobs` and
    `versions` are the sampler's log-probability of each and the version of the weights that sampled it; `finish` is a
    `conversation.Finish` value.
 """
@@ -27,7 +27,7 @@ RESPONSES = pa.schema(
     ],
     metadata={"mtrl.responses": "1"},
 )
-"""One row per response; responses on one state need not be neighbours."""
+"""One row per response; responses in one state need not be adjacent."""
 
 
 def require_columns(table: pa.Table, schema: pa.Schema, what: str) -> None:

@@ -1,21 +1,21 @@
-"""From turns to token ids: a chat template taken apart once, then only appended.
+"""Token ids of turns: a chat template is split into pieces once, then turns are only appended.
 
-1. The template is probed (`chat_template`) and its own text tokenised once, control tokens parsed. A turn is then made
+1. The template is probed (`chat_template`) and its text is tokenised once, including control tokens. A turn is then made
    from these pieces and its text; nothing is rendered or re-tokenised during a conversation.
-2. An agent turn is what the sampler returned. The generation prompt ends the turn before it; what the template writes
-   after the end-of-turn token (a newline in ChatML) begins the turn after it. Where the sampler was cut at its limit,
-   that turn begins with the end-of-turn token as well.
-3. A turn's text is tokenised as plain text (`plain_text`), together with the ordinary words of the template beside it
+2. An agent turn is what the sampler returned. The generation prompt ends the turn before it; the template's text
+   after the end-of-turn token (a newline in ChatML) begins the turn after it. If the sampler stopped at its token limit,
+   that turn also begins with the end-of-turn token.
+3. A turn's text is tokenised as plain text (`plain_text`), together with the template's adjacent ordinary words
    ("user\\n"), up to the nearest control token on each side. Role markers in it stay text. A template whose roles are
-   opened by ordinary words alone could be forged by any user, and is refused.
-4. Without a system message the system turn holds what the template writes of its own accord: a default system prompt, a
+   opened by ordinary words alone is refused, because any user could forge them.
+4. Without a system message, the system turn has the template's default text: a default system prompt, a
    beginning-of-sequence token, or nothing. A template without a system role opens the user's turn there, and the
    system text and an empty line come before the first user message.
-5. For ordinary conversations the history equals `apply_chat_template`. It differs where a text contains control tokens
-   (there: parsed); where agent ids are not what the tokenizer would make of their text, or begin with white space that
-   it would merge with the generation prompt's; where the template would rewrite earlier turns (reasoning removed, the
-   system text moved, another date): what was sampled stays; and where the conversation ends with an agent's turn, after
-   whose last token nothing more is written.
+5. For ordinary conversations the history equals `apply_chat_template`. It differs if a text contains control tokens
+   (which that function parses); if agent ids differ from the tokenizer's encoding of their text, or begin with white space that
+   it would merge with the generation prompt's; if the template would rewrite earlier turns (removed reasoning, moved
+   system text, another date), because sampled turns never change; and if the conversation ends with an agent's turn, after
+   whose last token nothing is added.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,19 +31,19 @@ from mtrl_ray.dialogue.plain_text import control_tokens, encode_plain, plain_tok
 from mtrl_ray.errors import ConfigurationError, DataError
 
 Piece = tuple[str | tuple[int, ...], ...]
-"""Template text: ordinary words to be tokenised with the text beside them, and runs of ids between control tokens."""
+"""Template text: ordinary words to tokenise with the adjacent text, and ids from one control token to another."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer and its chat template, ready to append turns. Picklable; a turn costs one call of the tokenizer.
+    """A tokenizer and its chat template, prepared for appending turns. Picklable; one tokenizer call per turn.
 
     `plain` tokenises text without control tokens. `end_of_turn` ends an agent's turn; sampling stops at `stop_ids` (it,
-    and the model's other end tokens, which then stand in the history in its place).
+    and the model's other end tokens, which replace it in the history if sampled).
 
     The pieces: `alone` opens a conversation without system text (its system part, its user part); `system` stands
-    before a system text, after it, and before the first user's text; `agent_first` and `system_agent_first` the same
-    where the agent speaks first (None: the template demands a user); `follow` stands before a later user's text,
+    before a system text, after it, and before the first user's text; `agent_first` and `system_agent_first` are the same
+    if the agent speaks first (None: the template requires a user); `follow` stands before a later user's text,
     `prompt` after a user's text with the generation prompt, `close` without.
     """
 
@@ -65,12 +65,12 @@ class ChatFormat:
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast, eos: Iterable[int] = ()) -> "ChatFormat":
         """Probe a tokenizer's chat template. `eos`: further end ids (the generation config's `eos_token_id`).
 
-        Raises ConfigurationError where there is no template, its turns differ from one another, an agent's turn does
+        Raises ConfigurationError if there is no template, its turns differ in format, an agent's turn does
         not end in one control token, or a user could open a role by writing ordinary words.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ConfigurationError(
-                f"{type(tokenizer).__name__} is no fast tokenizer; use one that AutoTokenizer loads from tokenizer.json"
+                f"{type(tokenizer).__name__} is not a fast tokenizer; use one that AutoTokenizer loads from tokenizer.json"
             )
         text = probe(renderer(tokenizer))
         reader = _Reader(tokenizer)
@@ -96,11 +96,11 @@ class ChatFormat:
     def open(
         self, system: str | None, first_user: str | None, generation_prompt: bool = True
     ) -> tuple[list[int], list[int]]:
-        """Ids of the system turn and of the first user turn, the last of them ending with the generation prompt.
+        """Ids of the system turn and of the first user turn; the last one ends with the generation prompt.
 
-        `system` None or empty: the template's own beginning, often no ids at all. `first_user` None: the agent speaks
-        first, the system turn ends with the generation prompt, the user's ids are empty; where the template demands a
-        user, the system text takes that place. Raises ConfigurationError where there is then no text at all.
+        `system` None or empty: the template's default beginning, often no ids. `first_user` None: the agent speaks
+        first, the system turn ends with the generation prompt, the user's ids are empty; if the template requires a
+        user, the system text takes the user's place. Raises ConfigurationError if there is then no text.
         """
         if first_user is None:
             return self._open_agent_first(system), []
@@ -114,15 +114,15 @@ class ChatFormat:
     def user_turn(self, text: str, after: Finish | None, generation_prompt: bool = True) -> list[int]:
         """Ids of a user's turn that follows an agent's.
 
-        `after`: how the sampler stopped there; only `Finish.LENGTH` leaves the end-of-turn token to this turn (None, a
-        logged response, has it). `generation_prompt`: False for a conversation's last turn.
+        `after`: how the sampler stopped; only with `Finish.LENGTH` this turn begins with the end-of-turn token (None, for a
+        logged response, does not). `generation_prompt`: False for a conversation's last turn.
         """
         ending = self.prompt if generation_prompt else self.close
         ids = self._ids((*self.follow, self._clean(text, Role.USER), *ending))
         return [self.end_of_turn, *ids] if after == Finish.LENGTH else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of an agent's turn, without its end-of-turn and any other special token."""
+        """Text of an agent's turn, without its end-of-turn token and other special tokens."""
         said = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
         return str(self.tokenizer.decode(list(said), skip_special_tokens=True)).removeprefix(self.lead)
 
@@ -134,9 +134,9 @@ class ChatFormat:
     def encode(self, conversation: Conversation) -> Conversation:
         """A copy of a text-only conversation with its `tokens` filled in; agent log-probabilities stay empty.
 
-        A user turn is encoded as the agent reads it: `heard(its text, what was sent before)`. Where the template writes
-        something before the first turn of its own accord, a system turn with an empty text holds it. Raises DataError
-        where turns already have ids, or do not alternate after an optional system turn.
+        A user turn is encoded as the agent sees it: `heard(its text, what was sent before)`. If the template has text
+        before the first turn by default, a system turn with an empty text has its ids. Raises DataError
+        if turns already have ids, or do not alternate after an optional system turn.
         """
         _check(conversation)
         if not conversation.turns:
@@ -158,10 +158,10 @@ class ChatFormat:
         return replace(conversation, turns=encoded)
 
     def owned(self, conversation: Conversation) -> Conversation:
-        """The conversation in this tokenizer's ids: itself where its ids are such, else a copy encoded from its texts.
+        """The conversation with ids of this tokenizer: itself if its ids are, otherwise a copy encoded from its texts.
 
-        They are where every agent's turn decodes to its text and what stands before it is what `encode` would write. A
-        copy has no log-probabilities, which belonged to other ids. Raises DataError as `encode` does.
+        They are if every agent's turn decodes to its text and the ids before it equal those of `encode`. A
+        copy has no log-probabilities, because they belong to other ids. Raises DataError like `encode`.
         """
         bare = [replace(turn, tokens=[], logprobs=[], versions=[]) for turn in conversation.turns]
         encoded = self.encode(replace(conversation, turns=bare))
@@ -185,8 +185,8 @@ class ChatFormat:
             return self._ids(self.agent_first)
         if not system:
             raise ConfigurationError(
-                "this model's chat template lets no agent speak first; give the environment a system text, "
-                "which then takes the user's first place, or an opening of its user"
+                "this model's chat template does not let an agent speak first; give the environment a system text, "
+                "which then replaces the first user message, or an opening of its user"
             )
         return self._ids((*self.alone[0], *self.alone[1], self._clean(system, Role.USER), *self.prompt))
 
@@ -194,7 +194,7 @@ class ChatFormat:
         return text.strip() if role in self.strips else text
 
     def _ids(self, piece: Piece) -> list[int]:
-        """Ids of a piece, each stretch of ordinary text tokenised as a whole."""
+        """Ids of a piece; each run of ordinary text is tokenised as a whole."""
         ids: list[int] = []
         words = ""
         for part in piece:
@@ -209,7 +209,7 @@ class ChatFormat:
 
 
 class _Reader:
-    """Turns the template's strings into pieces."""
+    """Converts the template's strings into pieces."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -218,7 +218,7 @@ class _Reader:
     def piece(self, text: str, starts: bool = False, ends: bool = False) -> Piece:
         """The ids from the first control token to the last, and the ordinary text on both sides.
 
-        `starts`, `ends`: nothing of the same turn comes before, or after; the text on that side is then ids as well.
+        `starts`, `ends`: the turn has nothing before, or after; the text on that side then becomes ids too.
         """
         encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
@@ -237,7 +237,7 @@ class _Reader:
         return tuple(part for part in parts if part)
 
     def around(self, texts: tuple[str, str] | None) -> tuple[Piece, Piece] | None:
-        """What stands before a turn's only text, and after it."""
+        """The pieces before and after a turn's only text."""
         return None if texts is None else (self.piece(texts[0], starts=True), self.piece(texts[1], ends=True))
 
     def turn(self, text: TemplateText) -> tuple[int, str]:
@@ -257,13 +257,13 @@ class _Reader:
         return piece[0][0], text.turn[text.turn.index(name) + len(name) :]
 
     def cut(self, text: str, follow: str) -> tuple[Piece, Piece]:
-        """What follows a system text: its end, and the user turn's opening where that looks as it does later."""
+        """The text after a system text: its end, and the user turn's opening if it has the same format as later ones."""
         if follow and text.endswith(follow):
             return self.piece(text[: -len(follow)], ends=True), self.piece(follow, starts=True)
         return self.piece(text, ends=True), ()
 
     def beginning(self, text: str, follow: str) -> tuple[Piece, Piece]:
-        """What precedes a first user text: the template's own system turn, if any, and the user turn's opening."""
+        """The text before a first user text: the template's default system turn, if any, and the user turn's opening."""
         if follow and text.endswith(follow):
             return self.piece(text[: -len(follow)], starts=True, ends=True), self.piece(follow, starts=True)
         return (), self.piece(text, starts=True)

@@ -1,1 +1,1 @@
-"""Models: the policy and how it is read, value models on the same decoder, the tiny default model."""
+"""Models: the policy and its log-probabilities, value models on the same decoder, the tiny default model."""

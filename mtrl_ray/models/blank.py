@@ -1,4 +1,4 @@
-"""A Llama with random weights and a tokenizer of its own, trained on conversations."""
+"""A Llama with random weights, and a tokenizer trained on conversations."""
 
 from pathlib import Path
 

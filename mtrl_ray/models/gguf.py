@@ -1,6 +1,6 @@
-"""GGUF files as ordinary Hugging Face folders, by transformers' own loader (needs the `gguf` package).
+"""Conversion of GGUF files to Hugging Face folders with transformers' loader (needs the `gguf` package).
 
-The weights are dequantised: the folder holds full tensors, with the tokenizer and chat template that the file carries.
+The weights are dequantised; the folder has full tensors, and the tokenizer and chat template of the file.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from mtrl_ray.errors import ConfigurationError
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer and chat template inside a GGUF file. Raises ConfigurationError where there is no such file."""
+    """The tokenizer, with chat template, of a GGUF file. Raises ConfigurationError if there is no such file."""
     _check(path)
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     return tokenizer
@@ -21,7 +21,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a GGUF file's model and tokenizer to `folder`, for transformers and vLLM.
 
-    Raises ConfigurationError where there is no such file.
+    Raises ConfigurationError if there is no such file.
     """
     tokenizer = load_gguf_tokenizer(path)
     model = AutoModelForCausalLM.from_pretrained(
@@ -33,4 +33,4 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -
 
 def _check(path: Path) -> None:
     if path.suffix != ".gguf" or not path.is_file():
-        raise ConfigurationError(f"{path} is no GGUF file; name an existing file that ends in .gguf")
+        raise ConfigurationError(f"{path} is not a GGUF file; give an existing file that ends in .gguf")

@@ -1,11 +1,11 @@
-"""What a decoder is given: rows of token ids, and where rows branch, who may attend to whom.
+"""Inputs of a decoder: rows of token ids and, if rows branch, the attention mask.
 
-1. Chains (rows without branches) are padded on the right and come without mask and without position ids: a causal
-   model never looks at the padding, and attention takes its causal fast path.
-2. Trees bring a boolean mask `[rows, 1, slots, slots]`, which transformers hands to the attention layers as it is,
+1. Chains (rows without branches) are padded on the right and have neither mask nor position ids: a causal
+   model never attends to the padding, and attention uses its causal fast path.
+2. Trees have a boolean mask `[rows, 1, slots, slots]`, which transformers passes to the attention layers unchanged,
    and position ids that count from the root along each branch.
-3. Not every model can read a tree: a recurrent layer carries its state past a branch, a sliding window counts slots
-   where it should count positions, some attention kernels take no mask. `reads_trees` finds out by trying.
+3. Not every model supports trees: a recurrent layer carries its state past a branch, a sliding window counts slots
+   instead of positions, some attention kernels accept no mask. `reads_trees` tests a model.
 """
 
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ def hidden_states(decoder: nn.Module, inputs: ModelInputs) -> Tensor:
 
 @torch.no_grad()
 def reads_trees(decoder: nn.Module, device: torch.device) -> bool:
-    """Whether the decoder gives a branch the hidden states that it has as a sequence of its own.
+    """Whether a branch has the same hidden states as the same tokens in a separate sequence.
 
-    Tried on a trunk of four tokens with two branches of two; models with a sliding window are refused without a trial,
-    for the window may be longer than it.
+    Tested on a trunk of four tokens with two branches of two. False for models with a sliding window, without a test,
+    because the window can be longer than the test.
     """
     config = decoder.config
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):

@@ -1,14 +1,14 @@
-"""The policy: any causal language model of transformers, read at the positions that matter.
+"""The policy: any causal language model of transformers, evaluated at chosen positions.
 
-1. `load_policy` opens a Hugging Face folder (or a name of the hub) and refuses one that is torn: a tensor that the
-   folder lacks would otherwise be initialised at random.
-2. `PolicyReader` gives log-probabilities of chosen next tokens and the entropies there. The decoder runs over the
-   rows once; the output layer runs only at the positions read, a chunk at a time, so that `[positions, vocabulary]`
+1. `load_policy` loads a Hugging Face folder (or a hub name) and refuses an incomplete one: a tensor that the
+   folder lacks would otherwise be initialised randomly.
+2. `PolicyReader` computes log-probabilities of given next tokens, and entropies. The decoder runs once over the
+   rows; the output layer runs only at the chosen positions, in chunks, so that `[positions, vocabulary]`
    never exceeds `LOGIT_BUDGET` entries (chunks are recomputed in the backward pass).
-3. Models that do more with their logits than one linear layer (soft caps, scaling) are found by comparison, and
-   their own full logits are read.
-4. Log-probabilities and entropies are float32 whatever the model computes in, and are those of the distribution that
-   was sampled: logits divided by the sampler's temperature.
+3. Models that process their logits after the linear layer (soft caps, scaling) are detected by comparison, and
+   their full logits are used.
+4. Log-probabilities and entropies are float32 for every model dtype. They belong to the distribution that
+   was sampled from: logits divided by the sampler's temperature.
 """
 
 from pathlib import Path
@@ -24,33 +24,35 @@ from mtrl_ray.errors import CheckpointError, ConfigurationError
 from mtrl_ray.models.inputs import ModelInputs, hidden_states
 
 LOGIT_BUDGET = 2**25
-"""Entries of the largest logits ever held at once (128 MiB in float32)."""
+"""Largest number of logits in memory at a time (128 MiB in float32)."""
 
 
 def load_policy(path: str | Path, dtype: str | torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model at `path` (a folder or a name of the hub), in evaluation mode, without dropout.
+    """Load the causal language model at `path` (a folder or a hub name), in evaluation mode, without dropout.
 
-    Raises CheckpointError where there is none, or where it is incomplete.
+    Raises CheckpointError if there is none or if it is incomplete.
     """
     return open_pretrained(AutoModelForCausalLM, path, dtype)
 
 
 def open_pretrained(auto_class: Any, path: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, its failures and missing tensors as CheckpointError."""
+    """`auto_class.from_pretrained`; raises CheckpointError for failures and missing tensors."""
     disable_progress_bar()
     try:
         model, report = auto_class.from_pretrained(str(path), dtype=dtype, output_loading_info=True)
     except Exception as error:  # transformers, safetensors and huggingface_hub share no base class
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"no model can be opened at {str(path)!r} ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(
+            f"no model can be loaded from {str(path)!r} ({type(error).__name__}: {reason})"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CheckpointError(f"the model at {str(path)!r} lacks {len(missing)} tensors, {missing[0]!r} among them")
+        raise CheckpointError(f"the model at {str(path)!r} lacks {len(missing)} tensors, including {missing[0]!r}")
     return model.eval()
 
 
 class PolicyReader(nn.Module):
-    """Reads a causal language model at chosen positions; `temperature` is the sampler's."""
+    """Evaluates a causal language model at chosen positions; `temperature` is the sampler's."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -71,13 +73,13 @@ class PolicyReader(nn.Module):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
     ) -> dict[str, Tensor]:
-        """`logprobs` of `targets` as the tokens after the positions `slots`, and `entropies` there, float32 [reads].
+        """`logprobs` of the tokens `targets` after the positions `slots`, and `entropies` there, float32 [reads] each.
 
-        slots: int64 [reads] into the flattened `[rows * slots]` of `inputs`; targets: int64 [reads]. Entropies carry a
-        gradient where `entropy_gradient` is set. Raises ConfigurationError for a temperature that is not above 0.
+        slots: int64 [reads] into the flattened `[rows * slots]` of `inputs`; targets: int64 [reads]. Entropies have a
+        gradient if `entropy_gradient` is set. Raises ConfigurationError for a temperature that is not above 0.
         """
         if temperature <= 0:
-            raise ConfigurationError(f"temperature is {temperature}; log-probabilities need one above 0")
+            raise ConfigurationError(f"temperature is {temperature}; it has to be above 0")
         if self.linear_head:
             states, head = hidden_states(self.decoder, inputs), self.model.get_output_embeddings()
         else:
@@ -114,7 +116,7 @@ def _read(
 
 @torch.no_grad()
 def _head_is_linear(model: PreTrainedModel) -> bool:
-    """Whether the logits are the output layer at the decoder's hidden states, and nothing is done to them after."""
+    """Whether the logits are exactly the output layer applied to the decoder's hidden states."""
     head = model.get_output_embeddings()
     if head is None:
         return False

@@ -1,12 +1,12 @@
-"""The tiny model's tokenizer: byte-level BPE trained on scripted conversations, and a minimal chat template.
+"""The tokenizer of the tiny model: byte-level BPE trained on scripted conversations, with a minimal chat template.
 
 1. Bytes are the alphabet, so any text is representable and `decode(encode(text)) == text`.
-2. Text is cut into words with their leading space, amounts with their currency sign and suffix (`" $38k"`), runs of
-   punctuation and white space; what is frequent among these becomes one token. Short sequences are what makes a model
+2. Text is split into words with their leading space, amounts with their currency sign and suffix (`" $38k"`), runs of
+   punctuation, and white space; frequent pieces become one token. Short sequences make a model
    of this size fast.
-3. A turn is its role's token, the text, `<|end|>`: no newline, no beginning-of-sequence token, no default system
-   prompt. `<|end|>` is the end-of-turn and the end-of-sequence token in one.
-4. The same texts give the same tokenizer. It is an ordinary Hugging Face one: `save_pretrained`, `AutoTokenizer`, vLLM.
+3. A turn is the token of its role, the text, and `<|end|>`: no newline, no beginning-of-sequence token, no default system
+   prompt. `<|end|>` is both the end-of-turn and the end-of-sequence token.
+4. The same texts give the same tokenizer. It is a standard Hugging Face tokenizer for `AutoTokenizer` and vLLM.
 """
 
 from collections.abc import Iterable
@@ -41,14 +41,14 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """Learn a tokenizer of at most `vocabulary` ids (fewer where `texts` has too few repeated words).
+    """Train a tokenizer with at most `vocabulary` ids (fewer if `texts` has too few repeated words).
 
-    Raises ConfigurationError where `vocabulary` cannot hold the bytes and the special tokens.
+    Raises ConfigurationError if `vocabulary` is too small for the bytes and the special tokens.
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise ConfigurationError(
             f"a byte-level vocabulary of {vocabulary} ids is too small: "
-            f"{SMALLEST_VOCABULARY} hold the bytes and the special tokens"
+            f"the bytes and the special tokens need {SMALLEST_VOCABULARY}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,12 +1,12 @@
-"""Scalar models: a decoder with one linear output, read at chosen positions.
+"""Scalar models: a decoder with one linear output, evaluated at chosen positions.
 
-1. The token critic is read at the position *before* each response token: the state in which the token was sampled.
-2. The response-level Q of 2511.21638 §2.2 is read at the response's *last* token: one number per (state, response).
-3. Either starts from the policy's own decoder; the head starts at zero and is computed in float32. The output is
-   `offset + scale · head`, both set once from the first targets (`calibrate`), so that a learning rate means the
-   same for outcomes of 0 or 1 and of tens of thousands.
-4. Saved, it is an ordinary Hugging Face folder of the decoder, which `AutoModel` opens, with
-   `value_head.safetensors` beside it.
+1. The token critic is evaluated at the position *before* each response token: the state in which it was sampled.
+2. The response-level Q of 2511.21638 §2.2 is evaluated at the response's *last* token: one number per (state, response).
+3. Both start from the policy's decoder; the head is initialised with zeros and computed in float32. The output is
+   `offset + scale · head`, both set once from the first targets (`calibrate`), so that a learning rate has the
+   same effect for outcomes of 0 or 1 and of tens of thousands.
+4. It is saved as a Hugging Face folder of the decoder, which `AutoModel` loads, with
+   `value_head.safetensors` in the same folder.
 """
 
 import copy
@@ -26,7 +26,7 @@ HEAD_FILE = "value_head.safetensors"
 
 
 class ValueModel(nn.Module):
-    """A decoder and a linear head: one float32 number per position read."""
+    """A decoder and a linear head: one float32 value per chosen position."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -41,14 +41,14 @@ class ValueModel(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> "ValueModel":
-        """A value model whose decoder is a copy of the policy's as it is now."""
+        """A value model whose decoder is a copy of the policy's current one."""
         decoder = copy.deepcopy(policy.base_model)
         decoder.requires_grad_(True)
         return cls(decoder)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device) -> "ValueModel":
-        """The model that `save` wrote. Raises CheckpointError where it cannot be read."""
+        """Load a model that `save` wrote. Raises CheckpointError if it cannot be read."""
         model = cls(open_pretrained(AutoModel, folder, torch.float32)).to(device)
         try:
             head = load_file(Path(folder) / HEAD_FILE, device=str(device))
@@ -61,18 +61,18 @@ class ValueModel(nn.Module):
         return model
 
     def save(self, folder: str | Path) -> None:
-        """Write the decoder as a Hugging Face folder, and the head beside it."""
+        """Write the decoder as a Hugging Face folder, and the head into the same folder."""
         self.decoder.save_pretrained(folder)
         tensors = {**self.head.state_dict(), "offset": self.offset, "scale": self.scale}
         save_file(tensors, Path(folder) / HEAD_FILE)
 
     @property
     def unit(self) -> float:
-        """The scale, 1 before `calibrate`: errors divided by it compare across environments."""
+        """The scale of the output, 1 before `calibrate`; errors divided by it are comparable across environments."""
         return float(self.scale) or 1.0
 
     def calibrate(self, mean: float, deviation: float) -> None:
-        """Centre and scale the output on the first targets that vary; later calls change nothing."""
+        """Set offset and scale from the first targets that vary; later calls have no effect."""
         if not float(self.scale) and deviation > 0:
             self.offset.fill_(mean)
             self.scale.fill_(deviation)

@@ -1,9 +1,9 @@
-"""One version of a model's weights in one contiguous buffer: a single object to store, ship and map.
+"""One version of a model's weights in one contiguous buffer: a single object to store, send and map.
 
-1. `pack` copies every tensor once, each at a multiple of `ALIGNMENT` bytes, whatever device it lies on.
+1. `pack` copies every tensor once, from any device, to a multiple of `ALIGNMENT` bytes.
 2. Tensors that share memory (tied embeddings) are packed once, under the first of their names; loaders tie them
    again.
-3. `unpack` gives views of the buffer, which may be read-only memory of Ray's object store: copy them, never write.
+3. `unpack` gives views of the buffer, which can be read-only memory of Ray's object store: copy them before writing.
 """
 
 import warnings
@@ -38,7 +38,7 @@ class PackedWeights:
 
 @torch.no_grad()
 def pack(state: Mapping[str, Tensor], version: int = 0, dtype: torch.dtype | None = None) -> PackedWeights:
-    """The tensors of `state` in one buffer; floating-point ones are converted to `dtype` where it is given."""
+    """Pack the tensors of `state` into one buffer; floating-point ones are converted to `dtype` if it is given."""
     chosen = {name: (tensor, _dtype(tensor, dtype)) for name, tensor in _distinct(state).items()}
     sizes = [tensor.numel() * kind.itemsize for tensor, kind in chosen.values()]
     steps = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
@@ -58,7 +58,7 @@ def pack(state: Mapping[str, Tensor], version: int = 0, dtype: torch.dtype | Non
 
 
 def unpack(packed: PackedWeights) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) pairs, the tensors being views of the buffer.
+    """Yield (name, tensor) pairs; the tensors are views of the buffer.
 
     Raises CheckpointError if the buffer is shorter than its description says.
     """
@@ -77,7 +77,7 @@ def unpack(packed: PackedWeights) -> Iterator[tuple[str, Tensor]]:
 
 
 def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without the tensors that are the same memory as an earlier one."""
+    """`state` without the tensors that share the memory of an earlier one."""
     seen: set[tuple[object, ...]] = set()
     kept = {}
     for name, tensor in state.items():

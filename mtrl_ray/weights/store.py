@@ -45,39 +45,41 @@ class WeightStore:
         """The newest (version, [ref]). Raises EngineError if it is older than asked for."""
         newest = max(self._versions, default=-1)
         if newest < at_least:
-            raise EngineError(f"weights of version {at_least} were asked for; the newest published are {newest}")
+            raise EngineError(
+                f"weights of version {at_least} were requested, but the newest published version is {newest}"
+            )
         return newest, self._versions[newest]
 
     def rewind(self) -> None:
-        """Forget every version; what is published from now on are other weights, whatever their numbers."""
+        """Remove every version and start a new epoch; its version numbers are independent of earlier ones."""
         self._versions.clear()
         self._epoch += 1
 
     def epoch(self) -> int:
-        """How often versions were forgotten: a version's number names its weights within one epoch only."""
+        """Number of calls of `rewind`; a version number identifies weights only within an epoch."""
         return self._epoch
 
     def name(self) -> str:
-        """The actor's name, by which workers find it."""
+        """The actor's name, for `ray.get_actor` in workers."""
         return self._name
 
     def newest(self) -> int:
-        """The newest version, -1 where nothing has been published."""
+        """The newest version, -1 if none was published."""
         return max(self._versions, default=-1)
 
     def keep_files(self, files: dict[str, bytes] | None) -> None:
-        """Remember a model folder's files (None: the model is a name of the hub)."""
+        """Store a model folder's files (None: the model is a hub name)."""
         self._files = files
 
     def files(self) -> dict[str, bytes] | None:
-        """What `keep_files` was given."""
+        """The files that `keep_files` stored."""
         return self._files
 
 
 def start_store(**options: Any) -> Any:
-    """The handle of a new store, an actor with a name of its own; it ends when the last handle goes.
+    """Start a store as a named actor and return its handle; the actor ends with its last handle.
 
-    Workers get its name instead of the handle, which Ray does not keep for an actor that it starts again.
+    Workers get its name instead of the handle, because Ray loses handles in restarted actors.
     """
     name = f"mtrl-weights-{uuid.uuid4().hex}"
     return ray.remote(WeightStore).options(num_cpus=0, name=name, **options).remote(name)
@@ -94,7 +96,7 @@ def read_files(path: str) -> dict[str, bytes] | None:
 
 
 def materialise(path: str, files: dict[str, bytes] | None) -> str:
-    """`path` where it can be read on this node or is a name of the hub, else a temporary folder with its files."""
+    """`path` if it is readable on this node or a hub name, otherwise a temporary folder with `files`."""
     if files is None or Path(path).is_dir():
         return path
     folder = Path(tempfile.mkdtemp(prefix="mtrl-model-"))

@@ -130,7 +130,7 @@ def test_workers_pull_the_version_they_are_asked_for(fleet, newest):
 
 
 def test_weights_that_nobody_published_are_an_error_with_its_cause(fleet, newest):
-    with pytest.raises(EngineError, match=r"version 99 were asked for; the newest published are 4"):
+    with pytest.raises(EngineError, match=r"version 99 were requested, but the newest published version is 4"):
         list(fleet.rollout(make_leases(0, "train", 3, range(4)), version=99))
 
 

@@ -64,7 +64,7 @@ def test_gemma_system_text_comes_before_the_first_message(gemma: ChatFormat) -> 
 
 def test_gemma_agent_speaks_first_after_a_system_text_in_the_users_place(gemma: ChatFormat) -> None:
     assert gemma.open("Sell.", None) == ([256, 258, *b"user\nSell.", 259, 10, 258, *b"model\n"], [])
-    with pytest.raises(ConfigurationError, match="lets no agent speak first"):
+    with pytest.raises(ConfigurationError, match="does not let an agent speak first"):
         gemma.open(None, None)
 
 
@@ -133,8 +133,8 @@ BROKEN = "{{- raise_exception('tools only') }}"
     ("template", "sentence"),
     [
         (None, "has no chat template"),
-        (NUMBERED, "writes one turn differently from the next"),
-        (LATER, "writes one turn differently from the next"),
+        (NUMBERED, "formats turns differently"),
+        (LATER, "formats turns differently"),
         (OPEN_ENDED, "ends an assistant's turn with the ordinary text"),
         (FORGEABLE, "which any user can write"),
         (FORGETFUL, "drops, repeats or reorders messages"),
@@ -149,7 +149,7 @@ def test_a_template_that_cannot_work_is_refused(template: str | None, sentence: 
 
 
 def test_a_tokenizer_that_is_not_a_fast_one_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="Tokenizer is no fast tokenizer"):
+    with pytest.raises(ConfigurationError, match="Tokenizer is not a fast tokenizer"):
         ChatFormat.from_tokenizer(Tokenizer(models.BPE()))
 
 
