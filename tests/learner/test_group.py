@@ -144,7 +144,7 @@ def test_one_process_needs_no_group(ray_cluster: None, policy_folder: Path, tmp_
 
 
 def test_a_policy_that_is_not_there(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no model can be opened"):
+    with pytest.raises(CheckpointError, match="no model can be loaded"):
         LearnerGroup(settings_for(1), ModelSettings(), tmp_path / "nothing").wait()
 
 
