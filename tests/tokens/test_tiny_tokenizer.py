@@ -51,7 +51,7 @@ def test_the_vocabulary_is_bounded(trained: PreTrainedTokenizerFast) -> None:
     assert 5 + 256 < len(trained) <= 512
     assert len(train_tokenizer(TEXTS, vocabulary=300)) == 300
     assert len(train_tokenizer([], vocabulary=1024)) == 5 + 256
-    with pytest.raises(ConfigurationError, match="vocabulary of 200 ids is too small: .* need 261"):
+    with pytest.raises(ConfigurationError, match=r"vocabulary of 200 ids is too small: .* need 261"):
         train_tokenizer(TEXTS, vocabulary=200)
 
 
