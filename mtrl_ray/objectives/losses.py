@@ -1,6 +1,6 @@
 """Losses: advantages and targets turned into gradients, per token first, aggregated last.
 
-1. Per-token functions (`clipped_surrogate`, `reinforce_loss`, `value_loss`, `kl_estimate`) return one number per token
+1. Per-token functions (`clipped_surrogate`, `reinforce_loss`, `kl_estimate`) return one number per token
    and know no mask. What is outside the mask is cut off by `masked_mean`, so it may be anything finite: pad with zeros.
 2. `masked_mean` aggregates: over tokens, or over conversations of token means. The shards' results add up to the whole
    batch's, gradient included, when each is given the same `denominator`: the sum of the shards' `local_denominator`.
@@ -15,10 +15,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.checkpoint import checkpoint
 
-from mtrl_ray.errors import ConfigurationError, DataError
+from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.objectives.returns import require_same_shape
 
 LOG_RATIO_BOUND = 20.0
@@ -133,28 +131,12 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages.detach() * logprobs
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None = None) -> Tensor:
-    """Half the squared error of the value model per entry; with `clip`, the larger of it and that of the value held
-    within ±clip of the old one, so that a step is not rewarded for leaving that range (2006.05990).
-
-    values (with gradient), old_values, returns: float, one shape. Returns that shape.
-    """
-    returns, old_values = returns.detach(), old_values.detach()
-    error = (values - returns).square()
-    if clip is not None:
-        if clip <= 0:
-            raise ConfigurationError(f"value clip is {clip}; it has to be above 0, or absent")
-        held = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (held - returns).square())
-    return 0.5 * error
-
-
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
     """Estimate of KL(π ‖ reference) per token on tokens that π sampled (Schulman 2020, "Approximating KL divergence").
 
     With `d = log π - log ref`: k1 = d, unbiased, either sign; k2 = d²/2, biased, and the one whose gradient is an
     unbiased gradient of the KL; k3 = e^{-d} - 1 + d, unbiased and never negative, bounded in d. As a loss k1 has zero
-    expected gradient: it belongs into the reward (`kl_in_reward`).
+    expected gradient: it belongs into the reward.
 
     logprobs, reference_logprobs: float, one shape, the former with gradient where it is a loss. Returns that shape.
     """
@@ -167,38 +149,6 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1"
         bounded = _bounded(difference)
         return torch.expm1(-bounded) + bounded
     raise ConfigurationError(f"KL estimator is {kind!r}; it has to be 'k1', 'k2' or 'k3'")
-
-
-@torch.no_grad()
-def kl_in_reward(rewards: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Token rewards with the KL penalty inside, `r_t - β (log π - log ref)` on agent tokens, zero elsewhere.
-
-    rewards, logprobs (of the policy that sampled), reference_logprobs: float [conversations, tokens]; mask: bool, same
-    shape. Returns float [conversations, tokens].
-    """
-    require_same_shape(mask, rewards=rewards, logprobs=logprobs, reference_logprobs=reference_logprobs)
-    return torch.where(mask, rewards - beta * kl_estimate(logprobs, reference_logprobs, "k1"), 0.0)
-
-
-def entropy_from_logits(logits: Tensor, rows: int = 1024) -> Tensor:
-    """Entropy of softmax(logits) in nats, `rows` positions at a time.
-
-    Each chunk is recomputed in the backward pass, so no probabilities of the logits' whole size are ever kept.
-    Half-precision logits are computed in float32; logits of -inf (tokens that cannot be sampled) contribute nothing.
-
-    logits: float [..., vocabulary]. Returns float32 or float64 [...].
-    """
-    flat = logits.reshape(-1, logits.shape[-1])
-    chunks = torch.split(flat, rows)
-    entropies = [checkpoint(_entropy, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return torch.cat(entropies).view(logits.shape[:-1])
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logprobs = logits.log_softmax(dim=-1)
-    possible = logprobs > -torch.inf
-    return -(logprobs.exp() * torch.where(possible, logprobs, 0.0)).sum(dim=-1)
 
 
 @torch.no_grad()
@@ -222,28 +172,6 @@ def truncated_importance_weights(
     elif level != "token":
         raise ConfigurationError(f"the level of importance weights is {level!r}; it has to be 'token' or 'sequence'")
     return torch.where(mask, _bounded(log_ratio).exp().clamp_max(cap), 0.0)
-
-
-def q_regression_loss(
-    pred: Tensor, target: Tensor, mask: Tensor, kind: Literal["mse", "bce"], denominator: Tensor | float | None = None
-) -> Tensor:
-    """Regression of a response-level Q on returns: squared error, or cross-entropy of a logit on targets in [0, 1].
-
-    "bce" suits outcomes that are probabilities (a sale or none, discounted): Q is then `sigmoid(pred)`.
-
-    pred (with gradient), target: float [conversations, turns]; mask: bool, same shape; denominator as in `masked_mean`.
-    Returns a scalar. Raises DataError where a target of "bce" lies outside [0, 1].
-    """
-    require_same_shape(mask, pred=pred, target=target)
-    target = torch.where(mask, target.detach(), 0.0)
-    if kind == "mse":
-        return masked_mean((pred - target).square(), mask, "token", denominator)
-    if kind != "bce":
-        raise ConfigurationError(f"the loss of Q is {kind!r}; it has to be 'mse' or 'bce'")
-    low, high = float(target.amin()), float(target.amax())
-    if low < 0.0 or high > 1.0:
-        raise DataError(f"targets of Q span [{low:g}, {high:g}]; cross-entropy needs them in [0, 1], 'mse' takes any")
-    return masked_mean(binary_cross_entropy_with_logits(pred, target, reduction="none"), mask, "token", denominator)
 
 
 def _bounded(log_ratio: Tensor) -> Tensor:

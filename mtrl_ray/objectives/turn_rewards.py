@@ -51,12 +51,6 @@ def turn_lengths(turn_index: Tensor, mask: Tensor, turns: int) -> Tensor:
     return turn_sums(mask.float(), turn_index, mask, turns)
 
 
-def length_shares(turn_index: Tensor, mask: Tensor, turns: int) -> Tensor:
-    """Each turn's share of its conversation's agent tokens, float32 [conversations, turns]."""
-    lengths = turn_lengths(turn_index, mask, turns)
-    return lengths / lengths.sum(dim=1, keepdim=True).clamp_min(1)
-
-
 @torch.no_grad()
 def softmax_weights(
     token_rewards: Tensor, turn_index: Tensor, mask: Tensor, turns: int, eta: float, length_normalised: bool

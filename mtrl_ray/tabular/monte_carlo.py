@@ -27,7 +27,7 @@ class RewardProcess:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class QEstimate:
     """Mean sampled return and number of visits of every pair of a turn, [games, contexts, states, actions] each."""
 
     mean: Array
@@ -74,7 +74,7 @@ def exact_moments(process: RewardProcess, policy: Policy) -> tuple[Moments, ...]
 
 def monte_carlo_q(
     process: RewardProcess, policy: Policy, conversations: int, rng: np.random.Generator
-) -> tuple[Estimate, ...]:
+) -> tuple[QEstimate, ...]:
     """Sample `conversations` conversations per game and regress their returns on the pairs, per turn."""
     pairs, rewards = _converse(process, policy, conversations, rng)
     estimates, returns = [], np.zeros_like(rewards[0])
@@ -108,8 +108,8 @@ def _draw(probabilities: Array, where: tuple[np.ndarray, ...], rng: np.random.Ge
     return (rng.random((*where[0].shape, 1)) >= thresholds[where]).sum(axis=-1)
 
 
-def _regress(pairs: np.ndarray, returns: Array, shape: tuple[int, ...]) -> Estimate:
+def _regress(pairs: np.ndarray, returns: Array, shape: tuple[int, ...]) -> QEstimate:
     cells = int(np.prod(shape))
     visits = np.bincount(pairs.ravel(), minlength=cells).astype(np.float64)
     mean = np.bincount(pairs.ravel(), returns.ravel(), cells) / np.maximum(visits, 1.0)
-    return Estimate(mean.reshape(shape), visits.reshape(shape))
+    return QEstimate(mean.reshape(shape), visits.reshape(shape))

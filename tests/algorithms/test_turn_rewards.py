@@ -21,7 +21,6 @@ from mtrl_ray.objectives.advantages import place_at_turn_end, pooled_leave_one_o
 from mtrl_ray.objectives.returns import discounted_sums
 from mtrl_ray.objectives.turn_rewards import (
     dirichlet_weights,
-    length_shares,
     on_last_turn,
     pair_accuracy,
     prm_loss,
@@ -65,6 +64,12 @@ def index(mask: Tensor) -> Tensor:
 
 def rows(released: list[list[float]], turns: int = 3) -> Tensor:
     return torch.tensor([row + [0.0] * (turns - len(row)) for row in released])
+
+
+def length_shares(turn_index: Tensor, mask: Tensor, turns: int) -> Tensor:
+    """Each turn's share of its conversation's agent tokens, by which the released code spreads its penalties."""
+    lengths = turn_lengths(turn_index, mask, turns)
+    return lengths / lengths.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
