@@ -111,7 +111,7 @@ def test_a_joined_file_has_to_be_there_and_have_the_key(tmp_path: Path) -> None:
 
 
 def test_every_mapping_of_the_page_is_one(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "importing.md").read_text().split("## What becomes of a record")[0]
+    page = (Path(__file__).parents[2] / "docs" / "importing.md").read_text().split("## How a record is converted")[0]
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
     mappings = [block for block in blocks if not block.startswith("mtrl ")]
     assert len(mappings) == 5
