@@ -92,7 +92,7 @@ def uniform(text: str) -> float:
 
 
 def check_pair(environment: str, first: Conversation, second: Conversation) -> None:
-    """Raise DataError where the two are not conversations of this environment on the same context."""
+    """Raise DataError if the two are not conversations of this environment on the same context."""
     for conversation in (first, second):
         if conversation.environment != environment:
             raise DataError(

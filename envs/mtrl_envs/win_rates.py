@@ -1,6 +1,6 @@
 """How often conversations of one agent are preferred to those of another, on the same contexts.
 
-1. Both sides hold conversations on the same contexts; only conversations on one context are compared. Where a side has
+1. Both sides hold conversations on the same contexts; only conversations on one context are compared. If a side has
    several there, each of one is compared with each of the other.
 2. A context's win rate is the mean preference of these comparisons; the win rate is the mean over contexts. Its interval
    is over what the contexts were made from (`Context.source`); comparisons on one context are never independent.
@@ -43,7 +43,7 @@ def win_rate(first: Iterable[Conversation], second: Iterable[Conversation], pref
 def context_win_rates(
     first: Iterable[Conversation], second: Iterable[Conversation], prefer: Prefer
 ) -> dict[Key, float]:
-    """The win rate on each context. Raises DataError where a context is on one side only."""
+    """The win rate on each context. Raises DataError if a context is on one side only."""
     ours, theirs = _by_context(first), _by_context(second)
     single = sorted(set(ours) ^ set(theirs))
     if single:

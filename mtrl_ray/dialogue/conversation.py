@@ -114,7 +114,7 @@ class Conversation:
 
     @property
     def mask(self) -> np.ndarray:
-        """True where a token was sampled by the agent, bool [length]."""
+        """True if a token was sampled by the agent, bool [length]."""
         parts = [np.full(len(turn.tokens), turn.role == Role.AGENT) for turn in self.turns]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 

@@ -52,7 +52,7 @@ class PairFile:
 def read_pairs(source: str, journal: Journal | None = None) -> list[Pair]:
     """All pairs of a file without mistakes; `journal` holds the conversations that are named by id.
 
-    Raises DataError with the first mistake's sentence and the number of the others, and where there is no pair.
+    Raises DataError with the first mistake's sentence and the number of the others, and if there is no pair.
     """
     found = load_pairs(source, journal)
     if found.mistakes:

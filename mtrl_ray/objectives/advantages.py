@@ -8,7 +8,7 @@
    differ in size; a group of one has no baseline, so its advantage is zero. A group's members belong into one call.
 3. Rewards within conversations have a baseline per turn: `aligned_baseline` compares the return from a turn on with the
    others' from the same turn on, or from their last where they ended earlier. What is compared with does not depend
-   on what the conversation itself does later, so nothing is biased, and where the whole reward comes last it is the
+   on what the conversation itself does later, so nothing is biased, and if the whole reward comes last it is the
    trajectory's own RLOO or GRPO.
 4. Whitening over shards: the `moments` of the shards add up, and `whiten_with` their sum gives every shard what one
    process with all the rows would have computed. `signal` says whether there is anything to whiten.
@@ -192,7 +192,7 @@ def whiten_with(x: Tensor, mask: Tensor, sums: Tensor) -> Tensor:
     """`(x - mean) / sqrt(var + VARIANCE_EPSILON)` with the mean and variance (n - 1) of `sums`: `moments`, added up.
 
     x: float [conversations, turns or tokens]; mask: bool, same shape; sums: float64 [3]. Returns the shape and dtype of
-    x, zero outside the mask; all zero where `sums` counts fewer than two entries.
+    x, zero outside the mask; all zero if `sums` counts fewer than two entries.
     """
     require_same_shape(mask, x=x)
     count, total, squares = sums.unbind()
@@ -227,7 +227,7 @@ def broadcast_turns(turn_values: Tensor, turn_index: Tensor, mask: Tensor) -> Te
 
     turn_values: float [conversations, turns]; turn_index: int64 [conversations, tokens], the number of the agent turn a
     token belongs to, counted from 0 (not read outside the mask); mask: bool [conversations, tokens].
-    Returns float [conversations, tokens], zero outside the mask. Raises ValueError where a token names no turn.
+    Returns float [conversations, tokens], zero outside the mask. Raises ValueError if a token names no turn.
     """
     slots = _turn_slots(turn_values, turn_index, mask)
     return pad(turn_values, (0, 1)).gather(1, slots)
@@ -239,7 +239,7 @@ def place_at_turn_end(turn_rewards: Tensor, turn_index: Tensor, mask: Tensor) ->
 
     turn_rewards: float [conversations, turns]; turn_index: int64 [conversations, tokens], as in `broadcast_turns`;
     mask: bool [conversations, tokens]. Returns float [conversations, tokens].
-    Raises ValueError where a turn without tokens has a reward, which would be lost, or a token names no turn.
+    Raises ValueError if a turn without tokens has a reward, which would be lost, or a token names no turn.
     """
     slots = _turn_slots(turn_rewards, turn_index, mask)
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)

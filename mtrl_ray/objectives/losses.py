@@ -74,7 +74,7 @@ class Surrogate(NamedTuple):
     ratio: Tensor
     """`π(y)/π_old(y)`."""
     clipped: Tensor
-    """1 where clipping or the dual clip took the token's gradient away."""
+    """1 if clipping or the dual clip took the token's gradient away."""
     kl: Tensor
     """k3 estimate of KL(π_old ‖ π) per token; its masked mean tells how far the update has gone."""
 
@@ -100,7 +100,7 @@ def clipped_surrogate(
     Different clips below and above as in DAPO (2503.14476); `dual_clip` c > 1 bounds the loss of tokens with A < 0 by
     `-c A` (1912.09729), which otherwise grows with the ratio without limit.
 
-    logprobs (with gradient), old_logprobs, advantages: float [conversations, tokens], finite, zero where padded.
+    logprobs (with gradient), old_logprobs, advantages: float [conversations, tokens], finite, zero if padded.
     Raises ConfigurationError for clips outside 0 <= clip_low < 1, clip_high >= 0, dual_clip > 1.
     """
     if not (0.0 <= clip_low < 1.0 and clip_high >= 0.0):

@@ -29,7 +29,7 @@ def on_arrival(terminal: Tensor, divergence: Tensor, present: Tensor, alpha: flo
     """`r_h = -α KL_{h+1}`, and the terminal reward with the last action.
 
     terminal: float [conversations]; divergence: float [conversations, actions], the sampled KL of each action (a turn's
-    sum, or a token's own); present: bool, same shape. Returns that shape, zero where there is no action.
+    sum, or a token's own); present: bool, same shape. Returns that shape, zero if there is no action.
     """
     require_same_shape(present, divergence=divergence)
     paid = torch.where(present, divergence, 0.0)

@@ -1,6 +1,6 @@
 """Returns and regression targets on the agent's turns or tokens of padded, interleaved conversations.
 
-1. Rows are conversations, columns are turns or tokens; `mask` is True where the entry is the agent's. Entries outside
+1. Rows are conversations, columns are turns or tokens; `mask` is True if the entry is the agent's. Entries outside
    the mask (user spans, padding) take no part: nothing is read there, no discount is charged there, and results are
    zero there. Two agent entries with a user span between them are neighbours.
 2. Rewards are on arrival: `rewards[i, j]` came with the state that followed turn `j`, so `Q(s, a) = E[R(s') + γ V(s')]`
@@ -31,7 +31,7 @@ def discounted_sums(x: Tensor, mask: Tensor, discount: float) -> Tensor:
     """`y_j = Σ_k discount^k x_{j+k}` over the masked entries of each row, the k-th next one of the mask counting as k.
 
     x: float [conversations, turns or tokens]; mask: bool, same shape. Returns the same shape and dtype, zero outside
-    the mask. With `discount` 1 it is the reverse cumulative sum. Raises ConfigurationError where it is outside [0, 1].
+    the mask. With `discount` 1 it is the reverse cumulative sum. Raises ConfigurationError if it is outside [0, 1].
     """
     require_same_shape(mask, x=x)
     require_unit_interval(discount=discount)
@@ -58,7 +58,7 @@ def td_lambda_targets(
 
     rewards, q: float [conversations, turns], `q[i, j]` the (target) network's estimate for the logged pair of turn j;
     mask: bool, same shape; gamma, lam in [0, 1]; bootstrap_last: float [conversations] (or one number), the value after
-    each row's last turn, None where every conversation ended (its last target is then its reward alone).
+    each row's last turn, None if every conversation ended (its last target is then its reward alone).
     Returns float [conversations, turns], zero outside the mask.
     """
     require_same_shape(mask, rewards=rewards, q=q)

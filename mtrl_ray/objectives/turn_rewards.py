@@ -7,7 +7,7 @@
 3. Norm-ITPO keeps of the rewards only which turn mattered more: softmax weights over turns, which split the outcome and
    therefore sum to it.
 4. Rows are conversations; `mask` is True on agent tokens, `turn_index` numbers the agent turn that a token belongs to,
-   from 0. What lies outside the mask is not read. Turns are [conversations, turns], zero where there is none.
+   from 0. What lies outside the mask is not read. Turns are [conversations, turns], zero if there is none.
 
 Nothing here depends on how a batch is cut into micro-batches: what is a statistic of the batch is computed on all of it.
 Rewards carry no gradient; `prm_loss` does.
@@ -47,7 +47,7 @@ def turn_sums(x: Tensor, turn_index: Tensor, mask: Tensor, turns: int) -> Tensor
 
 
 def turn_lengths(turn_index: Tensor, mask: Tensor, turns: int) -> Tensor:
-    """Tokens of each turn, float32 [conversations, turns], 0 where there is no such turn."""
+    """Tokens of each turn, float32 [conversations, turns], 0 if there is no such turn."""
     return turn_sums(mask.float(), turn_index, mask, turns)
 
 
@@ -62,7 +62,7 @@ def softmax_weights(
     length alone.
 
     token_rewards: float [conversations, tokens]; turn_index: int64, mask: bool, same shape; eta > 0.
-    Returns float [conversations, turns], zero where there is no turn.
+    Returns float [conversations, turns], zero if there is no turn.
     """
     if eta <= 0:
         raise ConfigurationError(f"eta is {eta}; the softmax over turns needs a temperature above 0")
@@ -79,7 +79,7 @@ def softmax_weights(
 def dirichlet_weights(present: Tensor, concentration: float, generator: torch.Generator) -> Tensor:
     """Random weights of the turns of each conversation, Dirichlet(concentration, …), which sum to 1.
 
-    present: bool [conversations, turns], on the CPU as the generator is. Returns float32, same shape, zero where absent.
+    present: bool [conversations, turns], on the CPU as the generator is. Returns float32, same shape, zero if absent.
     """
     draws = torch.full(present.shape, concentration, dtype=torch.float64)
     draws = torch._standard_gamma(draws, generator=generator).clamp_min(torch.finfo(torch.float64).tiny)
@@ -109,7 +109,7 @@ def td_errors(values: Tensor, present: Tensor, outcomes: Tensor) -> Tensor:
     """TD errors of a turn-level value model as turn rewards, `V(s_{k+1}) - V(s_k)`, the outcome after the last turn.
 
     They sum to the outcome less `V(s_1)`. values: float [conversations, turns], of the state before each turn; present:
-    bool, same shape; outcomes: float [conversations]. Returns float [conversations, turns], zero where absent.
+    bool, same shape; outcomes: float [conversations]. Returns float [conversations, turns], zero if absent.
     """
     require_same_shape(present, values=values)
     following = pad(torch.where(present, values, 0.0)[:, 1:], (0, 1)) + on_last_turn(outcomes, present)
@@ -161,7 +161,7 @@ def top_agreement(scores: Tensor, record: Tensor, present: Tensor) -> tuple[Tens
     """How often the turn with the highest score is one of those that mattered most, and how often a random turn is.
 
     scores, record: float [conversations, turns], the record at least 0; present: bool, same shape. Conversations with
-    fewer than two turns, or whose record is all zero, do not count. Returns two scalars, NaN where none counts.
+    fewer than two turns, or whose record is all zero, do not count. Returns two scalars, NaN if none counts.
     """
     known = (present.sum(dim=1) > 1) & (torch.where(present, record, 0.0) > 0).any(dim=1)
     scores, record, present = scores[known], record[known], present[known]

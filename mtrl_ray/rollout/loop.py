@@ -7,7 +7,7 @@
    recorded with its cause and leaves the others alone. An engine that fails ends the loop: every open job fails with it, and
    keeps what was finished.
 4. New weights are loaded between two steps.
-5. `progress` changes as long as the loop makes progress, whoever reads it (`rollout.heartbeats`).
+5. `progress` changes as long as the loop makes progress, readers it (`rollout.heartbeats`).
 """
 
 import logging

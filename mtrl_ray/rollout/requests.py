@@ -81,7 +81,7 @@ def clear(folder: Path) -> None:
 def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -> FleetState:
     """Ask a living run for so many workers (None: as the policy says); how its fleet is then.
 
-    Raises ConfigurationError for a number outside the run's bounds, EngineError where the run is not living.
+    Raises ConfigurationError for a number outside the run's bounds, EngineError if the run is not living.
     """
     state = living(folder)
     if workers is not None and not state.least <= workers <= state.most:

@@ -45,7 +45,7 @@ def _blocks(generator: torch.Generator) -> Iterator[int]:
 
 
 def install(sampler: Any) -> None:
-    """Give a vLLM `Sampler` on a CPU block-wise seeds. Left as it is where its layout is not the one known here."""
+    """Give a vLLM `Sampler` on a CPU block-wise seeds. Left as it is if its layout is not the one known here."""
     inner = getattr(sampler, "topk_topp_sampler", None)
     kernel = getattr(torch.ops._C, "fused_gumbel_argmax", None)
     if inner is None or kernel is None or getattr(inner, "forward", None) != getattr(inner, "forward_cpu", 0):

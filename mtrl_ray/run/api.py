@@ -58,7 +58,7 @@ class Run:
 
     @property
     def metrics(self) -> pa.Table:
-        """One row per iteration, one column per metric, null where an iteration does not have it (`docs/monitoring.md`)."""
+        """One row per iteration, one column per metric, null if an iteration does not have it (`docs/monitoring.md`)."""
         rows = contents.read(self.folder).rows
         names = list(dict.fromkeys(name for row in rows for name in row))
         return pa.table({name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names})

@@ -135,7 +135,7 @@ def _cycle(finals: int, rng: np.random.Generator) -> Array:
 
 
 def _skew(matrix: Array, where: np.ndarray | bool = True) -> Array:
-    """The antisymmetric matrix with the upper triangle of `matrix`, zero where `where` is false."""
+    """The antisymmetric matrix with the upper triangle of `matrix`, zero elsewhere than in the mask `where`."""
     upper = np.where(where, np.triu(matrix, 1), 0.0)
     return upper - upper.T
 

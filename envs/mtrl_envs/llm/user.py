@@ -4,7 +4,7 @@
    agent says is its `user` message, what it says itself its `assistant` message. The agent never sees the persona.
 2. The conversation ends when a reply carries the end marker: `[END: bought ...]` or `[END: left]`. What may follow
    "bought" is the environment's: a product's name, a price. The marker is removed from what the agent reads.
-3. Where the agent's final answer is graded (`Role.final`), giving one ends the conversation; the LLM can only leave before.
+3. If the agent's final answer is graded (`Role.final`), giving one ends the conversation; the LLM can only leave before.
 4. Only a well-formed marker that fits what was said before ends a conversation; it closes the reply, but for punctuation.
    A torn or contradictory one is a `DataError`, never a reward. Errors of the endpoint: `mtrl_envs.llm.completions`.
 """
@@ -53,7 +53,7 @@ class Role:
     """What an environment adds to an LLM user.
 
     `persona`: its system prompt. `settle(ending, said)`: the outcome, given everything that was said to and by the LLM
-    (raises DataError where that contradicts the ending). `nothing`: the outcome of a conversation without an ending.
+    (raises DataError if that contradicts the ending). `nothing`: the outcome of a conversation without an ending.
     `deliver(response, rng)`: what reaches the user in place of the response; None: the response.
     `final(response)`: the outcome of a response that is a final answer; None for any other.
     """

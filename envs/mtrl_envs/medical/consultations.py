@@ -111,7 +111,7 @@ def _missing_fields(schema: pa.Schema) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def consultations(path: str) -> dict[str, list[Profile]]:
-    """The consultations of a checked file by split, in order of the file. Raises ConfigurationError where a split has none."""
+    """The consultations of a checked file by split, in order of the file. Raises ConfigurationError if a split has none."""
     table = pq.read_table(path, columns=list(COLUMNS))
     found: dict[str, Profile] = {}
     for row in table.to_pylist():

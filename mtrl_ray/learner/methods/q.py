@@ -180,7 +180,7 @@ class Turns:
         self.rewards = self.padded(dialogues.rewards[dialogues.agent_turns])
 
     def padded(self, values: np.ndarray) -> Tensor:
-        """[agent turns] to [conversations, most turns], zero where there is no turn."""
+        """[agent turns] to [conversations, most turns], zero if there is no turn."""
         matrix = torch.zeros(self.mask.shape)
         matrix[self.mask] = torch.from_numpy(np.array(values, dtype=np.float32))
         return matrix

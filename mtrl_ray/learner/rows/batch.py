@@ -47,11 +47,11 @@ class Layout:
         return self.present.shape[1]
 
     def tokens(self, flat: Tensor) -> Tensor:
-        """[agent tokens] to [conversations, tokens], zero where there is none."""
+        """[agent tokens] to [conversations, tokens], zero if there is none."""
         return torch.zeros(self.mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter_(self.mask, flat)
 
     def of_turns(self, flat: Tensor) -> Tensor:
-        """[agent turns] to [conversations, turns], zero where there is none."""
+        """[agent turns] to [conversations, turns], zero if there is none."""
         return torch.zeros(self.present.shape, dtype=flat.dtype, device=flat.device).masked_scatter_(self.present, flat)
 
 
@@ -61,7 +61,7 @@ class Batch:
 
     `groups`: int64 [conversations]; `scores`: float32 [conversations], in [0, 1]; `words`: float32 [agent turns];
     `logprobs`: float32 [agent tokens], `versions`: int32, same; `weights`: float32 [agent turns], a judge's, or None;
-    `gains`: float32 [agent turns], what the users say each brought out, zero where they keep no such record.
+    `gains`: float32 [agent turns], what the users say each brought out, zero if they keep no such record.
     """
 
     dialogues: Dialogues

@@ -26,7 +26,7 @@ PASS_COST = 96
 class MicroBatch:
     """Rows as tensors. `slots`: int64 [reads] into the flattened `[rows * slots]` of `inputs`; `items`: int64 [reads].
 
-    `targets`: int64 [reads], the token predicted at each slot; empty where nothing is predicted.
+    `targets`: int64 [reads], the token predicted at each slot; empty if nothing is predicted.
     """
 
     inputs: ModelInputs
