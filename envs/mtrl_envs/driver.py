@@ -121,7 +121,7 @@ class Driver:
         return self.turns[-1]
 
     def conversation(self, identity: str, seed: int, iteration: int = 0, sample: int = 0) -> Conversation:
-        """The finished conversation; the user is asked for the outcome. Raises DataError."""
+        """The finished conversation, with the outcome of its user. Raises DataError if that is invalid."""
         if self.stop is None:
             raise ValueError(f"conversation {identity!r} is not over")
         outcome = self._outcome()

@@ -78,7 +78,7 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     critic_warmup: int = Field(4, ge=0)
     """Iterations in which values are fitted and the policy stays."""
     preferences: PreferenceSettings = PreferenceSettings()
-    """Who compares conversations, if somebody is asked."""
+    """Source of the preferences between conversations, if the algorithm compares any."""
     model: LearnedSettings | None = None
     """Of `rlhf` always; of `mtpo` and `mtpo_tau` if preferences are a model's. None: the judge's own."""
     advantages: TurnAdvantages = TurnAdvantages()
@@ -112,7 +112,7 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
 
     @property
     def judges(self) -> bool:
-        """Whether somebody is asked about every iteration's conversations."""
+        """Whether the conversations of every iteration are compared."""
         return self.variant != "reward" and (self.model is None or self.model.refresh)
 
     @property

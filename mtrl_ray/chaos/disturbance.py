@@ -1,4 +1,4 @@
-"""A run that loses a part every 20 seconds, beside the same run left alone.
+"""A run that loses a part every 20 seconds, compared with the same undisturbed run.
 
 1. The same settings and seed are run twice on a cluster of several nodes on this machine, with kills and undisturbed, in turns
    of at most `TURN_MINUTES`: a machine that is shared with others is not as fast in one quarter of an hour as in the next. A

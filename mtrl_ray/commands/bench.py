@@ -75,7 +75,7 @@ def elastic(
 
 
 def _say(line: str) -> None:
-    """Progress goes to standard error, beside the result."""
+    """Print progress to standard error, separate from the result."""
     typer.echo(line, err=True)
 
 

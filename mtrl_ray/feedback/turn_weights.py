@@ -1,6 +1,6 @@
 """A judge's weights of the agent's turns, as a column of the conversations they belong to.
 
-1. Runs as a Ray task beside the learner; conversations are judged side by side, `rollout.concurrency` at a time.
+1. Runs as a Ray task in parallel with the learner; conversations are judged concurrently, `rollout.concurrency` at a time.
 2. A conversation that cannot be judged (the endpoint is away or refuses it, the answer is unusable, the judge raises) is
    left out and counted with its cause: it never enters a batch with weights that nobody gave. Groups may be of any size,
    so the rest stays unbiased. If too many are left out, the judge raises (`failures`).

@@ -109,7 +109,7 @@ class _Helper:
 
 
 def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    """Once: whoever comes second is ignored."""
+    """Takes effect once; later calls are ignored."""
     try:
         if error is not None:
             future.set_exception(error)

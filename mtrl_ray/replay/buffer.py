@@ -6,7 +6,7 @@
 2. A conversation counts once, by id, whether it is still in memory or not: the double of a re-issued lease is counted
    as one. Rows that are not valid conversations are refused with a sentence and never enter a batch.
 3. Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). What falls
-   out is counted by cause; the journal keeps it. The oldest by (iteration, id) goes first, whoever arrived first.
+   out is counted by cause; the journal keeps it. The oldest by (iteration, id) goes first, in any order of arrival.
 4. Every answer is in the order (iteration, id), or drawn from it under a seed: the same conversations give the same
    answer in whatever order they arrived.
 5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list

@@ -66,7 +66,7 @@ class Catalogue:
         self._number()
 
     def append(self, table: pa.Table) -> None:
-        """Keep valid conversations, none of which the journal has, as one file. Raises what `Journal.append` does."""
+        """Write valid conversations that the journal does not have as one file. Raises the errors of `Journal.append`."""
         file = self._journal.append(table)
         self._contents[file.name] = self._noted(file, table)
         self.ids |= dict.fromkeys(table["id"].to_pylist(), file)

@@ -87,7 +87,7 @@ class Journal:
 
     @property
     def set_aside(self) -> list[str]:
-        """Names of the files that do not hold valid conversations, whoever found that out, as far as is known."""
+        """Names of all files known to hold no valid conversations."""
         renamed = {name for info in self.folder.files() if (name := info.base_name).endswith(QUARANTINED)}
         left = {name for name in self._problems if JournalFile.parse(name) and f"{name}{QUARANTINED}" not in renamed}
         return sorted(renamed | left)

@@ -82,7 +82,7 @@ class Dialogue:
         return self.lease.given[taken] if taken < len(self.lease.given) else None
 
     def conversation(self) -> Conversation:
-        """The conversation that is over; its user is asked for the outcome."""
+        """The finished conversation, with the outcome of its user."""
         lease = self.lease
         return self.driver.conversation(lease.id, lease.seed, lease.iteration, lease.sample)
 

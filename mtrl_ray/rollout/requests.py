@@ -2,8 +2,8 @@
 
 1. The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request
    that it has heard. It is removed when the run ends.
-2. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Whoever sees the run's folder can ask, from any
-   process of any node; no connection to Ray is needed. A request that nobody hears is taken back.
+2. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Any process that sees the run's folder can ask, from any
+   process of any node; no connection to Ray is needed. A request without an answer is withdrawn.
 3. Both files are replaced in one step.
 """
 
@@ -64,7 +64,7 @@ def read_state(folder: Path) -> FleetState | None:
 
 
 def read_request(folder: Path) -> ScaleRequest | None:
-    """What is asked for; None if nothing is, or nothing that can be read."""
+    """The requested scale; None if there is no readable request."""
     tree = _read(folder / REQUEST)
     if tree is None or not isinstance(tree.get("id"), str):
         return None
@@ -73,7 +73,7 @@ def read_request(folder: Path) -> ScaleRequest | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier driver, or somebody who asked one, left."""
+    """Remove the files of an earlier driver and of requests to it."""
     for name in (STATE, REQUEST):
         (folder / name).unlink(missing_ok=True)
 
@@ -117,7 +117,7 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # a process of another user
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""A policy on held-out contexts, beside the environment's scripted agents."""
+"""Evaluation of a policy on held-out contexts, compared with the environment's scripted agents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

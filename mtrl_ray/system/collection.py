@@ -51,7 +51,7 @@ class _Work:
             self.failures[failure.id] = failure
 
     def refuse(self, sentences: list[str], leases: list[Lease]) -> None:
-        """Count conversations that the replay buffer refused; it says of which lease each is."""
+        """Count conversations that the replay buffer refused, by lease."""
         for said in sentences:
             name = next((lease.id for lease in leases if repr(lease.id) in said), "a table of conversations")
             failure = Failure(name, DataError.__name__, f"refused by the replay buffer: {said}")

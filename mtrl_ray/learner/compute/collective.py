@@ -26,7 +26,7 @@ class Collective:
         """Replace `tensor` by its sum over all processes, in place. Raises EngineError if a partner is gone."""
 
     def merge(self, values: np.ndarray) -> np.ndarray:
-        """The sum over all processes of an array of which each filled its own part, float32."""
+        """The sum over all processes of an array in which each process filled its own part, float32."""
         return values
 
     def any(self, flag: bool) -> bool:

@@ -116,7 +116,7 @@ class Models:
         return slow
 
     def forget(self, name: str) -> None:
-        """Drop a model and its optimiser; whoever asks for it next makes it anew."""
+        """Drop a model and its optimiser; the next use creates it again."""
         self._made.pop(name, None)
         self._frozen.discard(name)
         self.reset_optimiser(name)

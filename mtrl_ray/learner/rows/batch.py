@@ -111,7 +111,7 @@ class Batch:
         return float(self.dialogues.truncated[self.dialogues.agent_turns].mean())
 
     def require_scores(self) -> None:
-        """Raises DataError if the environment rewards turns and scores nothing, for whoever learns from scores alone."""
+        """Raises DataError if the environment rewards turns and scores nothing; for algorithms that learn from scores alone."""
         if self.rewards.any() and not self.scores.any():
             raise DataError(
                 f"the environment rewards turns, but all {len(self)} conversations have score 0, and scores are what is "
