@@ -121,20 +121,22 @@ def _contexts(environment: Environment, count: int) -> Finding:
         ids: dict[str, int] = {}
         for index in range(count):
             context = make_context(environment, split, index)
-            where = f"environment {environment.name!r}, split {split!r}: contexts "
+            where = f"environment {environment.name!r}, split {split!r}:"
             if context != make_context(environment, split, index):
-                raise ConfigurationError(f"{where}{index} was another when asked for twice; context() has to be pure")
+                raise ConfigurationError(
+                    f"{where} context {index} was another when asked for twice; context() has to be pure"
+                )
             if context.id in ids:
                 raise ConfigurationError(
-                    f"{where}{ids[context.id]} and {index} have the same id {context.id!r}; conversations are grouped by "
-                    "it, so each context needs an id of its own"
+                    f"{where} contexts {ids[context.id]} and {index} have the same id {context.id!r}; conversations are grouped "
+                    "by it, so each context needs an id of its own"
                 )
             ids[context.id] = index
             hidden |= bool(context.hidden)
             content = json.dumps([context.system, context.hidden], sort_keys=True)
             if context.hidden and seen.setdefault(content, split) != split:
                 raise ConfigurationError(
-                    f"{where}{index} is a context of split {seen[content]!r} as well; no task may be in two splits "
+                    f"{where} context {index} is a context of split {seen[content]!r} as well; no task may be in two splits "
                     "(mtrl_envs.scripted.splits.draw keeps them apart)"
                 )
     if not hidden:
@@ -146,7 +148,7 @@ def _contexts(environment: Environment, count: int) -> Finding:
 
 def _conversations(environment: Environment, count: int, paid: bool, checked: Checked, last: list[str]) -> None:
     try:
-        with explained(f"environment {environment.name!r}", "blocking", environment):
+        with explained(f"environment {environment.name!r}", "context() or user()", environment):
             online = environment.blocking
         agents = scripted_agents(environment)
     except MtrlError as error:
@@ -160,7 +162,7 @@ def _conversations(environment: Environment, count: int, paid: bool, checked: Ch
     for agent in agents[:1] if online else agents:
         last[0] = f"conversations of the agent {agent!r}"
         checked.findings.append(_found(f"agent {agent}", partial(_agent, environment, agent, count, checked)))
-        if not online:
+        if not online and checked.conversations.get(agent):
             checked.findings.append(_found(f"seeds, {agent}", partial(_seeds, environment, agent, checked)))
     if not agents:
         said = "none: reports compare with nothing, and model.path has to be a pretrained model"
@@ -186,7 +188,7 @@ def _agent(environment: Environment, agent: str, count: int, checked: Checked) -
         said = f"{len(failed)} of {count} conversations failed; the first: {failed[0]}"
         return Finding(what, "failed", said, len(failed) / count)
     turns = [talk.turns[place].text for talk in spoken for place in talk.agent_turns]
-    formed = sum(is_well_formed(environment, text) for text in turns) / max(len(turns), 1)
+    formed = sum(is_well_formed(environment, text) for text in turns) / len(turns) if turns else 1.0
     score = sum(talk.score for talk in spoken) / len(spoken)
     said = f"score {score:.3f}, {len(turns) / count:.1f} turns, {formed:.0%} well-formed, {count} conversations"
     return Finding(what, "ok" if formed == 1 or agent == "random" else "warning", said)

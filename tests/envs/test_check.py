@@ -107,12 +107,26 @@ class Bare(With):
         raise KeyError(name)
 
 
+class Abstract(Fragile):
+    """Lacks an outcome."""
+
+    outcome = User.outcome
+
+
+class Leaving(Fragile):
+    """Is gone before the agent says a word."""
+
+    def opening(self) -> Reply:
+        return Reply("Never mind.", stop=StopReason.USER_LEFT)
+
+
 @pytest.mark.parametrize(
     ("environment", "what", "said"),
     [
+        (With(Abstract), "agents", "context() or user() raised TypeError: Can't instantiate abstract class Abstract"),
         (SameIds(), "contexts", "contexts 0 and 30 have the same id 'train-0'; conversations are grouped by it"),
-        (OneSplit(), "contexts", "split 'test': contexts 0 is a context of split 'train' as well"),
-        (Impure(), "contexts", "split 'train': contexts 0 was another when asked for twice"),
+        (OneSplit(), "contexts", "split 'test': context 0 is a context of split 'train' as well"),
+        (Impure(), "contexts", "split 'train': context 0 was another when asked for twice"),
         (
             With(Fragile),
             "hostile text",
@@ -124,6 +138,16 @@ class Bare(With):
 )
 def test_a_broken_promise_is_named(environment: Environment, what: str, said: str) -> None:
     assert said in failed(environment)[what]
+
+
+def test_what_was_not_looked_at_is_neither_praised_nor_blamed() -> None:
+    class Broken(Fragile):
+        def reply(self, response: str) -> Reply:
+            raise ValueError("no such product")
+
+    found = {finding.what for finding in check(With(Broken), 10, 6).findings}
+    assert "agent expert" in found and not any(what.startswith("seeds") for what in found)
+    assert failed(With(Leaving)) == {}  # without an agent turn none is ill-formed
 
 
 def test_a_user_that_never_answers_is_said() -> None:
