@@ -128,8 +128,8 @@ def _contexts(environment: Environment, count: int) -> Finding:
                 )
             if context.id in ids:
                 raise ConfigurationError(
-                    f"{where} contexts {ids[context.id]} and {index} have the same id {context.id!r}; conversations are grouped "
-                    "by it, so each context needs an id of its own"
+                    f"{where} contexts {ids[context.id]} and {index} have the same id {context.id!r}; conversations are "
+                    "grouped by it, so each context needs an id of its own"
                 )
             ids[context.id] = index
             hidden |= bool(context.hidden)

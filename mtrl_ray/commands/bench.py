@@ -39,7 +39,7 @@ def rollout(
     path = Path(settings.model.path)
     if settings.model.path == TINY:
         with LiveView("bench", 0, table=False, console=Console(stderr=True)) as view:
-            path = tiny_model(settings.model, settings.environment, environment, view)
+            path = tiny_model(settings.model, settings.environment, environment, view, settings.rollout)
     if quick:
         conversations, rounds = min(conversations, 64), 1
     _show(bench_rollout(settings, path, conversations, rounds, _say), json_path)

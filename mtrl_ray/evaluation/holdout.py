@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,18 +54,30 @@ def baselines(
 def scripted(
     environment: Environment, agent: str, contexts: int, rollout: "RolloutSettings", split: str = "test"
 ) -> Estimate:
-    """Mean score of a scripted agent over the same contexts.
+    """Mean score of a scripted agent over the same contexts, as in the policy's own evaluation (`scripted_conversations`)."""
+    return measured(scripted_conversations(environment, agent, contexts, rollout, split))
 
-    As in the policy's own evaluation: users that wait for a network run side by side (`rollout.concurrency`); a
-    conversation that fails, for whatever reason, is tried again (`rollout.retries`), then left out, counted and named in
-    the log. A conversation may take `rollout.user_seconds`, one with users behind a network as long for each turn; a late
-    one is not tried again. Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
+
+def scripted_conversations(
+    environment: Environment,
+    agent: str,
+    contexts: int,
+    rollout: "RolloutSettings",
+    split: str,
+    shares: Mapping[str, float] | None = None,
+) -> list[Conversation]:
+    """Conversations of a scripted agent, or of a mixture (`shares`), on the first contexts of a split, in their order.
+
+    Users that wait for a network run side by side (`rollout.concurrency`); a conversation that fails, for whatever reason,
+    is tried again (`rollout.retries`), then left out, counted and named in the log. A conversation may take
+    `rollout.user_seconds`, one with users behind a network as long for each turn; a late one is not tried again.
+    Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
     """
     tries, blocking = rollout.retries + 1, environment.blocking
     calls = Calls(rollout.user_seconds * (environment.max_turns + 1 if blocking else 1))
 
     def talk(index: int) -> Conversation:
-        return measure.rollout(environment, make_context(environment, split, index), agent, seed=0)
+        return measure.rollout(environment, make_context(environment, split, index), agent, seed=0, shares=shares)
 
     def held(index: int) -> Conversation | Failure:
         failure = Failure(f"{agent}/{split}/{index}", "", "")
@@ -86,7 +99,7 @@ def scripted(
     stop_at_too_many(failed, contexts, rollout.data_errors, work, tries)
     if failed:
         logger.warning("%d of %d %s are left out: %s", len(failed), contexts, work, causes(failed))
-    return measured([one for one in found if isinstance(one, Conversation)])
+    return [one for one in found if isinstance(one, Conversation)]
 
 
 def well_formed(environment: Environment, table: pa.Table) -> Estimate:

@@ -157,7 +157,9 @@ class Trainer:
             return self.settings.model.path
         own = self.folder / "model"
         if not own.is_dir():
-            made = tiny_model(self.settings.model, self.settings.environment, self.environment, self.view)
+            made = tiny_model(
+                self.settings.model, self.settings.environment, self.environment, self.view, self.settings.rollout
+            )
             scratch = own.with_name(".model.scratch")
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(made, scratch)

@@ -127,7 +127,7 @@ def _make_models(cells: Sequence[Cell]) -> None:
         with contextlib.suppress(Exception):
             environment = make(settings.environment.name, **settings.environment.options)
             with LiveView(settings.run.name, 0, table=False) as view:
-                tiny_model(settings.model, settings.environment, environment, view)
+                tiny_model(settings.model, settings.environment, environment, view, settings.rollout)
 
 
 def _last_line(trial: Any) -> str:

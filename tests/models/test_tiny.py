@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from mtrl_envs.base import Context, User
 from mtrl_envs.registry import make
+from mtrl_envs.sales.environment import Sales
 from mtrl_ray.dialogue.chat import chat_format
-from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.methods import sft_processes
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.rollout.dialogue import Limits
@@ -14,7 +16,7 @@ from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
 from mtrl_ray.run.recipes import load
 from mtrl_ray.run.tiny_model import make_tiny, tiny_model
-from mtrl_ray.settings.tree import ModelSettings, WarmStartSettings
+from mtrl_ray.settings.tree import ModelSettings, RolloutSettings, WarmStartSettings
 
 DONE = {"steps": 600.0, "loss": 0.0}
 
@@ -22,13 +24,13 @@ DONE = {"steps": 600.0, "loss": 0.0}
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
     monkeypatch.setenv("MTRL_CACHE", "/proc/nothing")
     with pytest.raises(ConfigurationError, match=r"the cache '/proc/nothing/models' cannot be written .* MTRL_CACHE"):
-        tiny_model(ModelSettings(), load("sales", []).environment, make("sales"), Silent())
+        tiny_model(ModelSettings(), load("sales", []).environment, make("sales"), Silent(), RolloutSettings())
 
 
 def test_its_turns_are_well_formed(tmp_path, sales_settings):
     environment = make("sales")
     warm = WarmStartSettings(conversations=1000, steps=200)
-    make_tiny(tmp_path, ModelSettings(warm_start=warm), environment, Silent())
+    make_tiny(tmp_path, ModelSettings(warm_start=warm), environment, Silent(), RolloutSettings())
     chat = chat_format(str(tmp_path))
     engine = HuggingFaceEngine(str(tmp_path), chat.stop_ids, sales_settings.rollout, sales_settings.model)
     limits = Limits(sales_settings.rollout.response_tokens, sales_settings.model.context_length, temperature=1.0)
@@ -48,7 +50,27 @@ def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
     folders = []
     for shares in (None, {"expert": 1, "random": 0}, {"random": 1}, dict(environment.warm_start)):
         warm = WarmStartSettings(conversations=60, shares=shares)
-        folders.append(tiny_model(ModelSettings(warm_start=warm), settings, environment, Silent()))
+        folders.append(tiny_model(ModelSettings(warm_start=warm), settings, environment, Silent(), RolloutSettings()))
     own, experts, others, same = (float(np.mean(table["score"].to_numpy())) for table in trained_on)
     assert others < own < experts and same == own
     assert len(set(folders)) == 4
+
+
+class Torn(Sales):
+    """The user of every fourth context raises."""
+
+    def user(self, context: Context, seed: int) -> User:
+        if context.index % 4 == 3:
+            raise ValueError(f"no profile {context.index}")
+        return super().user(context, seed)
+
+
+def test_scripted_conversations_that_fail_are_left_out_unless_too_many_are(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
+    settings, trained_on = load("sales", []).environment, []
+    monkeypatch.setattr(sft_processes, "sft_in_processes", lambda folder, table, sft: trained_on.append(table) or DONE)
+    model = ModelSettings(warm_start=WarmStartSettings(conversations=60))
+    tiny_model(model, settings, Torn(), Silent(), RolloutSettings(retries=0))
+    assert trained_on[0].num_rows == 45 and "15 of 60 conversations" in caplog.text and "no profile 3" in caplog.text
+    with pytest.raises(DataError, match=r"15 of 60 conversations of the agent 'warm_start' failed"):
+        make_tiny(tmp_path / "made", model, Torn(), Silent(), RolloutSettings(retries=0, data_errors=0.2))
