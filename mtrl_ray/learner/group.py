@@ -1,9 +1,9 @@
-"""The learners as Ray actors: one, or several that compute shares of every step and give the result of one.
+"""The learners as Ray actors: one, or several that share every step and together give the same result as one.
 
 1. `LearnerGroup` starts `learner.processes` actors, `wait` waits for them. With more than one, rank 0 opens a meeting point on
    a free port of its node, and all join one torch.distributed group; with one there is no group.
 2. `run` hands any `Operation` to all ranks with the same arguments, tables as refs, which each rank fetches itself. It
-   returns at once with the refs of rank 0's value and numbers; an actor works its calls off in order.
+   returns at once with the refs of rank 0's value and numbers; an actor runs its calls in order.
 3. When a rank fails, its partners' sums fail with an EngineError (at the latest after `COLLECTIVE_SECONDS`), and so does
    the result.
 """
@@ -82,7 +82,7 @@ class LearnerActor:
         return join(store, self._rank, self._world, pick_device(self._arguments[0]), self._seconds)
 
     def ready(self) -> None:
-        """Answers once everything asked before is done."""
+        """Returns when all earlier calls are done."""
 
     def run(self, operation: Operation[Any], *arguments: Any) -> tuple[Any, Any]:
         """See `Learner.run`; the result of rank 0 alone."""
@@ -90,7 +90,7 @@ class LearnerActor:
         return result if self._rank == 0 else (None, None)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """A method of `Learner`; the result of rank 0 alone. A pair becomes two refs for a caller that asks for two."""
+        """A method of `Learner`; the result of rank 0 alone. A pair becomes two refs if the caller sets `num_returns=2`."""
         result = getattr(self._learner, method)(*arguments)
         if self._rank == 0:
             return result
@@ -175,7 +175,7 @@ class LearnerGroup:
         return len(ready) == len(self._started) and not self.sound(ANSWER_SECONDS)
 
     def sound(self, seconds: float) -> bool:
-        """Whether every process is alive and done with what it was asked, in time; false as soon as one of them is lost."""
+        """Whether every process is alive and finishes its calls in time; false as soon as one is lost."""
         return bool(self._actors) and sound([actor.ready.remote() for actor in self._actors], seconds)
 
     def save(self, folder: str | Path) -> Ref[None]:

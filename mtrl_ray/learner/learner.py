@@ -32,7 +32,7 @@ STATE, FITTED = "learner.json", "fitted.npy"
 class Learner:
     """`policy`: a Hugging Face folder or a name of the hub; `dtype` and `temperature`: the sampler's.
 
-    Raises CheckpointError if the policy cannot be opened, ConfigurationError for a device that is not there.
+    Raises CheckpointError if the policy cannot be opened, ConfigurationError if the device does not exist.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""What a learner can be asked to do.
+"""Operations that a learner runs.
 
-1. An operation is one file: its settings, what it reads, what it returns, and how it is done (`run`). `Learner.run`,
+1. An operation is one file: its settings, what it reads, what it returns, and its computation (`run`). `Learner.run`,
    `LearnerGroup.run` and `System.learn` take any operation; a new one, or a new loss, changes nothing else.
 2. An operation that a recipe configures is a `Section` too; any other is a frozen dataclass. Either is pickled to the learner
    processes, so its module has to be importable there.
@@ -37,4 +37,4 @@ class Operation(ABC, Generic[ValueT]):
 
     @abstractmethod
     def run(self, core: "Core", /, *arguments: Any, **named: Any) -> tuple[ValueT, Numbers]:
-        """Do it on one process; the value and the numbers. Raises DataError or ConfigurationError for wrong arguments."""
+        """Run on one process; returns the value and the numbers. Raises DataError or ConfigurationError for wrong arguments."""

@@ -4,8 +4,8 @@
    one: the state before agent turn h is everything said before it, `log π(a|s) = Σ_t log π(y_t | s, y_<t)`.
 2. `returns` makes the regression targets of Q on turns, `advantages` says how much better an action was than expected
    (on tokens or on turns), `losses` turns advantages and targets into gradients.
-3. Only tokens the policy sampled carry loss: a mask of the agent's entries says which, and what lies outside counts
-   for nothing.
-4. These functions know no model, no process and no device. Whatever is a mean over a batch takes its denominator or its
-   moments from outside too, so that any number of processes and micro-batches gives what one would.
+3. Only tokens the policy sampled carry loss: a mask marks the agent's entries, and entries outside it are
+   ignored.
+4. These functions do not depend on a model, a process or a device. Every mean over a batch accepts its denominator or
+   moments as an argument, so the result does not depend on the number of processes and micro-batches.
 """

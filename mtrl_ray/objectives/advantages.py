@@ -1,14 +1,14 @@
-"""Advantages: how much better an agent's token, turn or conversation was than what was expected of it.
+"""Advantages: how much better an agent's token, turn or conversation was than expected.
 
 1. Two time scales (a conversation is a turn-level decision process, each response a token-level one), one estimator:
-   generalised advantage estimation on the masked entries of a row, tokens or turns. User spans are bridged: the
+   generalised advantage estimation on the masked entries of a row, tokens or turns. User spans are skipped: the
    value after a turn is that of the next agent entry, and no discount is charged in between.
 2. Without a value model, conversations of the same context are each other's baseline: `group_standardised` (GRPO),
    `group_centred` (Dr. GRPO), `leave_one_out` (RLOO); or the whole batch is: `batch_baseline` (REINFORCE++). Groups may
-   differ in size; a group of one has no baseline, so its advantage is zero. A group's members belong into one call.
+   differ in size; a group of one has no baseline, so its advantage is zero. Pass all members of a group in one call.
 3. Rewards within conversations have a baseline per turn: `aligned_baseline` compares the return from a turn on with the
-   others' from the same turn on, or from their last where they ended earlier. What is compared with does not depend
-   on what the conversation itself does later, so nothing is biased, and if the whole reward comes last it is the
+   others' from the same turn on, or from their last turn if they ended earlier. The baseline does not depend
+   on what the conversation itself does later, so it adds no bias, and if the whole reward comes last it is the
    trajectory's own RLOO or GRPO.
 4. Whitening over shards: the `moments` of the shards add up, and `whiten_with` their sum gives every shard what one
    process with all the rows would have computed. `signal` says whether there is anything to whiten.
@@ -44,7 +44,7 @@ noise of a value model: see `signal`."""
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, last_value: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over the agent's tokens (1506.02438, eq. 16), user spans bridged.
+    """Generalised advantage estimation over the agent's tokens (1506.02438, eq. 16), skipping user spans.
 
     With t' the next agent token after t, `δ_t = r_t + γ V_{t'} - V_t` and `A_t = δ_t + γ λ A_{t'}`; the returns
     `A_t + V_t` are the value model's targets. They are the TD(λ) targets of V along the masked entries, which is
@@ -65,7 +65,7 @@ def turn_gae(
 ) -> tuple[Tensor, Tensor]:
     """`gae` with whole responses as actions: one scalar value per state before an agent turn (2405.14655 §4.1).
 
-    rewards, values: float [conversations, turns], rewards with the turn's KL penalty inside where there is one; mask:
+    rewards, values: float [conversations, turns], rewards with the turn's KL penalty included, if there is one; mask:
     bool, same shape; gamma, lam per agent turn. Returns (advantages, returns), [conversations, turns].
     """
     return gae(rewards, values, mask, gamma, lam, last_value)
@@ -110,12 +110,12 @@ def aligned_baseline(
 ) -> tuple[Tensor, Tensor]:
     """Baseline and scale of every turn's return: a token's advantage is `(return - baseline) * scale`.
 
-    With `Ĝ_jk` conversation j's return from turn k on, or from its last where it has fewer turns: "rloo" takes the mean of
+    With `Ĝ_jk` conversation j's return from turn k on, or from its last if it has fewer turns: "rloo" takes the mean of
     `Ĝ_jk` over the others of the group, and scale 1; "grpo" takes the mean over all of the group, and the inverse of
     `EPSILON` plus the root of the variance of `Ĝ_jk` over the group (n - 1), averaged over turns, but at least `floor`.
 
     returns: float [conversations, turns], sums of what comes from a turn on; mask: bool, same shape, a row's True entries
-    first; groups: integer [conversations]. Conversations without turns are nobody's baseline. Returns (baseline, scale),
+    first; groups: integer [conversations]. Conversations without turns are not part of any baseline. Returns (baseline, scale),
     float [conversations, turns] and [conversations, 1]; scale 0 in groups of one, which have no baseline.
     """
     require_same_shape(mask, returns=returns)
@@ -149,7 +149,7 @@ def pooled_leave_one_out(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tenso
 
     `r_ik n/(n-1) - Σ_j mean_j/(n-1)` with `mean_j` over conversation j's rewards and n the conversations of the group.
     A turn's baseline is then, once summed over what comes after, proportional to how many turns its own conversation has
-    left: biased where that depends on what was said. `aligned_baseline` is not.
+    left: biased if that depends on what was said. `aligned_baseline` is not.
 
     rewards: float [conversations, turns or tokens]; mask: bool, same shape; groups: integer [conversations], of any sizes.
     Returns the same shape, zero outside the mask and in groups of one.
@@ -169,7 +169,7 @@ def pooled_leave_one_out(rewards: Tensor, mask: Tensor, groups: Tensor) -> Tenso
 def batch_baseline(scores: Tensor) -> Tensor:
     """REINFORCE++ (2501.03262): scores standardised over the whole batch, whatever context they come from.
 
-    scores: float [conversations]. Returns float [conversations]. Where rewards live on tokens, the same baseline is
+    scores: float [conversations]. Returns float [conversations]. If rewards are per token, the same baseline is
     `whiten(discounted_sums(rewards, mask, gamma), mask)`.
     """
     rows = scores[:, None]
@@ -210,7 +210,7 @@ def whiten(x: Tensor, mask: Tensor, sums: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def signal(x: Tensor, mask: Tensor) -> float:
-    """How much of a signal advantages are, in [0, 1]: their deviation in units of `SCORE_FLOOR`, at most 1.
+    """Signal strength of advantages, in [0, 1]: their deviation in units of `SCORE_FLOOR`, at most 1.
 
     Whitening brings whatever varies to variance 1. If all outcomes are alike that is the price of words, and it would drive the
     policy as the outcome does; so whitened advantages, and the steps on them, are multiplied by this.
@@ -235,7 +235,7 @@ def broadcast_turns(turn_values: Tensor, turn_index: Tensor, mask: Tensor) -> Te
 
 @torch.no_grad()
 def place_at_turn_end(turn_rewards: Tensor, turn_index: Tensor, mask: Tensor) -> Tensor:
-    """Every turn's reward on the turn's last agent token, zeros elsewhere: token rewards out of turn rewards.
+    """Every turn's reward on the turn's last agent token, zeros elsewhere: token rewards from turn rewards.
 
     turn_rewards: float [conversations, turns]; turn_index: int64 [conversations, tokens], as in `broadcast_turns`;
     mask: bool [conversations, tokens]. Returns float [conversations, tokens].

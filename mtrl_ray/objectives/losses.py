@@ -1,9 +1,9 @@
 """Losses: advantages and targets turned into gradients, per token first, aggregated last.
 
 1. Per-token functions (`clipped_surrogate`, `reinforce_loss`, `kl_estimate`) return one number per token
-   and know no mask. What is outside the mask is cut off by `masked_mean`, so it may be anything finite: pad with zeros.
+   and take no mask. `masked_mean` ignores entries outside the mask, so these may have any finite value: pad with zeros.
 2. `masked_mean` aggregates: over tokens, or over conversations of token means. The shards' results add up to the whole
-   batch's, gradient included, when each is given the same `denominator`: the sum of the shards' `local_denominator`.
+   batch's, gradient included, if each gets the same `denominator`: the sum of the shards' `local_denominator`.
 3. Ratios are exponentials of log-probability differences, which a stale or mismatched token can drive to overflow.
    The differences are clamped to ±`LOG_RATIO_BOUND` before the exponential: beyond it a token's ratio is constant, and
    it has no gradient, instead of an infinite or not-a-number one.
@@ -47,7 +47,7 @@ def masked_mean(
 def token_weights(mask: Tensor, how: Aggregation, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weight of each token in `masked_mean` before the denominator, [conversations, tokens], zero outside the mask.
 
-    Where several conversations are packed into one row, the weights of the unpacked mask travel along with the tokens:
+    If several conversations are packed into one row, the weights of the unpacked mask travel along with the tokens:
     `masked_mean(x * weights, mask, "token", denominator)` is then the mean over conversations.
     """
     if how == "token":

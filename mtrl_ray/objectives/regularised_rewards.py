@@ -4,9 +4,9 @@ With V(s_{H+1}) the terminal reward, `Q(s, a) = E[V(s')] - α KL(π‖μ)[s]` an
 
 1. The KL of a state is a constant of the action taken there, so the advantage is `E[V(s')] - U(s)` with
    `U(s) = V(s) + α KL(π‖μ)[s]`. U is the value of rewards on arrival: each action's reward is what the *next* state's KL
-   costs, the last one's is the terminal reward (`on_arrival`). The first state's KL is nobody's doing.
+   costs, the last one's is the terminal reward (`on_arrival`). The first state's KL does not depend on any action.
 2. What an action's own KL costs is in the policy's loss, `-Â log π(a|s) + α KL(π‖μ)[s]`. Were the sampled
-   `log π(a|s)/μ(a|s)` in the advantage as well it would be counted twice, for `E[∇log π · log π/μ] = ∇KL`.
+   `log π(a|s)/μ(a|s)` in the advantage as well it would be counted twice, because `E[∇log π · log π/μ] = ∇KL`.
 3. An action is a whole response; the loss has the KL of each of its tokens, given those before. What a token does to the
    KL of the tokens after it in the same response is the rest of `∇KL(π‖μ)[s]`, and belongs to its advantage
    (`later_in_turn`).

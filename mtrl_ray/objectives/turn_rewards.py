@@ -1,15 +1,15 @@
-"""Turn rewards out of an outcome: the implicit process reward model's, and every other split of it (2603.23550).
+"""Turn rewards from an outcome: those of the implicit process reward model, and all other splits (2603.23550).
 
 1. A policy-shaped model π_φ and a frozen reference give every agent token the reward `r_t = β log π_φ/π_ref`; a turn's
    reward is the sum over its tokens. π_φ learns from outcomes alone: cross-entropy of `σ(Σ_t r_t)` with the outcome.
 2. For such a model the sum up to a token is a value of the prefix, `β log E_{π_ref}[exp(r/β) | y_≤t]` with r the whole
    sequence's reward (2412.01981), so a token's or a turn's reward is a difference of values.
-3. Norm-ITPO keeps of the rewards only which turn mattered more: softmax weights over turns, which split the outcome and
+3. Norm-ITPO uses the rewards only to rank turns: softmax weights over turns, which split the outcome and
    therefore sum to it.
 4. Rows are conversations; `mask` is True on agent tokens, `turn_index` numbers the agent turn that a token belongs to,
    from 0. What lies outside the mask is not read. Turns are [conversations, turns], zero if there is none.
 
-Nothing here depends on how a batch is cut into micro-batches: what is a statistic of the batch is computed on all of it.
+Results do not depend on the split into micro-batches: statistics of the batch are computed on the whole batch.
 Rewards carry no gradient; `prm_loss` does.
 """
 
@@ -87,7 +87,7 @@ def dirichlet_weights(present: Tensor, concentration: float, generator: torch.Ge
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """Weights that sum to 1 in each row, out of ones that are at least 0; rows of zeros stay. [conversations, turns]."""
+    """Non-negative weights scaled to sum to 1 in each row; rows of zeros stay zero. [conversations, turns]."""
     total = weights.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weights / total.clamp_min(torch.finfo(weights.dtype).tiny), 0.0)
 
@@ -96,7 +96,7 @@ def on_last_turn(values: Tensor, present: Tensor) -> Tensor:
     """A value per conversation on its last turn, zero on the others.
 
     values: float [conversations]; present: bool [conversations, turns], a row's True entries first. Returns the latter's
-    shape; conversations without turns have no place for theirs.
+    shape; values of conversations without turns are dropped.
     """
     turns = present.shape[1]
     last = present.sum(dim=1) - 1

@@ -1,8 +1,8 @@
-"""What the learner processes say to each other: sums, and nothing else.
+"""Communication between the learner processes, which is sums only.
 
-1. One process needs no torch.distributed: `Collective` alone adds up nothing.
-2. `join` makes the group: rank 0 listens on a free port of its node, the others are told the address. gloo on CPU,
-   NCCL on GPUs. Every operation has a deadline; a partner that died is an EngineError, not a hang.
+1. One process needs no torch.distributed: the base class `Collective` leaves tensors as they are.
+2. `join` makes the group: rank 0 listens on a free port of its node, the others get its address. gloo on CPU,
+   NCCL on GPUs. Every operation has a deadline; a dead partner raises EngineError instead of hanging.
 3. All processes call the same operations in the same order, on tensors of the same shape.
 """
 
@@ -17,7 +17,7 @@ from mtrl_ray.errors import EngineError
 
 
 class Collective:
-    """A process and its partners; this one has none."""
+    """The communication of a process with its partners; this base class has no partners."""
 
     rank = 0
     world = 1

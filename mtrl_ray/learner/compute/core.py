@@ -2,7 +2,7 @@
 
 1. `evaluate` and `update` are `passes` on models by name. An update of the policy makes its published weights outdated. What
    frozen models compute for the same rows is kept (`reference_cache`).
-2. Random numbers come from (seed, name of the stream, how often it was asked): they do not depend on the number of
+2. Random numbers come from (seed, name of the stream, number of earlier draws): they do not depend on the number of
    processes, and a checkpoint only has to remember counters.
 """
 
@@ -45,7 +45,7 @@ class Core:
         self._cache = ReferenceCache()
 
     def model(self, name: str) -> Model:
-        """A model by name; the two references are made if they are not there. Raises ConfigurationError for an unknown name."""
+        """A model by name; the two references are created if missing. Raises ConfigurationError for an unknown name."""
         if name == REFERENCE:
             self.keep_reference()
         return self.models.frozen(ANCHOR) if name == ANCHOR else self.models.get(name)
@@ -80,7 +80,7 @@ class Core:
         return np.random.default_rng([self.seed, zlib.crc32(stream.encode()), self.counters[stream]])
 
     def tensor(self, values: np.ndarray) -> Tensor:
-        """On the learner's device; a copy, for Arrow's memory is read-only."""
+        """A copy on the learner's device (Arrow's memory is read-only)."""
         return torch.from_numpy(np.array(values)).to(self.passes.device)
 
     def calibrate(self, name: str, targets: np.ndarray) -> None:
@@ -95,7 +95,7 @@ class Core:
             self.referenced_at = self.policy_steps
 
     def forget_reference(self) -> None:
-        """The policy's next improvement is its first: the reference `initial` will be the policy as it is then."""
+        """Drop the reference `initial`; the policy at its next improvement becomes the new one."""
         self.models.forget(REFERENCE)
         self.referenced_at = -1
 
@@ -105,19 +105,19 @@ class Core:
         self.anchored_at = self.policy_steps
 
     def reference_name(self, reference: Literal["initial", "current"]) -> str:
-        """The model that a KL penalty's reference is; the policy is the reference `current` until a snapshot is taken."""
+        """Name of the model for a KL penalty's reference; until a snapshot is taken, `current` is the policy itself."""
         if reference == "current" and self.anchored_at < 0:
             self.anchor()
         return REFERENCE if reference == "initial" else ANCHOR
 
     def is_reference(self, reference: Literal["initial", "current"]) -> bool:
-        """Whether the policy has not moved since it was that reference."""
+        """Whether the policy is unchanged since it became that reference."""
         if self.reference_name(reference) == ANCHOR:
             return self.policy_steps == self.anchored_at
         return self.referenced_at in (-1, self.policy_steps)
 
     def sampled_here(self, versions: np.ndarray) -> bool:
-        """Whether tokens of these versions were all sampled by the policy's present weights, in float32 on a CPU.
+        """Whether all tokens of these versions were sampled by the policy's current weights, in float32 on a CPU.
 
         Then the sampler's log-probabilities are the learner's to within 1e-5. The folder's weights are version 0.
         """
@@ -126,11 +126,11 @@ class Core:
         return current and bool((versions == self.published_version).all())
 
     def state(self) -> dict[str, Any]:
-        """Counters, as JSON values: all that randomness and staleness depend on."""
+        """Counters as JSON values; they determine randomness and staleness."""
         return {"counters": dict(self.counters), "seed": self.seed} | {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises CheckpointError if it is of a run with another seed."""
+        """Continue from `state`. Raises CheckpointError if it belongs to a run with another seed."""
         if state["seed"] != self.seed:
             raise CheckpointError(
                 f"this learner's seed is {self.seed}, the checkpoint's {state['seed']}; they must agree"

@@ -21,9 +21,9 @@ def minibatches(rows: Rows, generator: np.random.Generator, parts: int) -> list[
 def run_epochs(
     rows: Rows, generator: np.random.Generator, fit: Fit, step: Callable[[np.ndarray], Numbers]
 ) -> list[Numbers]:
-    """`fit.epochs` passes of `fit.minibatches` steps; what each step returned, in order.
+    """`fit.epochs` passes of `fit.minibatches` steps; the results of the steps, in order.
 
-    `step` gets the row numbers of a minibatch. The generator decides the order alone, so it is the same on every process.
+    `step` gets the row numbers of a minibatch. The order depends only on the generator, so it is the same on every process.
     """
     history: list[Numbers] = []
     for _ in range(fit.epochs):

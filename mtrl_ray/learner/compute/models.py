@@ -7,7 +7,7 @@
    `reward`, `preference`, value models of tokens, of states before a turn, of responses, of conversations, of pairs of them;
    `q_target`, which follows `q`; `prm`, a copy of the reference.
 3. A trained model has an optimiser, made with its first step.
-4. On disk each is a Hugging Face folder of its name, and `models.json` says which is what. Optimiser states are in
+4. On disk each is a Hugging Face folder of its name, and `models.json` gives the kind of each. Optimiser states are in
    `optimisers.pt`, which is read without unpickling anything but tensors and numbers. The policy's folder also has its
    tokenizer.
 """
@@ -39,7 +39,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".ms
 
 
 class Models:
-    """The policy and what was made from it, on one device, in float32."""
+    """The policy and the models made from it, on one device, in float32."""
 
     def __init__(self, source: str | Path, device: torch.device) -> None:
         self.source = (
@@ -56,7 +56,7 @@ class Models:
 
     @property
     def network(self) -> PreTrainedModel:
-        """The policy as transformers knows it."""
+        """The policy as a transformers model."""
         return self.policy.model
 
     def __contains__(self, name: str) -> bool:
@@ -72,7 +72,7 @@ class Models:
         return self._made[name]
 
     def value(self, name: str) -> ValueModel:
-        """The value model of this name, made from the policy as it is now if there is none yet."""
+        """The value model of this name, made from the current policy if there is none yet."""
         if name not in self._made:
             self._add(name, ValueModel.from_policy(self.network))
         model = self._made[name]
@@ -81,7 +81,7 @@ class Models:
         return model
 
     def frozen(self, name: str) -> PolicyReader:
-        """The frozen copy of this name, of the policy as it is now if there is none yet."""
+        """The frozen copy of this name, of the current policy, created if there is none yet."""
         if name not in self._made:
             self._add(name, copy.deepcopy(self.policy).requires_grad_(False))
             self._frozen.add(name)
@@ -91,7 +91,7 @@ class Models:
         return model
 
     def snapshot(self, name: str) -> PolicyReader:
-        """A frozen copy of the policy as it is now, in place of the one before."""
+        """Replace this frozen copy with one of the current policy."""
         self.forget(name)
         return self.frozen(name)
 
@@ -132,7 +132,7 @@ class Models:
         self._made[name] = model
 
     def optimiser(self, name: str, weight_decay: float = 0.0) -> Optimiser:
-        """The model's optimiser; `weight_decay` counts when it is made."""
+        """The model's optimiser; `weight_decay` is used only when it is created."""
         if name not in self._optimisers:
             if name in self._frozen:
                 raise ConfigurationError(f"{name!r} is frozen and cannot be trained; train a copy of it")
@@ -144,7 +144,7 @@ class Models:
         self._optimisers.pop(name, None)
 
     def save(self, folder: Path) -> None:
-        """Write everything that has been made."""
+        """Write all models and optimisers."""
         self.network.save_pretrained(folder / POLICY)
         _copy_tokenizer(self.source, folder / POLICY)
         for name, model in self._made.items():
@@ -156,7 +156,7 @@ class Models:
         torch.save({name: entry.state_dict() for name, entry in self._optimisers.items()}, folder / OPTIMISERS)
 
     def load(self, folder: Path) -> None:
-        """Replace everything by what `save` wrote. Raises CheckpointError."""
+        """Replace all models and optimisers with those that `save` wrote. Raises CheckpointError."""
         self.policy = self._reader(folder / POLICY)
         kinds = _saved_kinds(folder)
         self._frozen = set(kinds["frozen"])
@@ -179,7 +179,7 @@ class Models:
 
 
 def _saved_kinds(folder: Path) -> dict[str, list[str]]:
-    """Names of the models in a saved folder, the policy apart, by what they are."""
+    """Names of the models in a saved folder except the policy, by kind."""
     if (folder / KINDS).is_file():
         kinds: dict[str, list[str]] = json.loads((folder / KINDS).read_text())
         return kinds
@@ -187,7 +187,7 @@ def _saved_kinds(folder: Path) -> dict[str, list[str]]:
 
 
 def _copy_tokenizer(source: str | Path, target: Path) -> None:
-    """Put the tokenizer's files, and whatever else is no weights, beside a saved model."""
+    """Copy the tokenizer's and all other non-weight files to a saved model."""
     if not Path(source).is_dir():
         AutoTokenizer.from_pretrained(source).save_pretrained(target)
         return

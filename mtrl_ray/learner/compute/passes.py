@@ -1,10 +1,10 @@
-"""Forward and backward passes over rows: the two primitives that every operation is made of.
+"""Forward and backward passes over rows: the two primitives of every operation.
 
 1. `evaluate` runs a model at all items of the rows, without gradients: arrays by item number, whole on every process.
 2. `update` takes one optimiser step on some of the rows. A loss function gets the outputs (`logprobs` and `entropies` of a
    policy, `values` of a value model) and the numbers of the items, and returns a scalar and statistics, each already
    divided by denominators of the *whole* minibatch: micro-batches and processes then add up to it.
-3. Which rows make a minibatch is the caller's choice and the same on every process; who computes which is decided here.
+3. Which rows make a minibatch is the caller's choice and the same on every process; this module assigns the rows to processes.
 4. float32 on CPU. On a GPU parameters, gradients and optimiser states are float32; with `dtype` bfloat16 the layers
    compute under autocast in bfloat16, with float32 in float32.
 """

@@ -15,7 +15,7 @@ def keep(folder: Path) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Go on with what `keep` wrote; with the GPUs' if there are as many as there were."""
+    """Restore the states that `keep` wrote; those of GPUs only if their number is the same."""
     torch.set_rng_state(torch.load(folder / CPU, weights_only=True))
     if torch.cuda.is_available() and (folder / GPUS).is_file():
         states = torch.load(folder / GPUS, weights_only=True)

@@ -1,7 +1,7 @@
-"""What frozen models computed, kept for when the same rows are asked for again.
+"""A cache of frozen models' outputs, for repeated passes over the same rows.
 
-1. One iteration asks several times for the reference's log-probabilities of the same tokens: the process reward model's
-   fit, the rewards out of it, and the KL penalty; conversations that are scored again and again ask in every iteration.
+1. One iteration needs several times the reference's log-probabilities of the same tokens: the process reward model's
+   fit, the rewards out of it, and the KL penalty; conversations that are scored repeatedly need them in every iteration.
 2. A frozen model gives the same for the same rows, to the bit: the cache saves time and changes nothing.
 3. Outputs belong to the model object. One that was copied anew or loaded has none, on every process of the learner
    alike: all of them take part in a pass, or none.

@@ -1,7 +1,7 @@
-"""Token rewards of whole conversations become token advantages: GAE with a token critic, or returns against the group's.
+"""Token advantages from token rewards of whole conversations: GAE with a token critic, or returns minus the group's baseline.
 
-There is no discount; user spans are bridged. The critic predicts a batch before it is fitted on it: an advantage never
-contains its own outcome twice. The policy's steps (`conversations`) take the advantages and know nothing of this file.
+There is no discount; user spans are skipped. The critic predicts a batch before it is fitted on it: an advantage never
+contains its own outcome twice. The policy's steps (`conversations`) take the advantages and do not depend on this file.
 """
 
 from typing import ClassVar, Literal
@@ -33,7 +33,7 @@ from mtrl_ray.settings.section import Section
 
 
 class Advantages(Section, Operation[np.ndarray]):
-    """Token advantages, float32 [agent tokens], out of token rewards of the same shape.
+    """Token advantages, float32 [agent tokens], from token rewards of the same shape.
 
     run: conversations, rewards. Numbers: `deviation` (before whitening); if whitened, `signal`, by which they are multiplied
     (see `objectives.advantages.signal`); of `ppo`, `critic_loss` and `explained_variance` (before the critic's fit).
@@ -83,7 +83,7 @@ class Advantages(Section, Operation[np.ndarray]):
         return _numpy(advantages[layout.mask]), numbers
 
     def _against_group(self, tokens: Tensor, layout: Layout, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns of token rewards less the group's, [conversations, tokens], and what they are multiplied by."""
+        """Returns of token rewards minus the group's baseline, [conversations, tokens], and the factor applied to them."""
         mask, index = layout.mask, layout.turn_index
         per_turn = turn_sums(tokens, index, mask, layout.turns)
         if self.baseline == "pooled":

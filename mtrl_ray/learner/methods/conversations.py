@@ -1,6 +1,6 @@
 """One policy improvement on whole conversations: token advantages in, policy steps out.
 
-Who earned what is decided elsewhere (`advantages`, or an operation of your own): this file takes advantages of all agent
+Credit assignment is done elsewhere (`advantages`, or your own operation): this file takes advantages of all agent
 tokens and runs `updates` on them, every conversation one row with all its turns.
 """
 

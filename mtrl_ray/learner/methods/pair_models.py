@@ -40,7 +40,7 @@ LOGIT_BOUND = 30.0
 class PairFit(Fit, Operation[None], epochs=1, learning_rate=5e-4):
     """Regression of a preference or reward model on pairs of conversations (2405.14655 §4.1).
 
-    run: pairs; preferred, float32 [conversations], the probability of each to be preferred to its partner; the model's name.
+    run: pairs; preferred, float32 [conversations], each one's probability of being preferred to its partner; the model's name.
     Numbers: means over the steps of `loss` (nats per pair) and `gradient_norm`; `skipped`, `pairs`, `too_long` (pairs that were
     left out), `seconds`; and of its predictions before the fit: `accuracy`, `calibration`, `cross_entropy`, and the
     preferences' own `entropy`.
@@ -65,7 +65,7 @@ class PairFit(Fit, Operation[None], epochs=1, learning_rate=5e-4):
 
 @dataclass(frozen=True)
 class PairQuality(Operation[None]):
-    """How a model, as it is, predicts pairs that it is not fitted on.
+    """How well the current model predicts pairs, without fitting it.
 
     run: pairs, preferred (as for `PairFit`). Numbers: `pairs`, `too_long`, `accuracy`, `calibration`, `cross_entropy`, and the
     preferences' own `entropy`. Raises ConfigurationError if there is no such model.
@@ -83,7 +83,7 @@ class PairQuality(Operation[None]):
 
 @dataclass(frozen=True)
 class Preferences(Operation[np.ndarray]):
-    """Each conversation's probability to be preferred to its partner, as a model sees it, float32 [conversations]; NaN if the
+    """The model's probability that each conversation is preferred to its partner, float32 [conversations]; NaN if the
     two are too long for it.
 
     run: pairs. Raises ConfigurationError if there is no such model.
@@ -139,7 +139,7 @@ class ResponseRewards(Operation[np.ndarray]):
 def _with_preferences(
     core: Core, pairs: Tables, preferred: np.ndarray, model: PairModel
 ) -> tuple[Rows, np.ndarray, float]:
-    """What the model reads of the pairs that are short enough, their preferences, and how many pairs are not."""
+    """Rows of the pairs that are short enough, their preferences, and the number of pairs that are too long."""
     table, short = _short(core, as_table(pairs), model)
     given = np.asarray(preferred, dtype=np.float64)
     if len(given) != len(short) or not ((given >= 0) & (given <= 1)).all():
@@ -156,7 +156,7 @@ def _with_preferences(
 def _short(core: Core, pairs: pa.Table, model: PairModel) -> tuple[pa.Table, np.ndarray]:
     """The pairs that the model can read, and which of the conversations these are, bool [conversations].
 
-    Raises DataError for half a pair.
+    Raises DataError for a conversation without its partner.
     """
     lengths = _lengths(pairs)
     if len(lengths) % 2 or not len(lengths):
@@ -185,7 +185,7 @@ def require(core: Core, model: PairModel) -> None:
 
 
 def pair_rows(dialogues: Dialogues, model: PairModel) -> Rows:
-    """What the model reads of the pairs: items 2k and 2k + 1 belong to pair k."""
+    """The pairs as rows for the model: items 2k and 2k + 1 belong to pair k."""
     if model == "preference":
         return conversation_pairs(dialogues)
     rows = conversation_ends(dialogues)

@@ -2,8 +2,8 @@
 
 1. It is a policy that starts as a copy of the reference, and stays a language model: an agent token's reward is
    `β [log π_φ - log π_ref]`. Both are evaluated at temperature 1, whatever the sampler's.
-2. `PRMFit` first predicts the batch, which it has not seen: its accuracies are those of unseen conversations. Then
-   it takes its steps, and the batch is scored by what comes out.
+2. `PRMFit` first predicts the batch before training on it, so its accuracies are for unseen conversations. Then
+   it takes its steps, and the updated model scores the batch.
 3. The loss needs the sum over a whole conversation. A row is a whole conversation, so a micro-batch always has complete
    sums, however small it is.
 """
@@ -33,7 +33,7 @@ PRM = "prm"
 
 
 class PRMFit(Fit, Operation[None], epochs=1, minibatches=8, max_gradient_norm=10.0):
-    """Update the model on the conversations' scores, before it scores them.
+    """Train the reward model on the conversations' scores.
 
     run: conversations. Numbers: means over the steps of `loss` (nats per conversation) and `gradient_norm`; `skipped`,
     `seconds`; and of its predictions before the update: `pair_accuracy`, `sign_accuracy`, `r`, `sum_deviation`.

@@ -3,13 +3,13 @@
 1. Q of every agent turn of a conversation is read in one pass, at each turn's last token.
 2. Targets: Monte Carlo returns; SARSA or TD(λ) along logged pairs, recomputed from a slowly moving copy of Q before
    every pass; or the expected backup from responses sampled in the next states.
-3. A conversation that was cut because the context window was full has no known return. Its last pair is worth what Q says,
-   r + γV = Q, so it pulls nowhere, and the pairs before it are worth what leads there. An environment's own limit of turns
-   is part of the task, and an end.
+3. A conversation that was cut because the context window was full has no known return. The target of its last pair is Q's own
+   estimate, r + γV = Q, which has no gradient, and earlier targets are computed back from it. An environment's own limit of turns
+   is part of the task, so reaching it is a real end.
 4. Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those
-   of predictions about unseen conversations, made by the Q that has seen all earlier ones.
-5. The loss is the squared error in units of the variance of the first targets, so 1 is what predicting their mean
-   costs.
+   of predictions about unseen conversations, made by the Q that was fitted on all earlier ones.
+5. The loss is the squared error in units of the variance of the first targets, so predicting their mean has
+   loss 1.
 
 Arrays per agent turn are [agent turns], in the order of the table.
 """
@@ -91,7 +91,7 @@ class QFit(SizedFit, Operation[None], epochs=4):
         }
 
     def _fit(self, core: Core, data: "Data") -> list[Numbers]:
-        """All passes, each with targets of its own; the steps of the last."""
+        """All passes, each with its own targets; returns the steps of the last pass."""
         generator, parts = core.generator("fit_q"), -(-len(data.rows) // self.minibatch_conversations)
         history: list[Numbers] = []
         for _ in range(self.epochs):
@@ -110,7 +110,7 @@ class QFit(SizedFit, Operation[None], epochs=4):
         return core.update("q", rows, selection, loss, self.step) | {"weight": float(count)}
 
     def targets(self, core: Core, data: "Data") -> np.ndarray:
-        """The targets of a pass that begins now, float32 [agent turns]."""
+        """The targets of a pass, from the current models, float32 [agent turns]."""
         turns, any_cut = data.turns, bool(data.dialogues.cut.any())
         if self.target == "monte_carlo" and not any_cut:
             return turns.returns(self.discount)
@@ -186,7 +186,7 @@ class Turns:
         return matrix
 
     def flat(self, matrix: Tensor) -> np.ndarray:
-        """Back again, float32 [agent turns]."""
+        """[conversations, most turns] to float32 [agent turns]."""
         return matrix[self.mask].float().numpy()
 
     def after_cut(self, q: Tensor, cut: np.ndarray, discount: float) -> Tensor:
@@ -198,13 +198,13 @@ class Turns:
         return torch.where(torch.from_numpy(cut), bootstrap, 0.0)
 
     def returns(self, discount: float) -> np.ndarray:
-        """Monte Carlo returns, [agent turns]; of a conversation that was cut, what it had earned until then."""
+        """Monte Carlo returns, [agent turns]; of a conversation that was cut, the sum of its rewards so far."""
         return self.flat(monte_carlo_returns(self.rewards, self.mask, discount))
 
 
 @dataclass(frozen=True)
 class Data:
-    """What Q is fitted on."""
+    """The data that Q is fitted on."""
 
     dialogues: Dialogues
     responses: Responses | None
@@ -213,12 +213,12 @@ class Data:
 
     @property
     def known(self) -> np.ndarray:
-        """The agent turns whose return is known, for their conversation was not cut, bool [agent turns]."""
+        """The agent turns whose return is known because their conversation was not cut, bool [agent turns]."""
         return ~self.dialogues.cut[self.dialogues.turn_conversation[self.dialogues.agent_turns]]
 
     @classmethod
     def read(cls, conversations: Tables, responses: Tables | None = None) -> "Data":
-        """Out of tables."""
+        """The data from tables of conversations and responses."""
         dialogues = Dialogues.read(conversations)
         alternatives = None if responses is None else Responses.read(responses, dialogues)
         return cls(dialogues, alternatives, turn_ends(dialogues), Turns(dialogues))

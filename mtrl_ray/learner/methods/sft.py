@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on the agent's tokens: how a model learns to speak before reinforcement learning starts.
+"""Supervised fine-tuning on the agent's tokens: the training of a model before reinforcement learning.
 
-The loss of a step is the mean negative log-likelihood over the minibatch's agent tokens. Its optimiser is its own and is
-dropped at the end: its moments are no start for policy gradients. The policy that comes out is the new `initial` reference.
+The loss of a step is the mean negative log-likelihood over the minibatch's agent tokens. It has its own optimiser, which is
+dropped at the end: its moments do not suit policy gradients. The trained policy is the new `initial` reference.
 """
 
 import time
@@ -75,7 +75,7 @@ class SFT(SizedFit, Operation[None], epochs=1, minibatch_conversations=32, learn
         }
 
     def _settle(self, core: Core, steps: int) -> None:
-        """The trained policy is where improvements start: no reference, no copy of one, no moments of before."""
+        """Make the trained policy the starting point: drop the references, their copies and the optimiser's moments."""
         core.policy_steps += steps
         core.forget_reference()
         core.models.forget("prm")
@@ -93,6 +93,6 @@ def likelihood(count: int) -> LossFunction:
 
 
 def _passes(core: Core, rows: Rows, parts: int) -> Iterator[np.ndarray]:
-    """Minibatches of pass after pass without end, each pass in an order of its own."""
+    """Minibatches of endless passes, each in its own random order."""
     while True:
         yield from minibatches(rows, core.generator("supervise"), parts)

@@ -1,11 +1,11 @@
 """SFT in two processes: a model trained on conversations, each step shared by two cores of this machine.
 
 1. Each process has one thread and computes its share of every step (`compute.collective`); rank 0 saves. A tiny model's
-   steps are too small for two threads: where threads sleep while they wait for each other (`mtrl_ray`), two of them
+   steps are too small for two threads: if threads sleep while they wait for each other (`mtrl_ray`), two of them
    took 1.2 times as long as one, and two processes about half.
-2. Their number is fixed, and they compute on CPUs even if there are GPUs, so that a model depends on the machine by no
-   more than its rounding.
-3. Processes of their own, without Ray: models are also made when no cluster runs, and by processes whose torch has joined
+2. Their number is fixed, and they compute on CPUs even if there are GPUs, so that models from different machines differ only
+   by rounding.
+3. Separate processes, without Ray: models are also made when no cluster runs, and by processes whose torch has joined
    another group.
 """
 
@@ -56,7 +56,7 @@ def sft_in_processes(folder: Path, conversations: pa.Table, sft: SFT) -> dict[st
 
 
 def _run(commands: Sequence[list[str]], task: Path) -> None:
-    """Start the processes and wait for all; the first that fails ends the others."""
+    """Start the processes and wait for all; if one fails, the others are ended."""
     started = []
     try:
         for rank, command in enumerate(commands):

@@ -1,13 +1,13 @@
-"""Advantages out of one number per conversation, with values of turns, of tokens, or of both (2405.14655 §4.1).
+"""Advantages from one number per conversation, with values of turns, of tokens, or of both (2405.14655 §4.1).
 
-The terminal reward (a preference, a reward model's score, the task's score) comes with the last turn, and the KL to the
+The terminal reward (a preference, a reward model's score, the task's score) is the reward of the last turn, and the KL to the
 reference is charged on arrival (`objectives.regularised_rewards`). No discount.
 
 1. `turn`, the paper's: one value per state before an agent turn, GAE over turns, all tokens of a turn share its
    advantage.
 2. `token`: a critic of all agent tokens, GAE over them.
-3. `hybrid`: values and GAE of turns say what a turn was worth, its λ-return; within the turn a token critic and GAE over
-   its tokens say which of them earned it. Each response is a problem of one turn, as in Iterative PPO.
+3. `hybrid`: values and GAE of turns give each turn its λ-return; within the turn a token critic and GAE
+   distribute it over the tokens. Each response is a single-turn problem, as in Iterative PPO.
 
 Values are predicted before they are fitted: an advantage never contains its own outcome twice.
 """
@@ -37,8 +37,8 @@ from mtrl_ray.settings.section import Section
 
 @dataclass(frozen=True)
 class Account:
-    """What a batch earned and paid. `terminal`: [conversations]; `tokens`: sampled KL, [conversations, tokens];
-    `turns`: its sums, [conversations, turns]; `alpha`: its price."""
+    """Rewards and KL costs of a batch. `terminal`: [conversations]; `tokens`: sampled KL, [conversations, tokens];
+    `turns`: its sums, [conversations, turns]; `alpha`: the weight of the KL."""
 
     batch: Batch
     layout: Layout
@@ -49,7 +49,7 @@ class Account:
 
 
 class TurnAdvantages(Section, Operation[np.ndarray]):
-    """Token advantages, float32 [agent tokens], out of one number per conversation, with the KL to the reference inside.
+    """Token advantages, float32 [agent tokens], from one number per conversation, with the KL to the reference inside.
 
     run: conversations; terminal rewards, float32 [conversations], the scores if None; alpha, the weight of the KL in units of
     the terminal reward per nat.

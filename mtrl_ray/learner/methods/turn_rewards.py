@@ -1,7 +1,7 @@
-"""Credit assignment: the outcome of a whole conversation becomes rewards of its turns, placed on tokens (2603.23550).
+"""Credit assignment: splits the outcome of a conversation into turn rewards, placed on tokens (2603.23550).
 
-1. What a turn earned is placed on its last token (PRIME alone gives every token its own).
-2. The agent's words cost λ each, in the turn that said them; the rest is the scheme's split of the task score.
+1. A turn's reward is placed on its last token (PRIME alone gives every token its own).
+2. The agent's words cost λ each, charged to their turn; the rest is the scheme's split of the task score.
 3. The value model of the scheme `value` predicts a batch before it is fitted on it.
 """
 
@@ -141,7 +141,7 @@ def _judged(batch: Batch) -> np.ndarray:
 
 
 def _agreement(batch: Batch, layout: Layout, core: Core, credit: Tensor) -> Numbers:
-    """How often the turn with the most credit is one that the user says mattered most, if users keep such a record."""
+    """How often the turn with the most credit is among the most important in the user's record, if there is one."""
     if not batch.gains.any():
         return {}
     agreement, chance = top_agreement(credit, layout.of_turns(core.tensor(batch.gains)), layout.present)

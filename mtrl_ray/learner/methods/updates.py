@@ -1,11 +1,11 @@
-"""Policy updates: optimiser steps on the clipped surrogate, advantages given. What made the advantages is not known here.
+"""Policy updates: optimiser steps on the clipped surrogate for any advantages.
 
-1. `measure` takes once, before the first step, what the steps compare with: log-probabilities of the policy that the
+1. `measure` computes once, before the first step, the baselines of the steps: log-probabilities of the policy that the
    update starts from and of the reference. If every token was sampled by exactly these weights in this precision, the
    sampler's log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled, in the
    surrogate and in every KL.
 2. `PolicySteps` takes the steps, minibatch by minibatch, until they are done or the policy has moved by `kl_stop`.
-3. Any rows will do: responses in logged states (`improvement`), or all agent tokens of whole conversations (`conversations`).
+3. Any rows work: responses in logged states (`improvement`), or all agent tokens of whole conversations (`conversations`).
 
 Everything per token is flat, float32 [tokens], in the order of the table.
 """

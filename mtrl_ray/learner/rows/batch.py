@@ -1,7 +1,7 @@
-"""Whole conversations as one batch: what was said and sampled, how it ended, and which ones share a context.
+"""Whole conversations as one batch: texts, sampled tokens, outcomes, and groups by context.
 
-1. `Batch.read` takes a table of `conversation.SCHEMA`; conversations of one context and iteration are a group, of whatever
-   size came back. Every agent token has to carry its behaviour log-probability.
+1. `Batch.read` takes a table of `conversation.SCHEMA`; conversations of one context and iteration are a group, of any
+   size. Every agent token has to carry its behaviour log-probability.
 2. Flat arrays are in the order of the table: per conversation, per agent turn (those that have tokens), per agent token.
 3. `Layout` holds the same as padded matrices without the user's tokens, [conversations, most agent tokens] and
    [conversations, most turns]: what the estimators of `algorithms` take, bridged user spans included.
@@ -61,7 +61,7 @@ class Batch:
 
     `groups`: int64 [conversations]; `scores`: float32 [conversations], in [0, 1]; `words`: float32 [agent turns];
     `logprobs`: float32 [agent tokens], `versions`: int32, same; `weights`: float32 [agent turns], a judge's, or None;
-    `gains`: float32 [agent turns], what the users say each brought out, zero if they keep no such record.
+    `gains`: float32 [agent turns], the gain of each in the user's record, zero without a record.
     """
 
     dialogues: Dialogues
@@ -111,7 +111,7 @@ class Batch:
         return float(self.dialogues.truncated[self.dialogues.agent_turns].mean())
 
     def require_scores(self) -> None:
-        """Raises DataError if the environment rewards turns and scores nothing; for algorithms that learn from scores alone."""
+        """Raises DataError if the environment gives turn rewards but no score; for algorithms that learn only from scores."""
         if self.rewards.any() and not self.scores.any():
             raise DataError(
                 f"the environment rewards turns, but all {len(self)} conversations have score 0, and scores are what is "

@@ -1,11 +1,11 @@
-"""From rows to micro-batches: whose they are, how they are grouped, and their tensors.
+"""From rows to micro-batches: their assignment to processes, their grouping, and their tensors.
 
 1. Rows are sorted by length, chains and trees apart. Every process takes a run of neighbours of about equal token
    count, so that balance does not cost padding.
 2. A process cuts its run into micro-batches where the padding saved outweighs another pass: the exact optimum, by
    dynamic programming over the sorted rows, of padded tokens plus `PASS_COST` tokens per micro-batch. A
    micro-batch's padded tokens stay within the budget (a single longer row goes alone).
-3. All of it is a function of the lengths alone: the same rows give the same micro-batches everywhere.
+3. All this depends only on the lengths: the same rows give the same micro-batches everywhere.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def assemble(rows: Rows, part: np.ndarray, device: torch.device) -> MicroBatch:
 
 
 def tree_mask(branch: Tensor, reach: Tensor) -> Tensor:
-    """Who sees whom, bool [rows, 1, slots, slots].
+    """The attention mask, True if a slot attends to another, bool [rows, 1, slots, slots].
 
     branch: int64 [rows, slots], 0 on the trunk, -1 on padding; reach: int64 [rows, slots], trunk tokens seen. A slot
     sees the trunk's first `reach` tokens and what came before it on its own branch, itself included.

@@ -1,4 +1,4 @@
-"""Tree packing: every state of a conversation is computed once, however many responses are read on it.
+"""Tree packing: every state of a conversation is computed once, regardless of the number of responses to it.
 
 1. A history is only ever appended to, so all states of one conversation are prefixes of its longest. A row is a
    *trunk*, the conversation's tokens up to the last state needed, and *branches*: responses, each attached where its
@@ -27,7 +27,7 @@ BRANCH_TOKENS = 384
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens and what is read in them.
+    """Rows of tokens and the items read in them.
 
     Rows: `tokens` int32 [slots], `starts` int64 [rows + 1] into slots, `unit` int64 [rows], the conversation that a
     row belongs to (rows of one unit are trained on together), `tree` bool [rows].

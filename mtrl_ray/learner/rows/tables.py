@@ -23,7 +23,7 @@ Tables: TypeAlias = pa.Table | Sequence[pa.Table]
 
 
 def as_table(tables: Tables) -> pa.Table:
-    """One table out of one or several of the same schema."""
+    """One table from one or several of the same schema."""
     return tables if isinstance(tables, pa.Table) else pa.concat_tables(tables)
 
 
@@ -45,7 +45,7 @@ class Dialogues:
     `ids`: string [conversations]. `tokens`: int32 [tokens]. `first_turn`: int64 [conversations + 1], into turns.
     `turn_starts`: int64 [turns + 1], into tokens. `agent`: bool [turns]. `rewards`: float32 [turns]. `truncated`: bool [turns],
     answers that ended at the response's token limit. `cut`: bool [conversations], those that ended because the context window
-    was full (`StopReason.TOKEN_LIMIT`): what would have followed is unknown, not nothing.
+    was full (`StopReason.TOKEN_LIMIT`): their continuation is unknown, not empty.
     """
 
     ids: pa.Array
@@ -136,7 +136,7 @@ class Responses:
 
     @classmethod
     def read(cls, tables: Tables, dialogues: Dialogues) -> "Responses":
-        """Responses on states of `dialogues`. Raises DataError for a state that is not there or has no history."""
+        """Responses on states of `dialogues`. Raises DataError for a state that does not exist or has no history."""
         table = as_table(tables)
         require_columns(table, RESPONSES, "responses")
         conversation, turn = _states(table, dialogues)
@@ -203,7 +203,7 @@ def _lists(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
 
 
 def _equal(column: pa.Array, value: str) -> np.ndarray:
-    """Where a column of strings has this value, bool; false at nulls."""
+    """Whether each string of a column has this value, bool; false for nulls."""
     return _numpy(pc.fill_null(pc.equal(column, value), False))
 
 
