@@ -1,1 +1,1 @@
-"""Where a run takes place: a Ray on this machine, a running cluster, a job submitted to one."""
+"""Where a run executes: a local Ray, a running cluster, or a job submitted to a cluster."""

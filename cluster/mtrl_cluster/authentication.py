@@ -1,11 +1,11 @@
 """Ray's token authentication, for the clusters that this project starts and those that it joins.
 
-1. A cluster that is started has it on, unless RAY_AUTH_MODE=disabled says otherwise. A cluster that is joined is sent the token
-   where there is one.
-2. The token is Ray's own: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or `~/.ray/auth_token`. The last is made
-   where there is none, and kept readable by its owner alone. Of several that start at once one makes it, under a lock on
+1. It is on for a cluster that is started here, unless RAY_AUTH_MODE=disabled. A cluster that is joined gets the token
+   if there is one.
+2. The token is Ray's own: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or `~/.ray/auth_token`. The last is created
+   if there is no token, readable only by its owner. If several processes start at once, one creates it under a lock on
    the file; the others wait for its content.
-3. The token reaches no command line, no setting and no message; processes find it as they find any other of Ray's.
+3. The token appears in no command line, setting or message; processes find it in Ray's usual places.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ def token_file() -> Path:
 
 
 def switch_on() -> None:
-    """For a cluster that this process starts: the mode, and a token. Raises ConfigurationError if none can be kept."""
+    """Set the mode and create a token, to start a cluster. Raises ConfigurationError if no token can be stored."""
     mode = os.environ.get(MODE, ON).lower()
     if mode not in (ON, OFF):
         raise ConfigurationError(f"{MODE} is {mode!r}; leave it out, or set it to {ON!r} or {OFF!r}")
@@ -39,7 +39,7 @@ def switch_on() -> None:
 
 
 def join() -> None:
-    """For a cluster that this process joins: send the token, where there is one and nothing else is said."""
+    """Send the token to a cluster that this process joins, if there is one and RAY_AUTH_MODE is not set."""
     known = os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH) or token_file().is_file()
     if MODE not in os.environ and known:
         _use()

@@ -1,7 +1,7 @@
 """How many rollout workers a run can use: a pure function of its last iterations.
 
 In an iteration of T seconds there is rollout work (conversations, responses) for R seconds, and for W ≤ R of them the
-learner is idle: it waits. In the other T - R seconds the workers wait for the learner.
+learner is idle. In the other T - R seconds the workers wait for the learner.
 
 1. With m workers instead of n, W becomes W·n/m: the iteration is shorter by W·(1 - n/m). A worker is added if it shortens
    the iteration by at least `WORTH_HAVING` of its length and by `scale_up_seconds`.
@@ -9,8 +9,8 @@ learner is idle: it waits. In the other T - R seconds the workers wait for the l
    `WORTH_KEEPING` of the iteration, or than `scale_down_seconds`. Between the two thresholds nothing changes, so a steady
    load never flaps.
 3. There are never more workers than chunks of work at a time.
-4. One iteration is no trend: the number grows after `UP` iterations in a row ask for more, and shrinks after `DOWN` in a row
-   ask for fewer, all with the same workers; the most cautious of them counts.
+4. One iteration is no trend: the number grows after `UP` iterations in a row need more, and shrinks after `DOWN` in a row
+   need fewer, all with the same workers; the most cautious of these numbers is used.
 """
 
 from collections import deque
@@ -74,7 +74,7 @@ class Demand:
 
 
 def answer(load: Load, counts: LeastSeconds | None = None) -> int:
-    """The number of workers that one iteration by itself asks for (rules 1 to 3); at least 1."""
+    """The number of workers that one iteration by itself needs (rules 1 to 3); at least 1."""
     counts = counts or LeastSeconds()
     now, most = max(load.workers, 1), max(load.chunks, 1)
     wanted = min(now, most)
@@ -88,7 +88,7 @@ def answer(load: Load, counts: LeastSeconds | None = None) -> int:
 
 
 def waited(seconds: float, rollout_seconds: float, learner_seconds: float) -> float:
-    """Of the rollouts' seconds those in which the learner, busy for `learner_seconds` of the iteration, had nothing to do."""
+    """Seconds of the rollouts in which the learner was idle, if it was busy for `learner_seconds` of the iteration."""
     return min(max(seconds - learner_seconds, 0.0), rollout_seconds)
 
 

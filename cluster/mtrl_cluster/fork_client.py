@@ -1,8 +1,8 @@
-"""Start a Ray worker process as a fork of this machine's fork server: what Ray runs in the place of `python`.
+"""Start a Ray worker process as a fork of this machine's fork server: what Ray runs instead of `python`.
 
 `python -m mtrl_cluster.fork_client MODULES -- SCRIPT ARGUMENTS…` is `python SCRIPT ARGUMENTS…`, except that the process is a
-child of a server that has already imported the modules (comma-separated; `mtrl_cluster.fork_server`). If no server can be had,
-the script runs the ordinary way. Only the standard library, and little of it: every start passes through this process.
+child of a server that has already imported the modules (comma-separated; `mtrl_cluster.fork_server`). If no server answers,
+the script runs normally. Only the standard library, and little of it: every start passes through this process.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def address() -> str:
 
 
 def is_own(peer: socket.socket) -> bool:
-    """Whether the process at the other end is this user's: anybody may listen at an abstract address, or connect to it."""
+    """Whether the peer process belongs to this user: any user may listen at an abstract address or connect to it."""
     layout = struct.Struct("3i")  # process, user, group
     _, user, _ = layout.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
     return bool(user == os.getuid())
@@ -63,7 +63,7 @@ def is_forked(modules: list[str], command: list[str]) -> bool:
 
 
 def _connected(name: str, raylet: str) -> socket.socket:
-    """To the server, which is started where there is none. Raises OSError."""
+    """A connection to the server, which is started if there is none. Raises OSError."""
     deadline, started = time.monotonic() + CONNECT_SECONDS, False
     while True:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,15 +1,15 @@
-"""One process on each machine that has imported what engines and learners need, and becomes their processes by forking.
+"""One process on each machine that imports the packages of engines and learners once, and forks their processes.
 
-Nine tenths of the start of an engine with a small model are imports of torch and vLLM (12 s of CPU time). Here they are made
-once; a fork has them at once, and shares their memory. `python -m mtrl_cluster.fork_server NAME RAYLET` is started by the first
+Nine tenths of the start of an engine with a small model are imports of torch and vLLM (12 s of CPU time). Here they run
+once; a fork shares their memory. `python -m mtrl_cluster.fork_server NAME RAYLET` is started by the first
 client (`mtrl_cluster.fork_client`) and ends when none of the raylets that it served runs any more, or `IDLE_SECONDS` after
 its last fork has ended.
 
-1. A fork has one thread, whatever its parent had, and no GPU context. Where something that was imported has started either, the
-   server serves nobody, and clients start their processes the ordinary way. The threads of BLAS libraries and allocators
-   are none of these: they prepare for forks (pthread_atfork).
+1. A fork has one thread, even if its parent had more, and no GPU context. If an import has started either, the
+   server rejects all clients, and they start their processes normally. The threads of BLAS libraries and allocators
+   do not count: they prepare for forks (pthread_atfork).
 2. Ray reads its settings from the environment when it is imported, once, and each raylet gives its workers others. So a server
-   that imported Ray serves nobody either.
+   that imported Ray also rejects all clients.
 3. This project's own modules are not imported: on a cluster that outlives a run they may change. Nor do packages that are
    installed anew meet a server that has the old ones (`fork_client.address`).
 4. One order at a time: clients that come while modules are imported wait for them.
@@ -65,7 +65,7 @@ class ForkServer:
         self._watch(raylet)
 
     def serve(self) -> Order | None:
-        """Returns in each fork, with its order; in the server, with None, when nobody needs it any more."""
+        """Returns in each fork, with its order; in the server, with None, when no client needs it any more."""
         while self._raylets and (self._forks or time.monotonic() - self._busy < IDLE_SECONDS):
             awaited: list[Any] = [self._listener, *self._raylets.values()]
             ready, _, _ = select.select(awaited, [], [], LOOK_SECONDS)
@@ -82,7 +82,7 @@ class ForkServer:
         return None
 
     def _forked(self, peer: socket.socket) -> Order | None:
-        """In the fork its order, in the server None."""
+        """The order in the fork, None in the server."""
         order = received(peer)
         if order is None:
             return None
@@ -126,14 +126,14 @@ class ForkServer:
             self._forks, self._busy = self._forks - 1, time.monotonic()
 
     def _leave(self) -> None:
-        """In a fork: what the server has open."""
+        """In a fork: close the server's open files."""
         self._listener.close()
         for descriptor in self._raylets.values():
             os.close(descriptor)
 
 
 def received(peer: socket.socket) -> Order | None:
-    """What a client wants; None from a stranger, or from one that cannot be understood."""
+    """The client's order; None if it is another user's process or the order cannot be read."""
     peer.settimeout(ORDER_SECONDS)
     streams: list[int] = []
     try:

@@ -96,12 +96,12 @@ def processes(mark: str) -> list[psutil.Process]:
 
 
 def nodes(mark: str) -> int:
-    """How many nodes the cluster has now: its raylets."""
+    """The current number of nodes, counted by raylets."""
     return sum(_name(process) == "raylet" for process in processes(mark))
 
 
 def end(mark: str) -> None:
-    """End every process of the cluster; the autoscaler first, lest it starts others. One that cannot be killed is named."""
+    """End every process of the cluster; the autoscaler first, so it starts no others. Names those that cannot be killed."""
     for process in processes(mark):
         if any("monitor.py" in part for part in command_of(process)):
             _quietly(process.kill)
@@ -124,7 +124,7 @@ def end(mark: str) -> None:
 
 
 def _running(known: set[psutil.Process]) -> set[psutil.Process]:
-    """Those that still run; zombies, whose parent may be gone, do not."""
+    """The processes that still run; zombies do not count."""
     alive = set()
     for process in known:
         with suppress(psutil.NoSuchProcess):
@@ -134,7 +134,7 @@ def _running(known: set[psutil.Process]) -> set[psutil.Process]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind((HERE, 0))
         return int(probe.getsockname()[1])
@@ -216,7 +216,7 @@ def _start(cluster: LocalCluster, shape: Shape) -> None:
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """What a process was started with; empty if it has ended meanwhile."""
+    """The command line of a process; empty if it has ended."""
     try:
         return list(process.cmdline())
     except psutil.Error:

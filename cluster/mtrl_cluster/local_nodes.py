@@ -1,7 +1,7 @@
 """The nodes of a local cluster as Ray's autoscaler sees them: raylets that it starts on this machine and ends again.
 
-Ray's own provider for this never takes a node that died off its list, and the autoscaler waits for it for good. A cloud's list
-has no machine that is gone; neither has this one, so that a lost node is replaced.
+Ray's own provider for this never removes a dead node from its list, and the autoscaler waits for it for ever. A cloud's list
+does not contain lost machines; nor does this one, so a lost node is replaced.
 
 Nor do these nodes monitor logs, as Ray says of nodes on one machine (`ray start --include-log-monitor`): the head does. Each
 monitor reads all of the machine's, and a driver would hear every line from each.
@@ -37,5 +37,5 @@ class LocalNodes(FakeMultiNodeProvider):
 
 
 def _is_dead(node: dict[str, Any]) -> bool:
-    """Whether its raylet has ended; the head is nobody's to replace."""
+    """Whether its raylet has ended; always false for the head, which is never replaced."""
     return "node" in node and any(kind == "raylet" for kind, _ in node["node"].dead_processes())

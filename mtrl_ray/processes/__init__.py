@@ -1,1 +1,1 @@
-"""Starting, waiting for and losing processes: what every actor of a run has in common."""
+"""Start actors, wait for them, and handle their loss."""

@@ -1,8 +1,8 @@
 """Calls of other people's code (users, environments) with a deadline.
 
-1. Each call runs on a thread of its own; threads that are done are used again. There are as many as there are calls at a time.
-2. A call past its deadline fails with a sentence that names it. A thread cannot be ended from outside: it is left behind, and
-   what it gives later is dropped.
+1. Each call runs on its own thread; finished threads are reused. There are as many threads as concurrent calls.
+2. A call past its deadline fails with a sentence that names it. A thread cannot be ended from outside: it is abandoned, and
+   its later result is dropped.
 3. Whatever a call raises is its failure, `SystemExit` too: it never ends the caller's thread.
 """
 
@@ -31,7 +31,7 @@ class _Call:
 
 
 class Late(DataError):
-    """Somebody's code did not answer in time."""
+    """The called code did not answer in time."""
 
 
 class Calls:
@@ -50,7 +50,7 @@ class Calls:
         return call.future
 
     def expire(self) -> None:
-        """Fail submitted calls that are past their deadline with an EngineError: they wait for somebody else."""
+        """Fail submitted calls that are past their deadline with an EngineError: they wait for other code."""
         now = self._clock()
         for future, call in list(self._open.items()):
             if future.done():

@@ -2,7 +2,7 @@
 
 1. A piece that failed in each of its tries is left out and counted; it never enters a batch as a zero or a ½.
 2. If more than a share of the pieces (`rollout.data_errors`) is left out, or all of them, nothing is learned from the rest.
-   The error is a DataError if wrong data alone are too many, for they would be wrong again; else an EngineError, which
+   The error is a DataError if wrong data alone are too many, because a retry would give them again; else an EngineError, which
    `recovery` handles. Either names the first piece of its kind with its cause.
 3. What Ray raises becomes an error of this project here and nowhere else: `explained` gives what the actor raised, or an
    EngineError if Ray lost an actor or an object. `sentence` gives the cause of any error in one line.

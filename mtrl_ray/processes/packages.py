@@ -1,4 +1,4 @@
-"""Where the project's own packages lie: what a job or a worker of another process has to find."""
+"""Paths of the project's own packages, for jobs and worker processes."""
 
 from pathlib import Path
 

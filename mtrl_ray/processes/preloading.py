@@ -1,7 +1,7 @@
 """Workers and learners start with their packages imported: as forks of a process that has them (`mtrl_cluster.fork_server`).
 
-An engine with a small model, and a learner, then cost a sixth of the CPU time to start (docs/faults.md): it is what makes the
-loss of one cheap.
+An engine with a small model, and a learner, then cost a sixth of the CPU time to start (docs/faults.md): this makes
+restarts cheap.
 """
 
 import os
@@ -41,7 +41,7 @@ def learner_options(settings: LearnerSettings) -> dict[str, Any]:
 def fork_options(gpus: float, modules: Sequence[str]) -> dict[str, Any]:
     """Ray's options for an actor whose process is a fork with these `modules` imported.
 
-    None for one that takes a GPU, or whose job says how its processes start: it starts the ordinary way.
+    None for one that takes a GPU, or whose job configures how its processes start: it starts normally.
     """
     inherited = ray.get_runtime_context().runtime_env
     if gpus > 0 or any(inherited.get(field) for field in OTHER_STARTS):

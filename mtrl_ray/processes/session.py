@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is named, the one a job runs in, or a Ray of this process's own.
+"""Connecting to Ray: the cluster that is named, the one a job runs in, or a local Ray of this process.
 
 A Ray of one's own gets as many logical CPUs as the run asks for, so that two workers and a learner also run on two
 cores; what a cluster lacks is said before any actor waits for it. It asks for a token, and listens on this machine alone.
@@ -32,7 +32,7 @@ REACH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a run takes place: the address, the dashboard's host and port, what the cluster lacks (None: nothing)."""
+    """The connection of a run: the address, the dashboard's host and port, what the cluster lacks (None: nothing)."""
 
     address: str
     dashboard: str | None
@@ -78,7 +78,7 @@ def connected(
 
 
 def _check_reachable(target: str) -> None:
-    """Ray itself tries for minutes to reach a head node that is not there."""
+    """Fail fast: Ray itself tries for minutes to reach a missing head node."""
     if "://" in target:
         raise ConfigurationError(
             f"the address {target!r} is not that of a cluster; give its head node's (host:6379), "
@@ -104,7 +104,7 @@ def demand(settings: Settings, workers: int | None = None) -> tuple[float, float
 
 
 def shortage(settings: Settings) -> str | None:
-    """A sentence where the cluster, as it stands, cannot hold the run's fewest actors: only an autoscaler can help then."""
+    """A message if the cluster is too small for the run's minimum of actors and has to grow; else None."""
     have = ray.cluster_resources()
     for name, wanted in zip(("CPU", "GPU"), demand(settings, settings.rollout.bounds[0]), strict=True):
         if wanted > have.get(name, 0.0):

@@ -1,4 +1,4 @@
-"""Files that a driver writes into the run's folder: what a disk refuses is a failure of the machinery (`recovery`)."""
+"""Files that a driver writes into the run's folder: a write error is a failure of the infrastructure (`recovery`)."""
 
 import errno
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mtrl_ray.errors import EngineError, first_line
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises EngineError with the path and the cause where the file cannot be written."""
+    """Raises EngineError with the path and the cause if the file cannot be written."""
     try:
         yield
     except OSError as error:

@@ -3,7 +3,7 @@
 1. Small: `rollout.lease_size` leases each, several in flight per worker. Known conversations are left
    out before anything is cut.
 2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of everything
-   that is learned. So the whole list is cut the same way, however many workers there are: into one chunk for each of the most
+   that is learned. So the whole list is cut the same way for any number of workers: into one chunk for each of the most
    workers there may be. A worker takes one chunk at a time, from an empty cache to its end. A chunk of which anything is
    missing is rolled out again as a whole, with the same result; the replay buffer drops the doubles.
 3. Runs are exact if `rollout.workers` is a number and the users are scripted. The answers of users behind a network

@@ -77,7 +77,7 @@ class Dialogue:
 
     @property
     def given(self) -> Generation | None:
-        """The agent's next turn if the lease gives it; None: the engine is to be asked."""
+        """The agent's next turn if the lease gives it; None: the engine samples it."""
         taken = self.driver.agent_turns
         return self.lease.given[taken] if taken < len(self.lease.given) else None
 

@@ -1,4 +1,4 @@
-"""The seam between dialogues and a sampler: token ids in, token ids with log-probabilities out.
+"""The interface between dialogues and a sampler: token ids in, token ids with log-probabilities out.
 
 1. `submit` never blocks; `step` does one unit of sampling for everything in flight and returns what finished.
 2. A request's seed decides its samples, whatever else is in flight and on whichever worker; what else is in flight may
@@ -7,7 +7,7 @@
 4. `load_weights` is called between steps. What is in flight goes on under the new weights, its history computed again;
    every token carries the version it was sampled under.
 5. A request may ask for the geometric mixture π^(1-τ) μ^τ, normalised per token, of the policy and the reference; its
-   log-probabilities are then the mixture's. The reference has the weights of version 0 for ever, and is there where
+   log-probabilities are then the mixture's. The reference has the weights of version 0 permanently, and exists only if
    `rollout.reference` is set.
 """
 
@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Forget cached prefixes, so that what follows is computed anew."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
 
 def require_reference(request: SampleRequest, there: bool) -> None:

@@ -1,4 +1,4 @@
-"""transformers behind the `Engine` seam, for machines without vLLM.
+"""transformers behind the `Engine` interface, for machines without vLLM.
 
 Each `step` takes what is waiting, up to `rollout.concurrency` requests, and decodes it to the end as one left-padded
 batch; rows that have finished leave the batch when half of it is idle. A request draws its uniforms from its own seed
@@ -90,7 +90,7 @@ class HuggingFaceEngine:
 class _Wave:
     """One batch from prefill to its last token. Rows are positions in the current, shrinking batch.
 
-    `models`: the policy, and the reference where a request asks for the mixture; each keeps a cache of its own.
+    `models`: the policy, and the reference if a request uses the mixture; each keeps a cache of its own.
     """
 
     def __init__(

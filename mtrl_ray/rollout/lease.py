@@ -65,7 +65,7 @@ def make_leases(
 
 
 def branch(lease: Lease, conversation: Conversation) -> Lease:
-    """The next sample: it says what `conversation`, held for `lease`, said up to a turn drawn uniformly, then goes its own way.
+    """The next sample: it repeats the agent turns of `conversation` (from `lease`) up to a uniformly drawn turn, then diverges.
 
     Its user has the same seed, so a scripted user answers the given turns alike. Raises ValueError if the agent
     never spoke.

@@ -43,7 +43,7 @@ LOAD_SECONDS = 600.0
 
 @dataclass
 class Job:
-    """Work asked for together, and what came of it. Wait for `done`, then read."""
+    """Work submitted together, and its results. Wait for `done`, then read."""
 
     expected: int
     conversations: list[Conversation] = field(default_factory=list)
@@ -116,7 +116,7 @@ class DialogueLoop:
         self._between_steps(self._engine.reset_cache, "a cache to be forgotten")
 
     def abandon(self) -> None:
-        """Forget everything in flight between two steps: open jobs fail, slow users' answers are not heard."""
+        """Forget everything in flight between two steps: open jobs fail, slow users' answers are ignored."""
         with self._jobs_lock:
             abandoned = [job for job in self._jobs if not job.done.is_set()]
 
@@ -192,7 +192,7 @@ class DialogueLoop:
             self._spoke(generation)
 
     def _between_steps(self, action: Callable[[], object], what: str) -> None:
-        """Have the loop's thread do something between two steps; returns when it is done. Raises what it raises."""
+        """Run a function on the loop's thread between two steps; returns when it is done. Raises what it raises."""
         job = Job(1)
 
         def command() -> None:
@@ -243,7 +243,7 @@ class DialogueLoop:
                 self._ask(job, dialogue, dialogue.driver.opening)
 
     def _check_context(self, driver: Driver) -> None:
-        """Conversations are grouped by their context's id: two contexts of one id would be taken for one."""
+        """Conversations are grouped by their context's id: two contexts with the same id would be treated as one."""
         context = driver.context
         first = self._context_ids.setdefault((context.split, context.id), context.index)
         if first != context.index:
@@ -268,7 +268,7 @@ class DialogueLoop:
         self.statistics.user_seconds += time.perf_counter() - started
 
     def _called(self, lease: Lease, function: Callable[..., T], *arguments: Any) -> T:
-        """What a call of the environment's code gives. Raises DataError past the user's deadline."""
+        """The result of a call of the environment's code. Raises DataError past the user's deadline."""
         return self._users.run(self._who(lease), function, *arguments, alive=self._alive)
 
     def _who(self, lease: Lease) -> str:

@@ -1,7 +1,7 @@
-"""How another process asks a running run for workers: two small files in the run's folder.
+"""Scaling requests from other processes to a live run, through two small files in the run's folder.
 
 1. The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request
-   that it has heard. It is removed when the run ends.
+   that it has processed. It is removed when the run ends.
 2. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Any process that sees the run's folder can ask, from any
    process of any node; no connection to Ray is needed. A request without an answer is withdrawn.
 3. Both files are replaced in one step.
@@ -50,12 +50,12 @@ class ScaleRequest:
 
 
 def write_state(folder: Path, state: FleetState) -> None:
-    """Say how the fleet is, as this process, the driver."""
+    """Write the state of the fleet, with this process as the driver."""
     _replace(folder / STATE, {**asdict(state), "host": socket.gethostname(), "pid": os.getpid()})
 
 
 def read_state(folder: Path) -> FleetState | None:
-    """How the fleet is; None if no driver says."""
+    """The state of the fleet; None if no driver has written it."""
     tree = _read(folder / STATE)
     try:
         return None if tree is None else FleetState(**tree)
@@ -79,9 +79,9 @@ def clear(folder: Path) -> None:
 
 
 def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -> FleetState:
-    """Ask a living run for so many workers (None: as the policy says); how its fleet is then.
+    """Request this many workers from a live run (None: as the policy decides); returns the fleet's new state.
 
-    Raises ConfigurationError for a number outside the run's bounds, EngineError if the run is not living.
+    Raises ConfigurationError for a number outside the run's bounds, EngineError if the run is not live.
     """
     state = living(folder)
     if workers is not None and not state.least <= workers <= state.most:

@@ -1,4 +1,4 @@
-"""What the fleet gives and counts: results of chunks, statistics of a run, usage of a period."""
+"""Results and counts of the fleet: results of chunks, statistics of a run, usage of a period."""
 
 from collections import Counter
 from dataclasses import dataclass, field

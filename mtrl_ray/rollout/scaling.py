@@ -55,11 +55,11 @@ class Scaling:
             self._thread = self._started()
 
     def begin(self) -> None:
-        """An iteration begins: what was asked of the fleet before is none of it."""
+        """Start an iteration: earlier use of the fleet does not count towards it."""
         self._fleet().drain_usage()
 
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """An iteration has ended with these metrics: want as many workers as it shows to be of use; numbers about them."""
+        """End an iteration with these metrics: set the number of workers that its load justifies; returns metrics."""
         if self._error is not None:
             raise EngineError(f"the thread that attends to the rollout workers failed: {self._error}") from self._error
         fleet = self._fleet()

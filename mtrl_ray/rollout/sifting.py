@@ -1,7 +1,7 @@
 """Conversations on their way into a table: one that the replay buffer would refuse fails with its cause, and no other does.
 
-An environment may answer with anything: a reward that is no number or no 32-bit one, metrics that are no numbers, text that
-is none, a reason to stop that nobody knows. The check is the buffer's own (`replay.columns.faults`), made here, where a
+An environment may answer with anything: a reward that is not a 32-bit number, metrics that are not numbers, text that
+is not a string, an unknown stop reason. The check is the buffer's own (`replay.columns.faults`), made here, where a
 conversation can fail by itself.
 """
 
@@ -20,7 +20,7 @@ UNREADABLE = (pa.ArrowException, AttributeError, TypeError, ValueError, Overflow
 
 
 def sift(conversations: Sequence[Conversation]) -> tuple[pa.Table, list[Conversation], list[Failure]]:
-    """The table of those that can be kept, ordered by id, they themselves, and why the others cannot."""
+    """The table of valid conversations, ordered by id; these conversations; and why the others are invalid."""
     ordered = sorted(conversations, key=lambda one: one.id)
     failures = {done.id: fault for done in ordered if (fault := _wrong_metric(done)) is not None}
     table, sound = _table([done for done in ordered if done.id not in failures], failures)

@@ -1,4 +1,4 @@
-"""vLLM behind the `Engine` seam, in the calling process.
+"""vLLM behind the `Engine` interface, in the calling process.
 
 Engine core and worker stay in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`): the actor starts in a third of the
 time, weights pass as tensors, and an actor that dies leaves no orphan. vLLM's own loggers are set to errors only.

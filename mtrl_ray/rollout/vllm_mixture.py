@@ -4,9 +4,9 @@
    token, and vLLM's paged cache, prefix cache and batching serve both alike. Hidden states travel side by side.
 2. `compute_logits` gives the policy's logits and keeps the reference's. `Mixing`, a logits processor, interpolates the
    rows whose requests ask for it: `(1-τ) z_π + τ z_μ`, before the temperature. A request with τ = 0 is the policy's alone.
-3. Weights that arrive later are the policy's; the reference's are the model folder's for ever.
+3. Weights that arrive later are the policy's; the reference keeps the model folder's weights.
 
-Imported where vLLM is installed.
+Imported only if vLLM is installed.
 """
 
 from collections.abc import Iterable

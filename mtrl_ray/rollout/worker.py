@@ -3,8 +3,8 @@
 1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
    chunks of leases, and single responses, share the engine's steps.
 2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
-3. An engine that fails ends the worker's process; what was finished is returned before. A worker may die at any moment: what
-   it had leased is leased again, and its successor pulls the newest weights.
+3. An engine that fails ends the worker's process; what was finished is returned before. A worker may die at any moment: its
+   leases are handed out again, and its successor pulls the newest weights.
 """
 
 import logging
@@ -108,7 +108,7 @@ class RolloutWorker:
         self._pull(fetch(self._store.newest.remote(), "the newest version of the weights"))
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the engine runs: worker number, engine, weight version, node, process id, since when (`up`).
+        """Returns when the engine runs: worker number, engine, weight version, node, process id, since when (`up`).
 
         Raises EngineError if the engine has failed and this process is about to end.
         """
@@ -124,7 +124,7 @@ class RolloutWorker:
         }
 
     def watch(self) -> None:
-        """Never answers: the call fails when this process ends."""
+        """Never returns: the call fails when this process ends."""
         threading.Event().wait()
 
     def progress(self) -> int:

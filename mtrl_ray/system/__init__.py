@@ -1,1 +1,1 @@
-"""The system as an algorithm sees it: the actors of one run, and what can be asked of them."""
+"""The system as an algorithm sees it: the actors of one run and their operations."""

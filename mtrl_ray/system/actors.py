@@ -2,7 +2,7 @@
 
 1. Store and buffer live on the driver's node and end with it; workers and learners run where Ray finds room. Ray restarts a
    lost buffer, as it was, and repeats the calls of it.
-2. `mend` replaces what was lost and leaves what is sound, for engines and learners take seconds to start. Afterwards
+2. `mend` replaces what was lost and keeps what is sound, because engines and learners take seconds to start. Afterwards
    nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
    checkpoint, and publishes.
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
@@ -75,7 +75,7 @@ class Actors:
             self._spare = self._new_spare()
 
     def renew_learner(self) -> None:
-        """A learner as it was before the first iteration, in the place of the present one: the spare, where it is sound."""
+        """Replace the learner with one in its initial state: the spare, if it is sound."""
         self.learner.stop()
         spare, self._spare = self._spare, None
         if spare is not None and not spare.sound(ANSWER_SECONDS):

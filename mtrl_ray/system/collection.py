@@ -59,7 +59,7 @@ class _Work:
             self.failures[name] = failure
 
     def check_left_out(self, leases: list[Lease], held: set[str], rollout: RolloutSettings) -> int:
-        """How many of the leases are not held; rule 3."""
+        """Count the leases without a conversation, and apply rule 3."""
         missing = [lease.id for lease in leases if lease.id not in held]
         refused = {name: replace(failure, id=name) for failure in self.refused[:1] for name in missing}
         known = refused | self.failures
@@ -72,7 +72,7 @@ class _Work:
         return causes(self.all_failures())
 
     def all_failures(self) -> list[Failure]:
-        """Of every try."""
+        """The failures of all tries."""
         return [*(failure for report in self.reports for failure in report.failures), *self.refused]
 
 

@@ -1,12 +1,12 @@
 """The system as an algorithm sees it: conversations, responses, learning operations, publications.
 
 1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
-2. Calls on the learner and what is read of the buffer return at once; each actor works its calls off in order. `rollout` and
-   `respond` wait for the workers, because what they give is what comes next. So Q is fitted while responses are sampled.
+2. Calls on the learner and reads of the buffer return at once; each actor runs its calls in order. `rollout` and
+   `respond` wait for the workers, because the next step needs their results. So Q is fitted while responses are sampled.
    What changes the buffer is waited for: it may be repeated, and then the order is not certain.
 3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
-4. Identities and seeds derive from (run seed, iteration, …); a run that is resumed asks for the same conversations
-   again and holds only those that the journal does not have.
+4. Identities and seeds derive from (run seed, iteration, …); a resumed run requests the same conversations
+   again and generates only those that the journal does not have.
 """
 
 import time
@@ -73,7 +73,7 @@ class Logged:
 
 
 class System:
-    """Owns the actors of one run. `iteration` counts from 0 and is moved on by the trainer."""
+    """Owns the actors of one run. `iteration` counts from 0 and is advanced by the trainer."""
 
     def __init__(self, settings: Settings, folder: Path, model_path: str, view: View) -> None:
         self.settings, self.folder, self.view = settings, folder, view
@@ -90,14 +90,14 @@ class System:
         self._causes: list[tuple[str, Ref[str]]] = []  # of whose failures, in a sentence
 
     def start(self) -> list[dict[str, Any]]:
-        """Wait for the workers, for which a version of the weights has been published; what each of them says of itself."""
+        """Wait for the workers, after a version of the weights was published; returns each worker's description."""
         self.view.part("rollout", "starting engines")
         workers = self.fleet.wait_ready()
         self.take_metrics()
         return workers
 
     def mend(self) -> list[str]:
-        """Make again the actors that were lost; their names. Nothing is in flight or promised afterwards (see `actors`)."""
+        """Recreate the lost actors; returns their names. Nothing is in flight or promised afterwards (see `actors`)."""
         self._metrics, self._promised, self._causes = {}, [], []
         made = self._actors.mend()
         if self.scaling is not None:
@@ -139,7 +139,7 @@ class System:
         self._rebuild_buffer({"ids": [], "position": 0})
 
     def next_iteration(self) -> None:
-        """The iteration is done; contexts and seeds are the next one's from now on."""
+        """Advance to the next iteration, with its contexts and seeds."""
         self.iteration += 1
 
     def _rebuild_buffer(self, state: dict[str, Any]) -> None:
@@ -231,7 +231,7 @@ class System:
         self.fetch(self.learner.adopt(model, folder), f"the learner to read the {model} model")
 
     def publish(self) -> None:
-        """Make the policy's weights, once the learner is done with what it was asked, the newest version."""
+        """Publish the policy's weights as the newest version, after the learner's earlier calls."""
         self.version += 1
         packed, size = self.learner.packed(self.version)
         self.fetch(size, "the learner to hand out the policy's weights")
@@ -248,7 +248,7 @@ class System:
         self._causes.append((work, causes))
 
     def take_metrics(self) -> dict[str, float]:
-        """Wait for what the actors still do; the numbers since it was asked last."""
+        """Wait for the actors' pending work; returns the numbers since the last call."""
         metrics, promised, failed = self._metrics, self._promised, self._causes
         self._metrics, self._promised, self._causes = {}, [], []
         for prefix, reference in promised:
@@ -308,6 +308,6 @@ def _endings(conversations: pa.Table) -> Numbers:
 
 @small_task()
 def _joined(*tables: pa.Table) -> pa.Table:
-    """One table of responses, in an order that does not depend on who sampled what."""
+    """One table of responses, in an order that does not depend on which worker sampled which."""
     order = [("conversation_id", "ascending"), ("turn", "ascending"), ("sample", "ascending")]
     return pa.concat_tables(tables).sort_by(order)
