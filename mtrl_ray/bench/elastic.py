@@ -4,7 +4,7 @@
    `rollout.workers` is 1 to 3, a worker to a node, in a process of its own.
 2. Its customers answer at once, then slowly, as those behind a network do, so that the learner waits for conversations;
    once three workers are there they answer at once again.
-3. What happens is read where others read it: the cluster's raylets, `fleet.json` and `metrics.jsonl` of the run.
+3. The measurements come from public sources: the cluster's raylets, `fleet.json` and `metrics.jsonl` of the run.
 """
 
 import json
@@ -77,7 +77,7 @@ class Story:
 
 
 def bench_elastic(folder: Path, overrides: Sequence[str], say: Callable[[str], None]) -> Story:
-    """Tell the story with a run of the recipe `sales` in `folder`. Raises EngineError if a step does not happen."""
+    """Run the recipe `sales` in `folder` through these phases. Raises EngineError if a phase does not happen."""
     run, story = folder / "elastic", Story()
     slow = folder / "customers-are-slow"
     options = f"environment.options={json.dumps({'marker': str(slow), 'seconds': SLOW_SECONDS})}"
@@ -130,7 +130,7 @@ class _Scene:
     begun: float = field(default_factory=time.monotonic)
 
     def until(self, what: str, holds: Callable[[FleetState, int], bool]) -> None:
-        """Wait for a step of the story, the run going on."""
+        """Wait for a phase while the run continues."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             state = read_state(self.run)

@@ -1,10 +1,10 @@
-"""How much of the bare model's training speed the learner reaches, and what tree packing saves.
+"""The learner's training speed relative to the bare model, and the speedup of tree packing.
 
 1. The learner trains the tiny model on conversations as they come from `sales`: Arrow tables, lengths of about 60 to 250
    tokens, loss on the agent's tokens only. Reading the tables, packing, losses, clipping and statistics are in the time.
 2. The bare model does forward, backward and step on dense rows without padding: as many tokens per step, as many steps,
    the same share of tokens with loss, the output layer at those only, the same optimiser and clipping.
-3. The two alternate within one run, and medians are reported: what else the machine does hits both.
+3. The two alternate within one run, and medians are reported: so other load on the machine affects both.
 4. `tree_speedup`: one improvement on K responses in every state, packed as trees, against one sequence per response.
 """
 
@@ -43,7 +43,7 @@ def bench_learner(
     seed: int = 0,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Medians over `rounds` alternations; `say` hears of every step.
+    """Medians over `rounds` alternations; `say` gets a line per step.
 
     Keys `ratio`, `trained_tokens_per_second`, `bare_tokens_per_second` (all tokens of the conversations count, not only the
     agent's), `loss_share`, `tree_speedup`, `responses_per_second` (as trees).

@@ -1,10 +1,10 @@
-"""How much of the engine's speed is left when conversations are held: `mtrl bench rollout`.
+"""The speed of rollouts relative to the raw engine: `mtrl bench rollout`.
 
-1. `dialogue`: conversations of the environment held by the dialogue loop, as a worker holds them, to Arrow rows.
+1. `dialogue`: conversations of the environment through the dialogue loop, as in a worker, to Arrow rows.
 2. `raw`: `LLM.generate` of the same engine on the same prompts (every turn's whole history) and response lengths, all
    given at once, at the same concurrency, with the same sampling parameters (seeds, log-probabilities).
 3. `bare`: the same without seeds and log-probabilities, which training needs.
-4. The three take turns within one run; what is compared are sums over the rounds. `ratio` is dialogue ÷ raw.
+4. The three alternate within one run; sums over the rounds are compared. `ratio` is dialogue ÷ raw.
 """
 
 import time
@@ -48,7 +48,7 @@ def bench_rollout(
     rounds: int,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """The comparison with `conversations` conversations a round; figures for `--json`. `say`: told of every step."""
+    """The comparison with `conversations` conversations a round; figures for `--json`. `say` gets a line per step."""
     steps = Steps(1 + 3 * rounds, say)
     chat = chat_format(str(model))
     engine = VllmEngine(str(model), chat.stop_ids, settings.rollout, settings.model)

@@ -1,4 +1,4 @@
-"""What became of every lease of a run: the journal against the leases of its finished iterations."""
+"""The outcome of every lease of a run: compares the journal with the leases of its finished iterations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,9 @@ from mtrl_ray.settings.tree import Settings
 
 @dataclass(frozen=True)
 class Audit:
-    """`leases` of finished iterations; of these `lost`: neither held nor dropped by cause, whatever another iteration has too
-    much; conversations `repeated`: kept or
-    counted more than once; `zero_filled`: kept without anything that the policy said.
+    """`leases` of finished iterations; of these `lost`: neither kept nor dropped by cause (surplus
+    conversations of another iteration do not make up for them); conversations `repeated`: kept or counted more than once;
+    `zero_filled`: kept without any sampled agent tokens.
     """
 
     leases: int
@@ -25,7 +25,7 @@ class Audit:
 
 
 def audit(settings: Settings) -> Audit:
-    """Of a run that is not going on. Raises DataError for a damaged metrics file."""
+    """Audit a run that is not running. Raises DataError for a damaged metrics file."""
     rows = read_metrics(settings.run_folder)
     journal = Journal(settings.run_folder / "journal")
     table = journal.read()

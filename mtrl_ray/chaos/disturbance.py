@@ -5,12 +5,12 @@
    turn is measured from the end of its first iteration to the end of its last.
 2. The kinds take turns in an order drawn anew for each round. A kill comes `every` seconds after the last one, a quarter more
    or less; later if the run has not recovered by then.
-3. Recovered is a run when what it lost has been replaced, nothing is missing (spares included), and a worker has taken a lease
-   since.
-4. Compared are the seconds that each run takes for the same iterations: as a policy is trained its conversations become longer
-   or shorter, and the two runs' with it, token for token. The time from a driver's death until its successor has recovered
+3. A run has recovered when its lost parts have been replaced, nothing is missing (spares included), and a worker has taken a
+   lease since.
+4. The comparison is the time that each run takes for the same iterations: training makes conversations longer or shorter, by
+   the same tokens in both runs. The time from a driver's death until its successor has recovered
    does not count, neither here nor in the minutes nor between two kills: nobody but this command would have started one.
-5. Afterwards the journal is held against the leases (`audit`).
+5. Afterwards the journal is compared with the leases (`audit`).
 """
 
 import math
@@ -105,7 +105,7 @@ def disturb(
     say: Callable[[str], None],
     kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
-    """Both runs and what came out, as `mtrl chaos --json` has it. Raises EngineError if a run does not recover."""
+    """Run both and return the results for `mtrl chaos --json`. Raises EngineError if a run does not recover."""
     rng = random.Random(seed)
     schedule, turns = Schedule(every, kinds, rng), math.ceil(minutes / TURN_MINUTES)
     disturbed, alone = prepared(settings, "disturbed"), prepared(settings, "undisturbed")
@@ -161,7 +161,7 @@ class Schedule:
         return self._left == 0
 
     def resume(self, now: float) -> None:
-        """Time counts from now on; what has passed since it was looked at last does not."""
+        """Restart the clock; time since the last check does not count."""
         self._looked = now
 
     def due(self, now: float) -> bool:
@@ -171,7 +171,7 @@ class Schedule:
         return self._pause <= 0 and not self.spent
 
     def kind(self) -> str:
-        """What is killed next; from now on the one after it is waited for."""
+        """Return the kind to kill next, and move on to the one after it."""
         self._pause = self._drawn()
         if self._left is not None:
             self._left -= 1
@@ -193,7 +193,7 @@ def measure(
 ) -> Stretch:
     """Begin or continue a prepared run; measure it until it is `enough`, or the kills of `schedule` are spent; stop it.
 
-    `enough` is asked at the end of each iteration, with its number and the seconds measured. The stop signal meets the next
+    `enough` is called at the end of each iteration, with its number and the seconds measured. The stop signal meets the next
     at any moment. Raises EngineError if the run does not start, ends by itself, or does not recover.
     """
     subject = Subject(cluster, settings.run_folder, rng)

@@ -102,7 +102,7 @@ class Reports:
         return {node: processes for node, processes in held.items() if processes}
 
     def keep_telling(self) -> None:
-        """Write a line for every change, for ever."""
+        """Write a line for every change, endlessly."""
         before = None
         while True:
             state = self.state()

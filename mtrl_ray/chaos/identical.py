@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments and resumed, against the one that was never disturbed.
+"""Compare runs that are killed at random moments and resumed with an undisturbed run.
 
 1. The reference is run once. Each trial is the same run in a folder of its own, whose driver is killed one to three times,
    each at a moment drawn uniformly over the time that the reference took, and resumed (begun again, if it was killed
    before it had a folder), the last time to its end.
 2. Identical means byte for byte: the metrics that the seed decides (`names.repeatable`), every file of the last checkpoint,
    the conversations of the journal, and the summary. Of the checkpoint's metrics those alone, for the others have times;
-   and its `state.json` is compared without what a run went through: the number of its recoveries, and of the replay
+   and its `state.json` is compared without the history of the run: the number of its recoveries, and of the replay
    buffer the position in the journal, which counts files, and the `events` (doubles, refusals, losses).
 """
 

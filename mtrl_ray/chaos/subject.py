@@ -1,4 +1,4 @@
-"""A disturbed run as it is seen from outside: its driver process, the states it reports, its actors' processes."""
+"""A disturbed run as seen from outside: its driver process, the states it reports, its actors' processes."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Subject:
         threading.Thread(target=self._listen, args=(self._driver.stdout,), daemon=True).start()
 
     def wait(self, holds: Callable[[State], bool], seconds: float, since: float = 0.0) -> float | None:
-        """Until a state reported after `since` satisfies `holds`, asked in order; when that was; None if none did in time.
+        """Wait for a state reported after `since` that satisfies `holds`; returns its time, or None past the deadline.
 
         Raises EngineError if the driver ends by itself.
         """

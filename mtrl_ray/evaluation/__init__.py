@@ -1,1 +1,1 @@
-"""How good a policy is: held-out evaluation and the statistics that say how sure we are."""
+"""Held-out evaluation of policies, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""A log's two parts, to fit on and to judge on, in a model's token ids; what had to be left out is said, not hidden.
+"""A log's two parts, to fit on and to judge on, in a model's token ids; everything left out is reported.
 
 1. The parts are those that the log names itself (`Conversation.split`), a second log, or a share of the log's sources drawn
    by a seed. What is judged shares no source (no context) with what is fitted: such conversations are left out of the test.
@@ -63,7 +63,7 @@ def parts(log: pa.Table, test: pa.Table | None, held_out: float | None, seed: in
 
 
 def _names(table: pa.Table) -> list[tuple[str, str]]:
-    """What must not be on both sides: environment, and source or else context."""
+    """Keys that must not be in both parts: environment, and source or else context."""
     names = pc.coalesce(completed(table)["source"], table["context_id"])
     return list(zip(table["environment"].to_pylist(), names.to_pylist(), strict=True))
 
@@ -86,7 +86,7 @@ class LeftOut:
         return self.too_long + sum(self.causes.values())
 
     def sentences(self, limit: int) -> list[str]:
-        """What to tell, first of all; `limit`: the model's context in tokens."""
+        """The warnings to show first; `limit`: the model's context in tokens."""
         said = []
         if self.cut:
             said.append(

@@ -83,7 +83,7 @@ def fit_logged_q(
 
 
 def _clusters(predictions: pa.Table, conversations: pa.Table) -> np.ndarray:
-    """What the conversation of each prediction was made from."""
+    """The source of each prediction's conversation."""
     made_from = dict(zip(conversations["id"].to_pylist(), sources(conversations), strict=True))
     return np.array([made_from[name] for name in predictions["conversation_id"].to_pylist()], dtype=object)
 

@@ -1,4 +1,4 @@
-"""Conversations of a model with contexts of either split, by a fleet of their own."""
+"""Conversations of a model on contexts of either split, by a separate fleet."""
 
 import logging
 from pathlib import Path

@@ -52,7 +52,7 @@ class PolicyChat:
         return self._roll_out(self._dialogue(index), say, lambda text: say("user", text))
 
     def talk(self, index: int, ask: Callable[[], str], say: Say) -> Conversation:
-        """The policy with a person, told what it is told in the `index`-th test context."""
+        """Let the policy talk to a person, with the system text of the `index`-th test context."""
         dialogue = self._dialogue(index)
         dialogue.driver.user = Person(ask)
         say("system", dialogue.driver.context.system)

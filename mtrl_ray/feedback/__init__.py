@@ -1,1 +1,1 @@
-"""Who says what was good: judges of turns, preferences between conversations, pairs to learn from."""
+"""Sources of feedback: judges of turns, preferences between conversations, pairs to learn from."""

@@ -1,4 +1,4 @@
-"""Preference and reward models between a judge and the policy: where an algorithm gets its model from.
+"""Preference and reward models between a judge and the policy: how an algorithm gets its model.
 
 1. `folder`: one that `mtrl fit-preferences` made. `first`: one fitted before the first iteration, on pairs of the initial
    policy's conversations that the judge compares then (offline, as in 2405.14655 §4.1). Else one that has learned nothing.

@@ -37,7 +37,7 @@ Numbers = dict[str, float]
 
 
 class PreferenceSettings(Section):
-    """Who says which of two conversations is better."""
+    """The source of preferences between two conversations."""
 
     source: Literal["oracle", "llm"] = "oracle"
     """`oracle`: the environment's own; `llm`: an LLM reads both, in either order."""
@@ -56,7 +56,7 @@ class PreferenceSettings(Section):
         return self
 
     def judge(self, environment: EnvironmentSettings) -> Prefer:
-        """Who is asked. Raises ConfigurationError if the environment has no oracle, or for unusable LLM settings."""
+        """The judge. Raises ConfigurationError if the environment has no oracle, or for unusable LLM settings."""
         if self.llm is not None:
             own = environment_class(environment.name).criterion
             criterion = own if self.criterion is None else self.criterion
@@ -187,7 +187,7 @@ def compare(
 
 
 def _ask(prefer: Prefer, first: Conversation, second: Conversation, retries: int) -> float | Failure:
-    """P(first ≻ second), or why there is none after `retries` more tries."""
+    """P(first ≻ second), or the cause of failure after `retries` more tries."""
 
     def preference(trial: int) -> float:
         answer = prefer(first, second)

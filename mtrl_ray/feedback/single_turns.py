@@ -1,4 +1,4 @@
-"""Single turns out of whole conversations: for baselines that compare one response with another (2405.14655 §6).
+"""Single turns from whole conversations: for baselines that compare one response with another (2405.14655 §6).
 
 1. Two conversations that are alike up to a state in which the agent says two different things compare these two
    responses. `parted` finds that state and cuts both after the response: what a model of single turns reads.
@@ -32,12 +32,12 @@ def parting(first: Conversation, second: Conversation) -> int | None:
 
 
 def cut(conversation: Conversation, turn: int) -> Conversation:
-    """The conversation up to and with `turn`."""
+    """The conversation up to and including `turn`."""
     return replace(conversation, turns=conversation.turns[: turn + 1], stop=StopReason.LOGGED, score=0.0, metrics={})
 
 
 def part(pairs: pa.Table, feedback: Feedback) -> tuple[pa.Table, pa.Table, Numbers]:
-    """(what is compared, what a model reads of it, numbers) of the pairs that part ways at an agent's turn.
+    """(what is compared, what a model reads of it, numbers) of the pairs that diverge at an agent's turn.
 
     pairs: as `preferences.pairs_of` gives them. Numbers: `alike`, pairs that never do. Raises DataError if none does.
     """

@@ -2,7 +2,7 @@
 
 1. Runs as a Ray task in parallel with the learner; conversations are judged concurrently, `rollout.concurrency` at a time.
 2. A conversation that cannot be judged (the endpoint is away or refuses it, the answer is unusable, the judge raises) is
-   left out and counted with its cause: it never enters a batch with weights that nobody gave. Groups may be of any size,
+   left out and counted with its cause: it never enters a batch with made-up weights. Groups may be of any size,
    so the rest stays unbiased. If too many are left out, the judge raises (`failures`).
 """
 
@@ -30,7 +30,7 @@ Weigh = Callable[[Conversation, int], list[float]]
 
 
 class JudgeSettings(Section):
-    """Who says which turns mattered."""
+    """The judge of which turns mattered."""
 
     source: Literal["environment", "llm"] = "environment"
     """`environment`: the simulated user's own record, where it keeps one; `llm`: an LLM reads the conversation."""
@@ -90,5 +90,5 @@ def judge(conversations: pa.Table, weigh: Weigh, rollout: RolloutSettings) -> tu
 
 
 def _weigh(weigh: Weigh, conversation: Conversation, retries: int) -> list[float] | Failure:
-    """Weights, or why there are none after `retries` more tries, each with a seed of its own."""
+    """Weights, or the cause of failure after `retries` more tries, each with its own seed."""
     return attempt(conversation.id, lambda trial: weigh(conversation, conversation.seed + trial), retries)

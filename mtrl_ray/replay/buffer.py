@@ -54,7 +54,7 @@ STATES = pa.schema(
 
 @dataclass(frozen=True)
 class Appended:
-    """What became of an `append`.
+    """The result of an `append`.
 
     `added` and `duplicates` count conversations; `refused` has a sentence per invalid one; `lost` gives the cause for
     each position in `refs` whose table could not be fetched: nothing of it was kept, its lease has to be issued again.
@@ -81,7 +81,7 @@ class ReplayBuffer:
         fetch_seconds: float = 60.0,
         notes: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Begin with the newest conversations of `journal` (path or URI) that the bounds allow.
+        """Start with the newest conversations of `journal` (path or URI) that the bounds allow.
 
         `max_staleness`: weight versions behind the latest (None: any); conversations without versions (imported ones)
         are never stale. `fetch_seconds`: how long to wait for a table of the object store. `notes`: a folder; if a buffer
@@ -201,7 +201,7 @@ class ReplayBuffer:
         return self.ids(iteration)
 
     def problems(self) -> list[str]:
-        """One sentence per file of the journal that could not be read."""
+        """One message per unreadable file of the journal."""
         return self._journal.problems
 
     def statistics(self) -> dict[str, float]:

@@ -53,7 +53,7 @@ class Catalogue:
         return max((contents.file.sequence for contents in self._contents.values()), default=0)
 
     def refresh(self) -> None:
-        """Know what lies in the folder now. Raises EngineError if it cannot be listed or read."""
+        """Update the catalogue from the folder. Raises EngineError if it cannot be listed or read."""
         found: dict[str, _Contents] = {}
         for file in self._journal.files():
             contents = self._contents.get(file.name)
@@ -117,7 +117,7 @@ class Catalogue:
         return contents
 
     def _number(self) -> None:
-        """Say anew which file each conversation lies in."""
+        """Recompute the file of each conversation."""
         self.ids = {}
         for contents in self._contents.values():
             for name in contents.measures["id"].to_pylist():

@@ -1,4 +1,4 @@
-"""What the buffer needs to know of a table of conversations, computed on whole columns.
+"""Measures of a table of conversations for the buffer, computed on whole columns.
 
 1. The turns of all rows are one flat array, and so are the tokens of all turns: a history is one stretch of it.
 2. `measures` gives the numbers the index keeps, `faults` the rows that break the promises of a conversation,

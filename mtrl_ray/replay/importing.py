@@ -31,7 +31,7 @@ EXCERPT = 300
 
 @dataclass
 class Imported:
-    """What an import did: records read, conversations added, doubles passed over, and what was quarantined.
+    """Result of an import: records read, conversations added, doubles passed over, and what was quarantined.
 
     `causes` counts conversations by cause, without the particulars; `sentences` has one per quarantined conversation;
     `examples` is the first of each cause: its sentence, and how its record begins. `quarantine` is the path of the file that

@@ -50,6 +50,6 @@ def _with(record: Record, name: str, join: Join, known: dict[str, list[dict[str,
 
 
 def _place(source: str, file: str) -> str:
-    """Where a joined file is: as given if that is absolute, else in the log's folder."""
+    """Path of a joined file: unchanged if absolute, else in the log's folder."""
     folder, slash, _ = source.rpartition("/")
     return file if "://" in file or file.startswith(("/", "~")) else f"{folder}{slash}{file}"

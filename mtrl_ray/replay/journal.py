@@ -39,7 +39,7 @@ LISTINGS = 5
 
 @dataclass(frozen=True, order=True)
 class JournalFile:
-    """What a file's name says. `first` and `last` are the least and greatest iteration inside."""
+    """Fields of a file's name. `first` and `last` are the least and greatest iteration inside."""
 
     sequence: int
     name: str
@@ -63,7 +63,7 @@ class JournalFile:
 
 @dataclass(frozen=True)
 class Position:
-    """How far the journal has come: files, rows written (doubles counted twice), and the last sequence number."""
+    """Position in the journal: files, rows written (doubles counted twice), and the last sequence number."""
 
     files: int
     rows: int
@@ -94,12 +94,12 @@ class Journal:
 
     @property
     def position(self) -> Position:
-        """Where the journal stands, from its file names alone."""
+        """The journal's position, from its file names alone."""
         files = self.files()
         return Position(len(files), sum(file.rows for file in files), max((file.sequence for file in files), default=0))
 
     def files(self) -> list[JournalFile]:
-        """What lies there, in append order."""
+        """The files of the journal, in append order."""
         files = []
         for info in self.folder.files():
             name = info.base_name
@@ -113,7 +113,7 @@ class Journal:
         return sorted(files)
 
     def append(self, table: pa.Table) -> JournalFile:
-        """Keep the rows of `table` for good, as this file.
+        """Write the rows of `table` permanently as this file.
 
         Raises DataError if the table is empty or not of `SCHEMA`, EngineError if the filesystem refuses (a full
         disk, no permission): then nothing of it was kept, and the same call may be made again.

@@ -1,4 +1,4 @@
-"""Notes that a process leaves the one that takes its place: a file of JSON lines, each a name and arguments.
+"""Notes from a process to its successor: a file of JSON lines, each a name and arguments.
 
 It is for a process that is lost, not for a machine: nothing is synced. A last line that was cut off counts as not written.
 """

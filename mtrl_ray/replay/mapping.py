@@ -1,4 +1,4 @@
-"""What a log of another system means: the mapping file of `mtrl import`.
+"""How to read a log of another system: the mapping file of `mtrl import`.
 
 1. A mapping is YAML. Where something lies in a record is a JMESPath expression (jmespath.org); `{agent}` and `{user}`
    in it stand for the role values of the two sides, so that one mapping reads a dialogue from either side.
@@ -29,7 +29,7 @@ class Part(BaseModel):
 
 
 class Roles(Part):
-    """Which values of a message's `role` belong to whom. Messages of a role in `ignore` are left out.
+    """Values of a message's `role` for each side. Messages of a role in `ignore` are left out.
 
     For values that differ from record to record: `paths` says where in the record a side's value, or list of values, is;
     `first` whose the first message is; `others` whose all values are that nothing else claims.

@@ -57,7 +57,7 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """What the segments take in the object store, when all of them are there."""
+        """Size of all segments in the object store, in bytes."""
         return sum(segment.bytes for segment in self._segments.values())
 
     @property

@@ -1,4 +1,4 @@
-"""Where things lie in a record: JMESPath expressions, templates, and why a record is no conversation.
+"""Locations in a record: JMESPath expressions, templates, and why a record is no conversation.
 
 `{agent}` and `{user}` in a path stand for the names of the two sides. What a path does not find, or does not fit, is a
 `Fault` whose cause names the path, so that like faults are counted together.

@@ -1,4 +1,4 @@
-"""Who speaks in a record: which value of a message's role belongs to which side, here."""
+"""Speakers of a record: the side of each value of a message's role."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

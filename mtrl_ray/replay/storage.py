@@ -56,7 +56,7 @@ class Folder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def files(self) -> list[fs.FileInfo]:
-        """What lies in the folder; empty if it does not exist. Raises EngineError if it cannot be listed."""
+        """Files in the folder; empty if it does not exist. Raises EngineError if it cannot be listed."""
         try:
             infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         except OSError as error:
@@ -111,7 +111,7 @@ class Folder:
         return f"it is kept as {name}{QUARANTINED}"
 
     def remove_abandoned(self) -> None:
-        """Remove what writers that died left behind."""
+        """Remove temporary files of dead writers."""
         for info in self.files():
             age = time.time() - (info.mtime_ns or 0) / 1e9
             if info.base_name.startswith(".") and info.base_name.endswith(".writing") and age > ABANDONED_SECONDS:
@@ -145,7 +145,7 @@ def sync_all(folder: Path) -> None:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Have a local file, or the names in a local folder, survive a power loss."""
+    """Sync a local file, or the entries of a local folder, to disk, so that it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

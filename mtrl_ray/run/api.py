@@ -47,7 +47,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read when it is asked. The run may still be going on."""
+    """A run's folder, read on each access. The run may still be running."""
 
     folder: Path
 

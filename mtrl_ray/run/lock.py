@@ -1,4 +1,4 @@
-"""One driver per run: a lock on `RUN/.lock`, held for as long as the driver lives.
+"""One driver per run: a lock on `RUN/.lock`, which lasts as long as the driver lives.
 
 1. The operating system lets go of it when the driver ends, however it ends. What the driver starts does not inherit it.
 2. The file stays, unless nothing else came into a new folder, and says who held it last. `--fresh` leaves it, for its own

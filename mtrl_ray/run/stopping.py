@@ -7,7 +7,7 @@
    checkpoint that is not written `LATEST_SECONDS` after the signal is given up too; the former one stays.
 3. A second signal ends the run at once.
 4. A handler runs between two steps of Python, so a call outside Python that does not come back (a copy to a filesystem that
-   hangs) is not interrupted, and hides the signal. A thread hears of it all the same, and ends the process where it stands
+   hangs) is not interrupted, and hides the signal. A thread still receives it, and ends the process where it stands
    `LAST_SECONDS` later, as a kill would.
 5. Signals reach the main thread alone; a run in another thread is stopped by what started it.
 """

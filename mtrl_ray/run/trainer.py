@@ -1,4 +1,4 @@
-"""The loop: iterate, record, checkpoint, and begin again where a run was left.
+"""The training loop: iterate, record, checkpoint, and resume.
 
 1. `Trainer` does one iteration after another and knows nothing of any algorithm; `run` drives it to its end, with the
    evaluations before and after, the summary and the report.
@@ -86,12 +86,12 @@ class Trainer:
         return metrics
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Write an iteration's metrics where they are kept and show them."""
+        """Write an iteration's metrics to the run's folder and show them."""
         self.recorder.record(self.system.iteration, metrics)
         self.view.iteration(self.system.iteration, metrics)
 
     def keep_checkpoint(self) -> None:
-        """Write a checkpoint where the run keeps them."""
+        """Write a checkpoint to the run's checkpoint store."""
         self.view.part("learner", "saving")
         iteration, keep = self.system.iteration, self.settings.run.keep_checkpoints
         self.checkpoints.write(iteration, self._state(), self._save, keep)
