@@ -164,6 +164,7 @@ def _conversations(environment: Environment, count: int, paid: bool, checked: Ch
         checked.findings.append(_found(f"agent {agent}", partial(_agent, environment, agent, count, checked)))
         if not online and checked.conversations.get(agent):
             checked.findings.append(_found(f"seeds, {agent}", partial(_seeds, environment, agent, checked)))
+    checked.findings.extend(_unscored([talk for talks in checked.conversations.values() for talk in talks]))
     if not agents:
         said = "none: reports compare with nothing, and model.path has to be a pretrained model"
         checked.findings.append(Finding("agents", "warning", said))
@@ -206,6 +207,18 @@ def _seeds(environment: Environment, agent: str, checked: Checked) -> Finding:
                 f"with the same seed{apart}; users and agents have to draw from their seed alone"
             )
     return Finding(f"seeds, {agent}", "ok", f"{len(spoken)} conversations were the same twice")
+
+
+def _unscored(spoken: Sequence[Conversation]) -> list[Finding]:
+    """A warning if turns have rewards and no conversation has a score."""
+    if any(talk.score for talk in spoken) or not any(turn.reward for talk in spoken for turn in talk.turns):
+        return []
+    said = (
+        f"turns have rewards, but all {len(spoken)} conversations have score 0; algorithms that learn from scores will end "
+        "with an error: let Outcome.score say what was achieved, or learn from rewards (iterative_ppo, or itpo with "
+        "rewards.scheme=environment)"
+    )
+    return [Finding("scores", "warning", said)]
 
 
 def _index(talk: Conversation) -> int:

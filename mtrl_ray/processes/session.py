@@ -49,6 +49,8 @@ def connected(
     Raises EngineError if no cluster answers, ConfigurationError for an address that is not a cluster's.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
+    # Whoever waits for a result gets its error as a sentence; Ray would also print the tracebacks of all that depended on it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     _check_reachable(target)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if prepare is not None:

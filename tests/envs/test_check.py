@@ -120,9 +120,20 @@ class Leaving(Fragile):
         return Reply("Never mind.", stop=StopReason.USER_LEFT)
 
 
+class Unscored(Fragile):
+    """Rewards a turn, and scores nothing."""
+
+    def reply(self, response: str) -> Reply:
+        return Reply("Good.", reward=0.5, stop=StopReason.OUTCOME)
+
+    def outcome(self) -> Outcome:
+        return Outcome(0.0)
+
+
 @pytest.mark.parametrize(
     ("environment", "what", "said"),
     [
+        (With(Unscored), "scores", "turns have rewards, but all 18 conversations have score 0"),
         (With(Abstract), "agents", "context() or user() raised TypeError: Can't instantiate abstract class Abstract"),
         (SameIds(), "contexts", "contexts 0 and 30 have the same id 'train-0'; conversations are grouped by it"),
         (OneSplit(), "contexts", "split 'test': context 0 is a context of split 'train' as well"),
