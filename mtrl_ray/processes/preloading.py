@@ -41,7 +41,7 @@ def learner_options(settings: LearnerSettings) -> dict[str, Any]:
 def fork_options(gpus: float, modules: Sequence[str]) -> dict[str, Any]:
     """Ray's options for an actor whose process is a fork with these `modules` imported.
 
-    None for one that takes a GPU, or whose job configures how its processes start: it starts normally.
+    Empty for an actor that takes a GPU, and in a job that configures how its processes start: they start normally.
     """
     inherited = ray.get_runtime_context().runtime_env
     if gpus > 0 or any(inherited.get(field) for field in OTHER_STARTS):

@@ -212,10 +212,10 @@ def orphaned(table: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 
 
 def test_conversations_lost_on_their_way_are_held_again(stepping, monkeypatch):
-    system, converse, lost = stepping.system, stepping.system.fleet.rollout, []
+    system, rollout, lost = stepping.system, stepping.system.fleet.rollout, []
 
     def losing(leases, version, known):
-        for result in converse(leases, version, known):
+        for result in rollout(leases, version, known):
             if not lost:
                 lost.extend(from_table(ray.get(result.table[0])))
                 result = Result(orphaned(result.table), result.report)
