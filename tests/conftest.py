@@ -172,7 +172,7 @@ QUICK = [
     "algorithm.contexts=12",
     "algorithm.states=12",
     "algorithm.responses=2",
-    "algorithm.improvement.minibatches=2",
+    "algorithm.improvement.minibatch_conversations=6",
     "run.checkpoint_every=1",
     "run.iterations=2",
 ]

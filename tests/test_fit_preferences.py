@@ -42,7 +42,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, folder: 
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         drawn = ["--held-out", "0.3"] if held_out else []
-        given = [*drawn, "--epochs", "2", "--minibatches", "4", "--json", str(result), *arguments]
+        given = [*drawn, "--epochs", "2", "--minibatch-pairs", "8", "--json", str(result), *arguments]
         monkeypatch.setattr(sys, "argv", ["mtrl", "fit-preferences", str(folder / "journal"), *given])
         with pytest.raises(SystemExit) as ending:
             cli.main()

@@ -21,7 +21,7 @@ def fit_preferences(
     ] = "{}",
     model: Annotated[str, typer.Option(help="tiny, a Hugging Face folder, or a name of the hub.")] = "tiny",
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 4,
-    minibatches: Annotated[int, typer.Option(help="Steps per pass.")] = 16,
+    minibatch_pairs: Annotated[int, typer.Option(help="Pairs per optimiser step.")] = 24,
     learning_rate: Annotated[float, typer.Option(help="Of either model.")] = 5e-4,
     test: Annotated[
         str | None,
@@ -50,7 +50,7 @@ def fit_preferences(
         )
     tree = {"path": model, "context_length": context_length, "vocabulary": vocabulary}
     settings = validated(ModelSettings, tree, "model")
-    wanted = {"epochs": epochs, "minibatches": minibatches, "learning_rate": learning_rate}
+    wanted = {"epochs": epochs, "minibatch_conversations": minibatch_pairs, "learning_rate": learning_rate}
     spec = validated(PairFit, wanted, "pairs")
     if test is not None and held_out is not None:
         raise ConfigurationError("--test names what is judged and --held-out draws it; give one of them")

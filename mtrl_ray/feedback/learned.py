@@ -33,7 +33,7 @@ class FirstFit(Section):
     """Training contexts that no iteration uses, with two conversations each."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the pairs that the model is not fitted on, and measured with."""
-    fit: PairFit = PairFit(epochs=4, minibatches=16)
+    fit: PairFit = PairFit(epochs=4)
 
 
 class LearnedSettings(Section):

@@ -27,17 +27,10 @@ class Epochs(Section):
 
 
 class Fit(Epochs):
-    """Passes of a fixed number of steps."""
-
-    minibatches: int = Field(4, ge=1)
-    """Steps per pass; what belongs to one conversation stays together."""
-
-
-class SizedFit(Epochs):
-    """Passes whose steps have a fixed size."""
+    """Passes in minibatches of a fixed size: a larger batch takes more steps, not larger ones."""
 
     minibatch_conversations: int = Field(64, ge=1)
-    weight_decay: float = Field(0.0, ge=0)
+    """Conversations per optimiser step at most (pairs, if pairs are fitted); what belongs to one stays together."""
 
 
 class KL(Section):

@@ -14,6 +14,8 @@ from mtrl_ray.errors import CheckpointError, ConfigurationError
 
 VERSION = "version"
 """The key in `config.yaml`."""
+MINIBATCHES = "minibatches"
+"""A setting of several sections in version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ GONE = {
     "algorithm.advantages.temperature": Gone("rollout.temperature holds for both"),
     "algorithm.advantages.alpha": Gone("algorithm.alpha decides"),
     "algorithm.q.evaluated_conversations": Gone("Q is judged on 512 conversations", 512),
+    "algorithm.q.weight_decay": Gone("weights do not decay", 0.0, (0.0,)),
+    "algorithm.improvement.kl_stop": Gone("improvement.kl_limit shortens what went too far", None, (None,)),
     "algorithm.rewards.concentration": Gone("it is 1", 1.0, (1.0,)),
 }
 
@@ -86,6 +90,7 @@ def migrate(tree: dict[str, Any], source: str, version: str) -> list[str]:
             )
         if gone.default is not ... and value != gone.default:
             notes.append(f"{key} ({value!r}) is no setting any more: {gone.now}")
+    notes += _sized(tree.get("algorithm"))
     for key, values in RENAMED_VALUES.items():
         held = _get(tree, key)
         if isinstance(held, str) and held in values:
@@ -95,11 +100,39 @@ def migrate(tree: dict[str, Any], source: str, version: str) -> list[str]:
     return notes
 
 
+def _sized(algorithm: Any) -> list[str]:
+    """`minibatches`, the number of steps of a pass, becomes `minibatch_conversations`, the size of one, in all sections of the
+    algorithm; notes about it."""
+    notes = []
+    for section, conversations in _sections(algorithm if isinstance(algorithm, dict) else {}):
+        if MINIBATCHES in section:
+            number = int(section.pop(MINIBATCHES))
+            size = max(1, -(-conversations // number))
+            section["minibatch_conversations"] = size
+            notes.append(f"{MINIBATCHES} ({number} per pass) is now minibatch_conversations ({size} per step)")
+    return notes
+
+
+def _sections(node: dict[str, Any], conversations: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """The section and all below it, each with the number of conversations (or pairs) that are drawn for it."""
+    if "contexts" in node:
+        conversations = int(node["contexts"]) * int(node.get("samples", 1))
+    yield node, conversations
+    for value in node.values():
+        if isinstance(value, dict):
+            yield from _sections(value, conversations)
+
+
 def refuse_old(tree: dict[str, Any], source: str) -> None:
     """Raises ConfigurationError for the first setting of an earlier version in a recipe or an override."""
     for key in _old(tree):
         now = f"it is called {RENAMED[key]} now" if key in RENAMED else f"leave it out: {GONE[key].now}"
         raise ConfigurationError(f"{source}: {key} is a setting of an earlier version; {now}")
+    if any(MINIBATCHES in section for section, _ in _sections(tree.get("algorithm") or {})):
+        raise ConfigurationError(
+            f"{source}: {MINIBATCHES} is a setting of an earlier version; minibatch_conversations gives the size "
+            "of a step, not their number"
+        )
 
 
 def _old(tree: dict[str, Any]) -> Iterator[str]:

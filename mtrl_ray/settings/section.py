@@ -12,7 +12,7 @@ from mtrl_ray.errors import ConfigurationError
 class Section(BaseModel):
     """A node of the tree: unknown keys are refused, values are fixed once validated.
 
-    A subclass may give inherited settings other defaults: `class PRMFit(Fit, minibatches=8)`.
+    A subclass may give inherited settings other defaults: `class PRMFit(Fit, minibatch_conversations=32)`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

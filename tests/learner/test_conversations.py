@@ -126,7 +126,7 @@ def test_the_first_gradient_is_the_policy_gradient(
     counts = [sum(turn_lengths(talked)) for talked in held]
     advantages = np.random.default_rng(0).standard_normal(sum(counts)).astype(np.float32)
     spec = ConversationImprovement(
-        minibatches=1,
+        minibatch_conversations=1000,
         aggregation=aggregation,
         importance_cap=None,
         max_gradient_norm=None,
@@ -162,7 +162,8 @@ def test_what_has_a_positive_advantage_becomes_likelier(learner: Learner, talks:
     rows = Batch.read(talks).token_rows
     before = learner.core.evaluate("policy", rows)["logprobs"]
     wanted = good.astype(np.float32) - bad.astype(np.float32)
-    metrics = learner.run(ConversationImprovement(epochs=4, learning_rate=3e-3), talks, wanted)[1]
+    spec = ConversationImprovement(epochs=4, minibatch_conversations=-(-len(talks) // 4), learning_rate=3e-3)
+    metrics = learner.run(spec, talks, wanted)[1]
     change = learner.core.evaluate("policy", rows)["logprobs"] - before
     assert change[good].mean() > 0.1 and change[bad].mean() < -0.1, (change[good].mean(), change[bad].mean())
     assert metrics["policy_steps"] == 16 and metrics["trained_tokens"] == 4 * len(tokens)

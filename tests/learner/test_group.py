@@ -28,8 +28,8 @@ from tests.learner.examples import answer, grouped, talk
 from tests.support.processes import wait_until
 
 FIT = QFit(epochs=2, minibatch_conversations=8, target="td_lambda")
-SPEC = Improvement(epochs=2, minibatches=2, kl=KL(reference="current"))
-UNIFORM, WHOLE = TurnRewards(scheme="uniform"), ConversationImprovement(minibatches=3)
+SPEC = Improvement(epochs=2, minibatch_conversations=4, kl=KL(reference="current"))
+UNIFORM, WHOLE = TurnRewards(scheme="uniform"), ConversationImprovement(minibatch_conversations=4)
 
 
 def settings_for(processes: int) -> LearnerSettings:

@@ -14,11 +14,12 @@ from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.improvement import Improvement
 from mtrl_ray.learner.methods.snapshot import Snapshot
+from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.sections import KL
 from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import answer, talk
 
-ONE_STEP = {"epochs": 1, "minibatches": 1, "importance_cap": None, "max_gradient_norm": None}
+ONE_STEP = {"epochs": 1, "minibatch_conversations": 1000, "importance_cap": None, "max_gradient_norm": None}
 
 
 def parameters_of(learner: Learner) -> np.ndarray:
@@ -89,7 +90,7 @@ def test_trees_and_sequences_learn_the_same(
     trees, sequences = (Learner(settings, policy_folder, seed=3) for _ in range(2))
     assert trees.core.branch_tokens > 0
     sequences.core.branch_tokens = 0
-    spec = Improvement(epochs=2, minibatches=1, learning_rate=1e-3)
+    spec = Improvement(epochs=2, minibatch_conversations=1000, learning_rate=1e-3)
     first, second = (one.run(spec, conversations, responses, scores)[1] for one in (trees, sequences))
     np.testing.assert_allclose(parameters_of(trees), parameters_of(sequences), atol=1e-5)
     for name in ("policy_loss", "critic_loss", "kl_reference", "entropy", "clip_fraction", "explained_variance"):
@@ -102,7 +103,7 @@ def test_the_same_seed_gives_the_same_numbers(
     def numbers(seed: int) -> tuple[dict[str, float], np.ndarray]:
         learner = Learner(settings, policy_folder, seed=seed)
         scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-        metrics = learner.run(Improvement(), conversations, responses, scores)[1]
+        metrics = learner.run(Improvement(minibatch_conversations=3), conversations, responses, scores)[1]
         timed = {"seconds", "tokens_per_second"}
         return {name: value for name, value in metrics.items() if name not in timed}, parameters_of(learner)
 
@@ -120,7 +121,7 @@ def prefers_seven(tokens: list[int]) -> float:
 def test_what_scores_becomes_likelier(
     learner: Learner, conversations: pa.Table, estimator: str, sampled: Callable[..., pa.Table]
 ) -> None:
-    spec = Improvement(estimator=estimator, learning_rate=3e-3, kl=KL(coefficient=0.0))
+    spec = Improvement(estimator=estimator, learning_rate=3e-3, minibatch_conversations=3, kl=KL(coefficient=0.0))
     means = []
     for number in range(8):
         responses = sampled(learner, conversations, samples=6, seed=number)
@@ -148,20 +149,20 @@ def test_a_strong_penalty_keeps_the_policy_near_its_reference(
 
 def test_references(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-    current = Improvement(epochs=1, minibatches=1, kl=KL(reference="current"))
+    current = Improvement(epochs=1, minibatch_conversations=1000, kl=KL(reference="current"))
     learner.run(Snapshot())
     assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
     assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] > 1e-6
     learner.run(Snapshot())
     assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
-    initial = Improvement(epochs=1, minibatches=1)
+    initial = Improvement(epochs=1, minibatch_conversations=1000)
     assert learner.run(initial, conversations, responses, scores)[1]["kl_reference"] > 1e-6
 
 
 def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, conversations: pa.Table) -> None:
     responses = answer(conversations, seed=2, samples=2, version=5)
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-    spec = Improvement(epochs=1, minibatches=1, importance_cap=1.5)
+    spec = Improvement(epochs=1, minibatch_conversations=1000, importance_cap=1.5)
     learner.weights(4)
     stale = learner.run(spec, conversations, responses, scores)[1]["importance_weight"]
     assert 0 < stale < 1.5
@@ -171,13 +172,25 @@ def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, co
     assert learner.run(spec, conversations, responses, scores)[1]["importance_weight"] != 1.0, "the policy has moved"
 
 
-def test_steps_end_when_the_policy_has_gone_far_enough(
-    learner: Learner, conversations: pa.Table, responses: pa.Table
+def test_an_update_moves_the_policy_no_further_than_its_bound(
+    settings: LearnerSettings, policy_folder: Path, conversations: pa.Table, responses: pa.Table
 ) -> None:
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-    spec = Improvement(epochs=10, minibatches=2, learning_rate=1e-2, kl_stop=0.05)
-    metrics = learner.run(spec, conversations, responses, scores)[1]
-    assert 1 <= metrics["policy_steps"] < 20
+
+    def update(limit: float | None) -> tuple[Numbers, Learner]:
+        learner = Learner(settings, policy_folder, seed=3)
+        spec = Improvement(epochs=10, minibatch_conversations=4, learning_rate=1e-2, kl_limit=limit)
+        return learner.run(spec, conversations, responses, scores)[1], learner
+
+    free, _ = update(None)
+    assert free["kl_update"] > 0.1 and free["step_fraction"] == 1.0
+    bound, learner = update(0.01)
+    assert 0 < bound["kl_update"] <= 0.01 and bound["step_fraction"] < 1.0
+    assert bound["policy_steps"] == free["policy_steps"]
+    numbers = learner.run(Improvement(learning_rate=1e-9), conversations, responses, scores)[1]
+    assert numbers["kl_update"] < 1e-5, "the distance of an update is measured from where it started"
+    wide, _ = update(1e3)
+    assert wide["step_fraction"] == 1.0 and wide["kl_update"] == free["kl_update"]
 
 
 def test_a_policy_with_entropy_bonus_stays_more_random(
@@ -217,7 +230,7 @@ def test_nonsense_is_refused(learner: Learner, conversations: pa.Table, response
 def test_larger_micro_batches_give_the_same_step(policy_folder: Path, conversations: pa.Table) -> None:
     responses = answer(talk(seed=1, count=12), seed=2, samples=4)
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-    spec = Improvement(epochs=1, minibatches=1)
+    spec = Improvement(epochs=1, minibatch_conversations=1000)
     weights = []
     for budget in (64, 100_000):
         learner = Learner(LearnerSettings(threads=1, tokens_per_microbatch=budget), policy_folder, seed=3)

@@ -62,7 +62,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(learner: Learner, conv
         total = outputs["logprobs"].sum() / (0.0 if poison else len(rows.items))
         return total, {"items": torch.tensor(float(len(items)))}
 
-    selection = minibatches(rows, learner.core.generator("test"), 1)[0]
+    selection = minibatches(rows, learner.core.generator("test"), 1000)[0]
     before = {name: value.clone() for name, value in learner.core.models.policy.named_parameters()}
     first = learner.core.update("policy", rows, selection, loss, Step(1e-3))
     assert first["skipped"] == 1.0

@@ -25,7 +25,7 @@ from tests.learner.examples import VOCABULARY
 from tests.learner.test_group import group, settings_for
 
 KINDS = ("preference", "reward")
-SPEC = PairFit(epochs=4, minibatches=4, learning_rate=2e-3)
+SPEC = PairFit(epochs=4, minibatch_conversations=8, learning_rate=2e-3)
 
 
 def talk(name: str, marks: list[int], generator: np.random.Generator) -> Conversation:
@@ -84,7 +84,7 @@ def test_only_the_preference_model_learns_a_circle(learner):
     fresh, truth = pairs(2, 60, in_a_circle)
     reached = {}
     for kind in KINDS:
-        learner.run(PairFit(epochs=8, minibatches=6, learning_rate=2e-3), table, given, kind)
+        learner.run(PairFit(epochs=8, minibatch_conversations=8, learning_rate=2e-3), table, given, kind)
         reached[kind] = quality(learner.run(Preferences(kind), fresh)[0].astype(np.float64), truth.astype(np.float64))[
             "accuracy"
         ]
@@ -103,7 +103,7 @@ def test_rewards_are_the_log_odds(learner):
 def test_a_step_has_the_gradient_of_the_cross_entropy(learner, kind):
     """Against autograd on the loss written down per pair, each conversation (or couple) read on its own."""
     table, given = pairs(3, 6, by_rank)
-    learner.run(PairFit(epochs=2, minibatches=1), table, given, kind)
+    learner.run(PairFit(epochs=2, minibatch_conversations=1000), table, given, kind)
     model, dialogues = learner.core.models.value(kind), Dialogues.read(table)
     rows = pair_rows(dialogues, kind)
 

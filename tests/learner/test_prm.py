@@ -17,7 +17,7 @@ from mtrl_ray.settings.tree import LearnerSettings
 from tests.learner.examples import grouped, talk
 
 BETA = 0.5
-SPEC = PRMFit(beta=BETA, epochs=2, minibatches=3, learning_rate=2e-3)
+SPEC = PRMFit(beta=BETA, epochs=2, minibatch_conversations=4, learning_rate=2e-3)
 
 
 def learner_with(policy_folder: Path, budget: int = 256) -> Learner:
@@ -39,7 +39,7 @@ def test_the_loss_and_its_gradient_are_those_of_whole_conversations(policy_folde
     talks = grouped(seed=4, contexts=3, samples=4)
     scores = torch.tensor(talks["score"].to_pylist())
     learner, frozen = learner_with(policy_folder), LlamaForCausalLM.from_pretrained(policy_folder)
-    warm = PRMFit(beta=BETA, minibatches=1, learning_rate=1e-2, max_gradient_norm=None)
+    warm = PRMFit(beta=BETA, minibatch_conversations=1000, learning_rate=1e-2, max_gradient_norm=None)
     first = learner.run(warm, talks)[1]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-5), "a copy of its reference knows nothing"
     learned = learner.core.models.get("prm").model
@@ -73,7 +73,7 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path) -> None:
 
 def test_it_learns_which_turns_the_outcome_depends_on(policy_folder: Path) -> None:
     learner = learner_with(policy_folder)
-    spec = PRMFit(beta=BETA, minibatches=4, learning_rate=3e-3)
+    spec = PRMFit(beta=BETA, minibatch_conversations=8, learning_rate=3e-3)
     for number in range(6):
         metrics = learner.run(spec, grouped(seed=number, contexts=12, samples=4))[1]
     assert metrics["pair_accuracy"] > 0.7 and metrics["r"] > 0.4, metrics
@@ -97,7 +97,7 @@ def test_the_reference_is_the_policy_before_its_first_step_whenever_the_model_is
     tokens = sum(int(talked.mask.sum()) for talked in from_table(talks))
     learner = learner_with(policy_folder)
     advantages = np.linspace(-1, 1, tokens, dtype=np.float32)
-    learner.run(ConversationImprovement(learning_rate=1e-2, minibatches=1), talks, advantages)
+    learner.run(ConversationImprovement(learning_rate=1e-2, minibatch_conversations=1000), talks, advantages)
     learner.run(SPEC.model_copy(update={"learning_rate": 1e-12}), talks)
     np.testing.assert_allclose(learner.run(ImplicitRewards(BETA), talks)[0], 0.0, atol=1e-4)
 

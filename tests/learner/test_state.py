@@ -67,7 +67,7 @@ def test_a_loaded_learner_needs_the_checkpoint_no_more(
 def iterate_whole(learner: Learner, number: int) -> dict[str, float]:
     """One iteration on whole conversations with every model that such an algorithm has; its numbers."""
     talks = grouped(seed=number, contexts=3, samples=3, prefix=f"{number}-")
-    fitted = learner.run(PRMFit(minibatches=2), talks)[1]
+    fitted = learner.run(PRMFit(minibatch_conversations=4), talks)[1]
     implicit = learner.run(ImplicitRewards(0.05), talks)[0]
     rewards = [learner.run(TurnRewards(scheme=name), talks, implicit) for name in ("itpo", "value", "uniform")]
     found, numbers = learner.run(Advantages(estimator="ppo"), talks, sum(reward for reward, _ in rewards))

@@ -23,7 +23,7 @@ from tests.learner.examples import grouped
 from tests.learner.test_group import flat, group, settings_for
 
 ALPHA, LAMBDA, TOKEN_LAMBDA = 0.3, 0.8, 0.6
-FIT = Fit(epochs=1, minibatches=2)
+FIT = Fit(epochs=1, minibatch_conversations=4)
 
 
 def spec(value: str, **changes) -> TurnAdvantages:
@@ -193,7 +193,12 @@ def test_sampled_advantages_are_those_of_the_game_on_average():
 def test_the_plain_objective_and_the_proximal_term(learner, talks, terminal, policy_folder, settings):
     """One step at π = π_old: plain and clipped have one gradient, the proximal term none; later it holds back."""
     advantages, _ = learner.run(spec("turn"), talks, terminal, ALPHA)
-    common = {"minibatches": 1, "kl": KL(coefficient=0.0), "entropy_bonus": 0.0, "max_gradient_norm": None}
+    common = {
+        "minibatch_conversations": 1000,
+        "kl": KL(coefficient=0.0),
+        "entropy_bonus": 0.0,
+        "max_gradient_norm": None,
+    }
 
     def moved(**changes) -> tuple[dict[str, float], np.ndarray]:
         fresh = Learner(settings, policy_folder, seed=3)

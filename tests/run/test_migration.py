@@ -36,10 +36,21 @@ def test_settings_of_version_0_1_are_those_of_this_version(tmp_path: Path, name:
     write_settings(settings)
     assert yaml.safe_load((run / "config.yaml").read_text())["version"] == mtrl_ray.__version__
     assert resumed_settings(run) == settings
-    assert [record.args[1].split()[0] for record in caplog.records] == [
+    assert [record.args[1].split()[0] for record in caplog.records][:2] == [
         "monitoring.tensorboard",
         "monitoring.ray_metrics",
     ]
+
+
+def test_a_number_of_minibatches_becomes_their_size(tmp_path: Path, caplog):
+    ippo, single = (resumed_settings(shutil.copytree(DATA / name, tmp_path / name)) for name in ("ippo", "single"))
+    assert ippo.algorithm["improvement"]["minibatch_conversations"] == 6
+    assert single.algorithm["model"]["first"]["fit"]["minibatch_conversations"] == 1
+    assert "minibatches (2 per pass) is now minibatch_conversations (6 per step)" in caplog.text
+    with pytest.raises(
+        ConfigurationError, match="minibatches is a setting of an earlier version; minibatch_conversations"
+    ):
+        load("sales", ["algorithm.improvement.minibatches=8"])
 
 
 def test_its_journal_and_its_report_are_read(old: Path):

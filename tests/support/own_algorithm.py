@@ -34,7 +34,7 @@ def absolute_error(targets: Tensor, count: int) -> LossFunction:
     return loss
 
 
-class MedianFit(Fit, Operation[np.ndarray], epochs=1, minibatches=2):
+class MedianFit(Fit, Operation[np.ndarray], epochs=1, minibatch_conversations=4):
     """run: conversations. Token advantages, float32 [agent tokens]; `loss`, `distance` of the average from the policy."""
 
     doing: ClassVar[str] = "fitting medians"
@@ -65,7 +65,7 @@ class OwnSettings(AlgorithmSettings, name="tests.support.own_algorithm:Own", con
     """The `algorithm:` section."""
 
     median: MedianFit = MedianFit()
-    improvement: ConversationImprovement = ConversationImprovement(minibatches=2)
+    improvement: ConversationImprovement = ConversationImprovement(minibatch_conversations=4)
     target: float = Field(1e-3, gt=0)
     """Nats per token from the reference that the coefficient steers to."""
 

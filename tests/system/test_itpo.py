@@ -21,7 +21,7 @@ from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
 from mtrl_ray.run.recipes import load
 from mtrl_ray.settings.tree import Settings
 
-TREE: dict[str, Any] = {"name": "itpo", "contexts": 4, "samples": 3, "improvement": {"minibatches": 2}}
+TREE: dict[str, Any] = {"name": "itpo", "contexts": 4, "samples": 3, "improvement": {"minibatch_conversations": 6}}
 
 
 def settings_of(quick: list[str], folder: Path, name: str, *overrides: str) -> Settings:

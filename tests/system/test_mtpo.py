@@ -25,8 +25,8 @@ TREE: dict[str, Any] = {
     "name": "mtpo",
     "contexts": 12,
     "critic_warmup": 0,
-    "improvement": {"minibatches": 2},
-    "advantages": {"fit": {"epochs": 1, "minibatches": 2}},
+    "improvement": {"minibatch_conversations": 6},
+    "advantages": {"fit": {"epochs": 1, "minibatch_conversations": 6}},
 }
 RIVALS = "environment.name=tests.support.rival_letters:RivalLetters"
 
@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixture": {"variant": "mtpo_tau", "tau": 0.3},
     "plain": {"improvement": {"objective": "plain"}},
     "reward": {"variant": "reward", "samples": 1},
-    "learned preferences": {"model": {"refresh": True, "fit": {"minibatches": 2}}},
+    "learned preferences": {"model": {"refresh": True, "fit": {"minibatch_conversations": 6}}},
     "rlhf": {"variant": "rlhf", "model": {"refresh": True, "fit": {"epochs": 2}}},
 }
 

@@ -17,13 +17,13 @@ from mtrl_ray.run import trainer
 from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
 
-FIRST = {"contexts": 12, "fit": {"epochs": 1, "minibatches": 2}}
+FIRST = {"contexts": 12, "fit": {"epochs": 1, "minibatch_conversations": 6}}
 TREE: dict[str, Any] = {
     "name": "single_turn",
     "contexts": 8,
     "states": 12,
     "model": {"first": FIRST},
-    "improvement": {"minibatches": 2, "epochs": 1},
+    "improvement": {"minibatch_conversations": 4, "epochs": 1},
 }
 
 
@@ -105,7 +105,7 @@ def test_a_response_is_scored_as_the_conversation_that_ends_with_it(stepping):
 @pytest.mark.parametrize(("variant", "kind"), [("mtpo", "preference"), ("rlhf", "reward")])
 def test_mtpo_with_a_model_fitted_first_asks_nobody_afterwards(stepping, variant, kind):
     tree = {"name": "mtpo", "variant": variant, "contexts": 6, "critic_warmup": 0, "model": {"first": FIRST}}
-    begin(stepping, tree | {"improvement": {"minibatches": 2}})
+    begin(stepping, tree | {"improvement": {"minibatch_conversations": 6}})
     metrics = stepping.step()
     assert metrics["preferences/compared"] == 12
     assert metrics[f"{kind}_model/pairs"] == 10 and metrics["held_out_pairs/pairs"] == 2

@@ -13,21 +13,22 @@ SUMMED = ("skipped", "critic_skipped")
 """Statistics whose sum over the steps counts, not their mean."""
 
 
-def minibatches(rows: Rows, generator: np.random.Generator, parts: int) -> list[np.ndarray]:
-    """One pass in random order: row numbers of `parts` minibatches of about equal token count."""
-    return balance(rows, generator.permutation(np.unique(rows.unit)), parts)
+def minibatches(rows: Rows, generator: np.random.Generator, size: int) -> list[np.ndarray]:
+    """One pass in random order: row numbers of minibatches of about `size` conversations and equally many tokens."""
+    units = np.unique(rows.unit)
+    return balance(rows, generator.permutation(units), -(-len(units) // size))
 
 
 def run_epochs(
     rows: Rows, generator: np.random.Generator, fit: Fit, step: Callable[[np.ndarray], Numbers]
 ) -> list[Numbers]:
-    """`fit.epochs` passes of `fit.minibatches` steps; the results of the steps, in order.
+    """`fit.epochs` passes in minibatches of `fit.minibatch_conversations`; the results of the steps, in order.
 
     `step` gets the row numbers of a minibatch. The order depends only on the generator, so it is the same on every process.
     """
     history: list[Numbers] = []
     for _ in range(fit.epochs):
-        history += [step(selection) for selection in minibatches(rows, generator, fit.minibatches)]
+        history += [step(selection) for selection in minibatches(rows, generator, fit.minibatch_conversations)]
     return history
 
 

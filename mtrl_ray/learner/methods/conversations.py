@@ -4,7 +4,6 @@ Credit assignment is done elsewhere (`advantages`, or your own operation): this 
 tokens and runs `updates` on them, every conversation one row with all its turns.
 """
 
-import time
 from typing import ClassVar
 
 import numpy as np
@@ -12,8 +11,7 @@ from pydantic import model_validator
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means
-from mtrl_ray.learner.methods.updates import PolicySteps, PolicyUpdate, measure, totals
+from mtrl_ray.learner.methods.updates import PolicySteps, PolicyUpdate, measure
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch, lengths_of
 from mtrl_ray.learner.rows.tables import Tables
@@ -54,7 +52,6 @@ class ConversationImprovement(
         mixture: float = 0.0,
     ) -> tuple[None, Numbers]:
         """See the class."""
-        started = time.perf_counter()
         batch = Batch.read(conversations)
         if len(advantages) != len(batch.logprobs) or not np.isfinite(advantages).all():
             raise DataError(
@@ -65,10 +62,7 @@ class ConversationImprovement(
         lengths = None if alike is None else core.tensor(alike)
         signal = (made or {}).get("signal", 1.0)
         steps = PolicySteps(core, rows, measured, core.tensor(advantages), lengths, self, signal)
-        history = steps.run("improve_conversations")
-        numbers = means(history) | totals(history, time.perf_counter() - started)
-        del numbers["tokens"]
-        return None, numbers | {
+        return None, steps.run("improve_conversations") | {
             "score": float(batch.scores.mean()),
             "score_deviation": float(batch.scores.std()),
             "advantage_deviation": float(np.std(advantages)),

@@ -3,13 +3,12 @@
 1. `_gather` measures once, before the first step: the log-probabilities that `updates` compares with, and the critic's values.
 2. `_advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL
    penalty with every token, and γ is 1 within a response.
-3. Then follow `epochs` x `minibatches` steps on the policy, and as many on the critic.
+3. Then follow `epochs` passes of steps on the policy, and as many on the critic.
 
 Everything per token is flat, float32 [response tokens], in the order of the table; everything per response is
 [responses].
 """
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means
 from mtrl_ray.learner.compute.passes import Step
 from mtrl_ray.learner.methods.q import score
-from mtrl_ray.learner.methods.updates import Measured, PolicySteps, PolicyUpdate, measure, totals
+from mtrl_ray.learner.methods.updates import Measured, PolicySteps, PolicyUpdate, measure
 from mtrl_ray.learner.methods.values import explained_variance, squared_error
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
@@ -94,7 +92,6 @@ class Improvement(PolicyUpdate, Operation[None]):
         dialogues = Dialogues.read(conversations)
         single = Responses.read(responses, dialogues)
         given = np.asarray(score(core, dialogues, single) if scores is None else scores, dtype=np.float32)
-        started = time.perf_counter()
         if not len(single):
             raise DataError("there are no responses to improve the policy on; sample at least one")
         if len(given) != len(single) or not np.isfinite(given).all():
@@ -102,9 +99,7 @@ class Improvement(PolicyUpdate, Operation[None]):
         rows = response_tokens(dialogues, single, core.branch_tokens)
         experience = self._gather(core, rows, single, given)
         advantages, targets, strength = self._advantages(experience)
-        history = _Steps(core, rows, experience, advantages, targets, self, strength).run("improve")
-        numbers = means(history) | totals(history, time.perf_counter() - started)
-        del numbers["tokens"]
+        numbers = _Steps(core, rows, experience, advantages, targets, self, strength).run("improve")
         if experience.values is not None and targets is not None:
             numbers["explained_variance"] = explained_variance(experience.values, targets)
         return None, numbers | {

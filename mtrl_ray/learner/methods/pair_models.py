@@ -37,7 +37,7 @@ LOGIT_BOUND = 30.0
 """Largest |v_0 - v_1| in an exponential."""
 
 
-class PairFit(Fit, Operation[None], epochs=1, learning_rate=5e-4):
+class PairFit(Fit, Operation[None], epochs=1, minibatch_conversations=24, learning_rate=5e-4):
     """Regression of a preference or reward model on pairs of conversations (2405.14655 §4.1).
 
     run: pairs; preferred, float32 [conversations], each one's probability of being preferred to its partner; the model's name.

@@ -32,7 +32,7 @@ from mtrl_ray.objectives.turn_rewards import pair_accuracy, prm_loss, sign_accur
 PRM = "prm"
 
 
-class PRMFit(Fit, Operation[None], epochs=1, minibatches=8, max_gradient_norm=10.0):
+class PRMFit(Fit, Operation[None], epochs=1, minibatch_conversations=32, max_gradient_norm=10.0):
     """Train the reward model on the conversations' scores.
 
     run: conversations. Numbers: means over the steps of `loss` (nats per conversation) and `gradient_norm`; `skipped`,

@@ -34,14 +34,14 @@ from mtrl_ray.learner.methods.values import calibration_error
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, response_ends, turn_ends
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
-from mtrl_ray.learner.sections import SizedFit
+from mtrl_ray.learner.sections import Fit
 from mtrl_ray.objectives.returns import expected_backup_targets, monte_carlo_returns, td_lambda_targets
 
 EVALUATED = 512
 """At most so many conversations are predicted before they are first fitted, for r and the calibration error."""
 
 
-class QFit(SizedFit, Operation[None], epochs=4):
+class QFit(Fit, Operation[None], epochs=4):
     """Regression of Q on returns or backups.
 
     run: conversations; responses in the next states, for the target `expected`, else None.
@@ -77,7 +77,6 @@ class QFit(SizedFit, Operation[None], epochs=4):
         if known.any():
             numbers["return"] = float(returns[known].mean())
         core.calibrate("q", returns[known] if known.any() else returns)
-        core.models.optimiser("q", self.weight_decay)
         history = self._fit(core, data)
         weights = [step["weight"] for step in history]
         return None, numbers | {
@@ -92,11 +91,11 @@ class QFit(SizedFit, Operation[None], epochs=4):
 
     def _fit(self, core: Core, data: "Data") -> list[Numbers]:
         """All passes, each with its own targets; returns the steps of the last pass."""
-        generator, parts = core.generator("fit_q"), -(-len(data.rows) // self.minibatch_conversations)
+        generator = core.generator("fit_q")
         history: list[Numbers] = []
         for _ in range(self.epochs):
             wanted = core.tensor(self.targets(core, data))
-            selections = minibatches(data.rows, generator, parts)
+            selections = minibatches(data.rows, generator, self.minibatch_conversations)
             history = [self._step(core, data.rows, selection, wanted) for selection in selections]
         return history
 

@@ -20,13 +20,14 @@ from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Step
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Tables
-from mtrl_ray.learner.sections import SizedFit
+from mtrl_ray.learner.sections import Fit
 
+WEIGHT_DECAY = 0.01
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises; a cosine then takes it down to a tenth."""
 
 
-class SFT(SizedFit, Operation[None], epochs=1, minibatch_conversations=32, learning_rate=3e-3, weight_decay=0.01):
+class SFT(Fit, Operation[None], epochs=1, minibatch_conversations=32, learning_rate=3e-3):
     """Maximum likelihood on the agent's tokens; the learning rate is the largest of the schedule.
 
     run: conversations. Numbers: `first_loss`, `loss` (mean of the last tenth), `steps`, `skipped`, `trained_tokens`,
@@ -46,12 +47,11 @@ class SFT(SizedFit, Operation[None], epochs=1, minibatch_conversations=32, learn
         rows = turn_tokens(Dialogues.read(conversations))
         if not len(rows):
             raise DataError("none of the conversations has an agent turn with tokens; there is nothing to imitate")
-        parts = -(-len(rows) // self.minibatch_conversations)
-        steps = self.steps or parts * self.epochs
-        optimiser = Optimiser(core.models.policy, weight_decay=self.weight_decay)
+        steps = self.steps or -(-len(rows) // self.minibatch_conversations) * self.epochs
+        optimiser = Optimiser(core.models.policy, weight_decay=WEIGHT_DECAY)
         losses: list[float] = []
         tokens = skipped = 0.0
-        for number, selection in zip(range(steps), _passes(core, rows, parts), strict=False):
+        for number, selection in zip(range(steps), _passes(core, rows, self.minibatch_conversations), strict=False):
             late = self.seconds is not None and time.perf_counter() - started > self.seconds
             if self.seconds is not None and core.passes.collective.any(late):
                 break
@@ -92,7 +92,7 @@ def likelihood(count: int) -> LossFunction:
     return loss
 
 
-def _passes(core: Core, rows: Rows, parts: int) -> Iterator[np.ndarray]:
+def _passes(core: Core, rows: Rows, size: int) -> Iterator[np.ndarray]:
     """Minibatches of endless passes, each in its own random order."""
     while True:
-        yield from minibatches(rows, core.generator("supervise"), parts)
+        yield from minibatches(rows, core.generator("supervise"), size)

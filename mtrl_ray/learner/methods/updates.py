@@ -4,12 +4,14 @@
    update starts from and of the reference. If every token was sampled by exactly these weights in this precision, the
    sampler's log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled, in the
    surrogate and in every KL.
-2. `PolicySteps` takes the steps, minibatch by minibatch, until they are done or the policy has moved by `kl_stop`.
+2. `PolicySteps` takes the steps, minibatch by minibatch. If the policy has then moved by more than `kl_limit`, it goes back
+   along the straight line to where it started, as far as it has to (`step_size`).
 3. Any rows work: responses in logged states (`improvement`), or all agent tokens of whole conversations (`conversations`).
 
 Everything per token is flat, float32 [tokens], in the order of the table.
 """
 
+import time
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,8 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import run_epochs
+from mtrl_ray.learner.compute.epochs import means, run_epochs
 from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Reading
+from mtrl_ray.learner.methods.step_size import bounded
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.sections import KL, Fit
@@ -48,8 +51,8 @@ class PolicyUpdate(Fit, learning_rate=5e-4):
     previous_kl: float = Field(0.0, ge=0)
     """Weight of KL(π‖π_old) in the loss (k2), π_old the policy that this improvement started from: the proximal term of
     mirror descent, 1/η."""
-    kl_stop: float | None = Field(None, gt=0)
-    """Nats per token between the policy and the one that this improvement started from, at which its steps end."""
+    kl_limit: float | None = Field(None, gt=0)
+    """Nats per token that one update may move the policy, KL(π_old‖π): a longer one is shortened (`step_size`). None: any."""
     importance_cap: float | None = Field(2.0, gt=0)
     """Largest weight π_learner/π_sampler of tokens sampled by other weights, in another precision, or by a mixture with the
     reference; None: no weights."""
@@ -148,16 +151,30 @@ class PolicySteps:
         self.core, self.rows, self.measured, self.advantages, self.update = core, rows, measured, advantages, update
         self._per_token = None if lengths is None else torch.repeat_interleave(1.0 / lengths, lengths)
         self._step = replace(update.step, learning_rate=update.learning_rate * signal)
-        self.stopped = False
 
-    def run(self, stream: str) -> list[Numbers]:
-        """Statistics of each minibatch, in order; `stream` names the randomness of the minibatches."""
-        return run_epochs(self.rows, self.core.generator(stream), self.update, self.minibatch)
+    def run(self, stream: str) -> Numbers:
+        """Take all steps. Their numbers: means of the steps' own, and `policy_steps`, `trained_tokens`, `seconds`,
+        `tokens_per_second`, and those of `bounded`. `stream` names the randomness of the minibatches."""
+        started = time.perf_counter()
+        generator, old, weights = self.core.generator(stream), self.measured.old, self.measured.weights
+        with bounded(self.core, self.rows, old, weights, self.update.kl_limit, generator) as moved:
+            history = run_epochs(self.rows, generator, self.update, self.minibatch)
+        numbers, seconds = means(history), time.perf_counter() - started
+        trained = sum(step["tokens"] for step in history)
+        del numbers["tokens"]
+        return (
+            numbers
+            | moved
+            | {
+                "policy_steps": float(len(history)),
+                "trained_tokens": float(trained),
+                "seconds": seconds,
+                "tokens_per_second": trained / seconds,
+            }
+        )
 
     def minibatch(self, selection: np.ndarray) -> Numbers:
-        """One step on the rows of `selection`, unless the update has stopped; `tokens` counts those trained on."""
-        if self.stopped:
-            return {"tokens": 0.0}
+        """One step on the rows of `selection`; `tokens` counts those trained on."""
         update, items = self.update, self.rows.items_of(selection)
         statistics = self.core.update(
             "policy",
@@ -167,7 +184,6 @@ class PolicySteps:
             self._step,
             Reading(self.core.temperature, entropy_gradient=update.entropy_bonus > 0),
         )
-        self.stopped = update.kl_stop is not None and statistics["kl_step"] > update.kl_stop
         return statistics | {"tokens": float(len(items))}
 
     def _shares(self, items: Tensor) -> Tensor:
@@ -178,14 +194,3 @@ class PolicySteps:
             return shares
         shares[items] = self._per_token[items]
         return shares / shares.sum()
-
-
-def totals(history: list[Numbers], seconds: float) -> Numbers:
-    """`policy_steps`, `trained_tokens`, `seconds` and `tokens_per_second` of an update's steps."""
-    trained = sum(step["tokens"] for step in history)
-    return {
-        "policy_steps": float(sum("policy_loss" in step for step in history)),
-        "trained_tokens": float(trained),
-        "seconds": seconds,
-        "tokens_per_second": trained / seconds,
-    }
