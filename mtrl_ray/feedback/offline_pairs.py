@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from mtrl_ray.dialogue.conversation import iterate
+from mtrl_ray.dialogue.conversation import Conversation, iterate
 from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, pair_up
 from mtrl_ray.feedback.single_turns import Feedback, parted
 from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
-from mtrl_ray.rollout.lease import branch, make_leases
+from mtrl_ray.rollout.lease import Lease, branch, drawn_turn, make_leases
 
 if TYPE_CHECKING:
     from mtrl_ray.system.system import System
@@ -47,13 +47,17 @@ def parted_pairs(system: "System", contexts: int, settings: PreferenceSettings, 
     leases = {lease.id: lease for lease in make_leases(system.settings.run.seed, "train", TAG, indices)}
     first = system.evaluation_rollouts_of(list(leases.values()))
     second = system.evaluation_rollouts_of(
-        [branch(leases[talk.id], talk) for talk in iterate(first) if talk.agent_turns]
+        [_partner(leases[talk.id], talk) for talk in iterate(first) if talk.agent_turns]
     )
     pairs = pair_up(system, ray.put(pa.concat_tables([first, second]).sort_by("id")))
     judged, read, numbers = parted.remote(pairs, feedback)
     system.record("preferences", numbers)
     compared, preferred = compare_pairs(system, judged, settings)
     return _those_of.remote(read, compared), preferred
+
+
+def _partner(lease: Lease, conversation: Conversation) -> Lease:
+    return branch(lease, conversation, drawn_turn(lease, conversation), lease.sample + 1)
 
 
 def divided(pairs: Ref[pa.Table], preferred: Ref[np.ndarray], share: float) -> list[Compared]:

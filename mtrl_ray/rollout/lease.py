@@ -64,20 +64,32 @@ def make_leases(
     ]
 
 
-def branch(lease: Lease, conversation: Conversation) -> Lease:
-    """The next sample: it repeats the agent turns of `conversation` (from `lease`) up to a uniformly drawn turn, then diverges.
+def branch(lease: Lease, conversation: Conversation, turn: int, sample: int, answer: Generation | None = None) -> Lease:
+    """Continue `conversation`, which `lease` gave, anew from its agent turn `turn` (an index into its turns).
 
-    Its user has the same seed, so a scripted user answers the given turns alike. Raises ValueError if the agent
-    never spoke.
+    What was said before is repeated, and the user has the same seed, so a scripted user is restored to where it was. Then comes
+    `answer`, or, if there is none, what the policy samples; the policy continues to the end. The branch is sample number
+    `sample` of its context, which no other lease of the iteration may be. Raises ValueError if `turn` is not the agent's.
     """
-    turns = [conversation.turns[place] for place in conversation.agent_turns]
-    drawn = derive_seed(lease.seed, "branch turn") % len(turns) if turns else None
-    if drawn is None:
-        raise ValueError(f"conversation {conversation.id!r} has no agent turn to branch at")
+    if turn not in conversation.agent_turns:
+        raise ValueError(f"turn {turn} of conversation {conversation.id!r} is not one of the agent's")
+    before = [conversation.turns[place] for place in conversation.agent_turns if place < turn]
     given = tuple(
-        Generation(f"{conversation.id}/{k}", turn.tokens, turn.logprobs, turn.versions, turn.finish or Finish.STOP)
-        for k, turn in enumerate(turns[:drawn])
+        Generation(f"{conversation.id}/{k}", said.tokens, said.logprobs, said.versions, said.finish or Finish.STOP)
+        for k, said in enumerate(before)
     )
     return replace(
-        lease, sample=lease.sample + 1, seed=derive_seed(lease.seed, "branch"), given=given, user_seed=lease.seed
+        lease,
+        sample=sample,
+        seed=derive_seed(lease.seed, "branch", sample),
+        given=given if answer is None else (*given, answer),
+        user_seed=lease.seed if lease.user_seed is None else lease.user_seed,
     )
+
+
+def drawn_turn(lease: Lease, conversation: Conversation) -> int:
+    """One of the agent's turns, drawn uniformly: an index into the turns. Raises ValueError if the agent never spoke."""
+    turns = conversation.agent_turns
+    if not turns:
+        raise ValueError(f"conversation {conversation.id!r} has no agent turn to branch at")
+    return turns[derive_seed(lease.seed, "branch turn") % len(turns)]

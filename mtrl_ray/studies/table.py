@@ -166,7 +166,7 @@ def _of_run(run: Run) -> dict[str, Any]:
         "start": _mean(run.start),
         "end": _mean(run.end),
         "iterations": run.metrics[-1]["iteration"] if run.metrics else 0,
-        "conversations": int(sum(row.get("collect/score_n") or 0 for row in run.metrics)),
+        "conversations": int(sum(row.get("collect/conversations") or 0 for row in run.metrics)),
         "seconds": seconds,
         "command": run.cell.command,
     }

@@ -32,11 +32,12 @@ from mtrl_ray.system.actors import Actors
 
 @dataclass(frozen=True)
 class Collected:
-    """Ids in the buffer's order, the number of agent turns of each, and metrics."""
+    """Ids in the buffer's order, the number of agent turns of each, numbers about them, and metrics of what failed."""
 
     ids: list[str]
     agent_turns: list[int]
-    metrics: dict[str, float]
+    numbers: dict[str, float]
+    faults: dict[str, float]
 
 
 @dataclass
@@ -107,13 +108,13 @@ class Collector:
     def collect(self, leases: list[Lease]) -> Collected:
         """Roll out what is missing. Raises EngineError or DataError: rule 3."""
         started = time.perf_counter()
-        known = self._recalled()
+        known = self._recalled() & {lease.id for lease in leases}
         self._hold(leases, known)
-        outcomes = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
+        outcomes = self._outcomes({lease.id for lease in leases})
         missing = self._work.check_left_out(leases, set(outcomes["counted"]), self._rollout)
-        metrics = self._metrics(outcomes, time.perf_counter() - started)
-        metrics |= {"collect/failures": float(missing), "faults/reused": float(len(known))}
-        return Collected(outcomes["id"], outcomes["agent_turns"], metrics)
+        numbers = self._numbers(outcomes, time.perf_counter() - started) | {"failures": float(missing)}
+        faults = self._faults() | {"faults/reused": float(len(known))}
+        return Collected(outcomes["id"], outcomes["agent_turns"], numbers, faults)
 
     def causes(self) -> str:
         """The most frequent causes of failures, as the end of a sentence; empty if nothing failed."""
@@ -144,21 +145,32 @@ class Collector:
         """Ids that the buffer counts in this iteration."""
         return set(self._ask(self._actors.buffer.recall.remote(self._iteration)))
 
+    def _outcomes(self, wanted: set[str]) -> dict[str, list[Any]]:
+        """`ReplayBuffer.outcomes` of these conversations."""
+        found = self._ask(self._actors.buffer.outcomes.remote(self._iteration))
+        rows = [row for row, name in enumerate(found["id"]) if name in wanted]
+        counted = found.pop("counted")
+        return {"counted": counted, **{key: [values[row] for row in rows] for key, values in found.items()}}
+
     def _ask(self, references: Any) -> Any:
         return fetch(references, "the replay buffer to take and count conversations", self._seconds)
 
-    def _metrics(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
+    def _numbers(self, outcomes: dict[str, list[Any]], seconds: float) -> dict[str, float]:
         tokens = sum(report.agent_tokens for report in self._work.reports)
         score = mean_interval(outcomes["score"], clusters=outcomes["source"])
+        return {
+            "seconds": seconds,
+            "conversations": float(len(outcomes["id"])),
+            "agent_turns": float(sum(outcomes["agent_turns"])),
+            "tokens": float(sum(outcomes["agent_tokens"])),
+            "tokens_per_second": tokens / seconds,
+            "staleness": float(max((self._version - one.version for one in self._work.reports), default=0)),
+            **{f"score_{key}": value for key, value in score.as_dict().items()},
+        }
+
+    def _faults(self) -> dict[str, float]:
         kinds = Counter(failure.kind for failure in self._work.all_failures())
         return {
-            "collect/seconds": seconds,
-            "collect/conversations": float(len(outcomes["id"])),
-            "collect/agent_turns": float(sum(outcomes["agent_turns"])),
-            "collect/tokens": float(sum(outcomes["agent_tokens"])),
-            "collect/tokens_per_second": tokens / seconds,
-            "collect/staleness": float(max((self._version - one.version for one in self._work.reports), default=0)),
-            **{f"collect/score_{key}": value for key, value in score.as_dict().items()},
             "faults/errors": float(sum(kinds.values())),
             **{f"faults/{kind}": float(count) for kind, count in sorted(kinds.items())},
         }

@@ -12,6 +12,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from mtrl_ray.settings.tree import Settings, WorkerRange
 from mtrl_ray.system.actors import Actors
 from mtrl_ray.system.collection import Collector, evaluation_rollouts
 
+TOTALS = ("seconds", "conversations", "agent_turns", "tokens")
+"""Numbers of the family `collect` that count branches too."""
+
 
 @dataclass(frozen=True)
 class States:
@@ -46,12 +50,23 @@ class States:
 
 @dataclass(frozen=True)
 class Logged:
-    """The conversations of one iteration, in the replay buffer: their ids, and the number of agent turns of each."""
+    """The conversations of these leases, in the replay buffer, and the number of agent turns of each."""
 
     system: "System"
     iteration: int
-    ids: list[str]
+    leases: list[Lease]
     agent_turns: list[int]
+
+    @property
+    def ids(self) -> list[str]:
+        """The conversations' ids."""
+        return [lease.id for lease in self.leases]
+
+    @cached_property
+    def table(self) -> Ref[pa.Table]:
+        """These conversations, in the order of `leases`."""
+        table: Ref[pa.Table] = self.system.buffer.take.remote(self.ids)
+        return table
 
     def window(self, iterations: int) -> Ref[pa.Table]:
         """The conversations of the newest `iterations` iterations."""
@@ -65,10 +80,10 @@ class Logged:
         states, so whole conversations cost least.
         """
         seed = derive_seed(self.system.settings.run.seed, "states", self.iteration, round_number)
-        order = np.random.default_rng(seed).permutation(len(self.ids))
+        order = np.random.default_rng(seed).permutation(len(self.leases))
         totals = np.cumsum(np.array(self.agent_turns)[order])
         drawn = order[: int(np.searchsorted(totals, count)) + 1]
-        table = self.system.buffer.states.remote(None, seed, ids=[self.ids[place] for place in drawn])
+        table = self.system.buffer.states.remote(None, seed, ids=[self.leases[place].id for place in drawn])
         return States(table, sum(self.agent_turns[place] for place in drawn), seed)
 
 
@@ -177,19 +192,38 @@ class System:
         need `rollout.reference`.
         """
         first = self.iteration * contexts
-        leases = make_leases(
-            self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixtures
+        return self._collect(
+            "collect",
+            make_leases(
+                self.settings.run.seed, "train", self.iteration, range(first, first + contexts), samples, mixtures
+            ),
         )
+
+    def branch(self, branches: list[Lease]) -> Logged:
+        """Roll out branches (`rollout.lease.branch`) of this iteration's conversations, into the replay buffer too.
+
+        Their own metrics are the family `branch`; the counts of the family `collect` include them. Branches that only measure
+        something are `evaluation_rollouts_of`.
+        """
+        held = self._collect("branch", branches)
+        for name in TOTALS:
+            self._metrics[f"collect/{name}"] += self._metrics[f"branch/{name}"]
+        return held
+
+    def _collect(self, family: str, leases: list[Lease]) -> Logged:
         collector = Collector(
             self._actors, self.settings, self.iteration, self.version, lambda doing: self.view.part("rollout", doing)
         )
         collected = collector.collect(leases)
         if causes := collector.causes():
             self.view.note(f"failures in iteration {self.iteration + 1}: {causes}")
-        self._metrics |= collected.metrics
-        self.record("collect", _endings.remote(self.buffer.window.remote(1)))
+        self._metrics |= {f"{family}/{name}": value for name, value in collected.numbers.items()}
+        self._metrics |= {name: self._metrics.get(name, 0.0) + value for name, value in collected.faults.items()}
+        by_id = {lease.id: lease for lease in leases}
+        logged = Logged(self, self.iteration, [by_id[name] for name in collected.ids], collected.agent_turns)
+        self.record(family, _endings.remote(logged.table))
         self.view.part("rollout", "idle")
-        return Logged(self, self.iteration, collected.ids, collected.agent_turns)
+        return logged
 
     def learn(
         self, operation: Operation[ValueT], *arguments: object, metrics: str | None = None

@@ -18,7 +18,7 @@ from mtrl_ray.dialogue.conversation import Finish, Role, StopReason, from_table,
 from mtrl_ray.errors import DataError, EngineError
 from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation
-from mtrl_ray.rollout.lease import branch, make_leases
+from mtrl_ray.rollout.lease import branch, drawn_turn, make_leases
 from mtrl_ray.rollout.loop import DialogueLoop, Job
 from tests.rollout.conftest import logprobs, weights_of
 from tests.test_malformed import Parrot
@@ -75,7 +75,11 @@ def test_a_branch_repeats_what_was_said_and_goes_its_own_way(engine, chat):
     loop = loop_of(engine, chat, make("sales"))
     leases = {lease.id: lease for lease in make_leases(3, "train", 0, range(16))}
     first = {talk.context_id: talk for talk in hold(loop, loop.rollout(list(leases.values()))).conversations}
-    branches = {branched.index: branched for talk in first.values() for branched in [branch(leases[talk.id], talk)]}
+    branches = {
+        lease.index: branch(lease, talk, drawn_turn(lease, talk), 1)
+        for talk in first.values()
+        for lease in [leases[talk.id]]
+    }
     submitted = loop.statistics.tokens
     second = hold(loop, loop.rollout(list(branches.values()))).conversations
     parted = 0
@@ -90,6 +94,23 @@ def test_a_branch_repeats_what_was_said_and_goes_its_own_way(engine, chat):
     sampled = sum(len(turn.tokens) for talk in second for turn in (talk.turns[place] for place in talk.agent_turns))
     given = sum(len(one.tokens) for lease in branches.values() for one in lease.given)
     assert loop.statistics.tokens - submitted == sampled - given, "the engine samples only what is not given"
+
+
+def test_a_given_answer_is_said_and_the_user_answers_it_as_it_would_have(engine, chat):
+    loop = loop_of(engine, chat, make("sales"))
+    leases = make_leases(3, "train", 0, range(8))
+    first = {talk.context_id: talk for talk in hold(loop, loop.rollout(leases)).conversations}
+    branches = []
+    for lease, talk in zip(leases, sorted(first.values(), key=lambda talk: talk.id), strict=True):
+        turn = drawn_turn(lease, talk)
+        said = talk.turns[turn]
+        answer = Generation("", said.tokens, said.logprobs, said.versions, said.finish)
+        branches.append(branch(lease, talk, turn, 1, answer))
+    for talk in hold(loop, loop.rollout(branches)).conversations:
+        validate(talk)
+        before, lease = first[talk.context_id], branches[int(talk.context_id.rpartition("-")[2])]
+        reply = before.agent_turns[len(lease.given) - 1] + 2
+        assert talk.turns[:reply] == before.turns[:reply], "the user's reply to what was said"
 
 
 def test_conversations_are_token_exact(engine, chat, reference):

@@ -60,7 +60,12 @@ def finish(cell, rng) -> dict[str, list[float]]:
         summarise(cell.folder, **{name: mean_interval(scores)})
     summarise(cell.folder, expert=mean_interval([0.9, 1.0]), greedy=mean_interval([0.1, 0.2]))
     rows = [
-        {"iteration": n, "collect/score_mean": rng.random(), "collect/score_n": 5, "q/r": n / 10 + rng.random() / 100}
+        {
+            "iteration": n,
+            "collect/score_mean": rng.random(),
+            "collect/conversations": 5,
+            "q/r": n / 10 + rng.random() / 100,
+        }
         for n in range(1, ITERATIONS + 1)
     ]
     (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
