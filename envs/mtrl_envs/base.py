@@ -122,6 +122,11 @@ class Environment(ABC):
         """Whether a response is a turn this environment's users understand."""
 
     @property
+    def turn_limit(self) -> int:
+        """Agent turns after which a conversation ends: `max_turns`, unless an option says otherwise."""
+        return self.max_turns
+
+    @property
     def blocking(self) -> bool:
         """Whether its users wait for a network, as that of the first training context does (`User.blocking`)."""
         return self.user(self.context("train", 0), 0).blocking

@@ -116,7 +116,7 @@ class Driver:
             self.turns[-1].sent, self.turns[-1].reward = reply.sent, reply.reward
         self.turns.append(Turn(Role.USER, reply.text))
         self.stop = reply.stop
-        if self.stop is None and self.agent_turns >= self.environment.max_turns:
+        if self.stop is None and self.agent_turns >= self.environment.turn_limit:
             self.stop = StopReason.TURN_LIMIT
         return self.turns[-1]
 

@@ -134,6 +134,8 @@ def heard(text: str, sent: str | None) -> str:
 
 GAIN = "gain_{}"
 """Optional metric of a simulated user: the information gain of an agent turn (from 0), at least 0."""
+EXPECTED = "expected"
+"""Optional metric of a simulated user whose gains are exact: their sum, the expected score of the conversation."""
 TURN_WEIGHTS = "turn_weights"
 """Optional column of a table of conversations: the judge's weights of the agent's turns, list<float32>."""
 

@@ -74,7 +74,7 @@ def scripted_conversations(
     Raises EngineError or DataError if more than a share of `rollout.data_errors` is left out.
     """
     tries, blocking = rollout.retries + 1, environment.blocking
-    calls = Calls(rollout.user_seconds * (environment.max_turns + 1 if blocking else 1))
+    calls = Calls(rollout.user_seconds * (environment.turn_limit + 1 if blocking else 1))
 
     def talk(index: int) -> Conversation:
         return measure.rollout(environment, make_context(environment, split, index), agent, seed=0, shares=shares)

@@ -190,6 +190,45 @@ def test_partial_groups_are_compared_with_who_is_there(learner: Learner, talks: 
             np.testing.assert_allclose(turn, after - baseline if others else 0.0, atol=1e-4)
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_a_turn_is_credited_with_its_own_reward_alone(learner: Learner, talks: pa.Table, estimator: str) -> None:
+    rewards = np.random.default_rng(1).random(count_tokens(talks)).astype(np.float32)
+    spec = Advantages(estimator=estimator, baseline="own_turn", whiten=False)
+    advantages, _ = learner.run(spec, talks, rewards)
+    held, parts = from_table(talks), by_turn(talks, rewards)
+    own = [[float(turn.sum()) for turn in turns] for turns in parts]
+    for i, (talked, turns) in enumerate(zip(held, by_turn(talks, advantages), strict=True)):
+        group = [j for j, other in enumerate(held) if other.context_id == talked.context_id]
+        others = [j for j in group if j != i]
+        longest = max(len(one) for one in own)
+        aligned = np.array([[own[j][min(k, len(own[j]) - 1)] for k in range(longest)] for j in group])
+        scale = 1 / (1e-6 + np.sqrt(aligned.var(axis=0, ddof=1).mean())) if estimator == "grpo" else 1.0
+        for k, turn in enumerate(turns):
+            within = np.cumsum(parts[i][k][::-1])[::-1]
+            compared = group if estimator == "grpo" else others
+            baseline = np.mean([own[j][min(k, len(own[j]) - 1)] for j in compared])
+            np.testing.assert_allclose(turn, (within - baseline) * scale, rtol=1e-3, atol=1e-4)
+
+
+def test_exact_gains_are_taken_as_they_are(learner: Learner, talks: pa.Table) -> None:
+    held = from_table(talks)
+    for number, talked in enumerate(held):
+        gains = {f"gain_{turn}": 0.1 * (turn + number % 2) for turn in range(len(talked.agent_turns))}
+        talked.metrics = {"expected": sum(gains.values()), **gains}
+    spec = TurnRewards(scheme="exact", length_penalty=PRICE)
+    rewards, _ = learner.run(spec, to_table(held))
+    for talked, turns in zip(held, by_turn(talks, rewards), strict=True):
+        for number, (turn, place) in enumerate(zip(turns, talked.agent_turns, strict=True)):
+            words = len(talked.turns[place].text.split())
+            assert turn[-1] == pytest.approx(talked.metrics[f"gain_{number}"] - PRICE * words, abs=1e-5)
+            assert (turn[:-1] == 0).all()
+    held[5].metrics["expected"] += 0.5
+    with pytest.raises(DataError, match=r"sum to the metric 'expected'; those of conversation 'g5' sum to"):
+        learner.run(spec, to_table(held))
+    with pytest.raises(DataError, match="expected is nan: use an environment that knows them"):
+        learner.run(spec, talks)
+
+
 def test_gae_bridges_what_the_user_says(learner: Learner, talks: pa.Table) -> None:
     rewards = np.random.default_rng(1).random(count_tokens(talks)).astype(np.float32)
     spec = Advantages(estimator="ppo", gae_lambda=1.0, whiten=False, critic=Fit(epochs=1))
@@ -215,6 +254,8 @@ def test_kl_in_the_reward_is_not_this_methods() -> None:
         ConversationImprovement(kl=KL(place="reward"))
     with pytest.raises(ValueError, match="pooled belongs to rloo alone"):
         Advantages(estimator="grpo", baseline="pooled")
+    with pytest.raises(ValueError, match="own_turn and estimator is ppo"):
+        Advantages(estimator="ppo", baseline="own_turn")
 
 
 def test_the_environments_own_rewards_are_taken_as_they_are(learner: Learner, talks: pa.Table) -> None:

@@ -21,6 +21,7 @@ from mtrl_envs.document_writing.user import Client
 from mtrl_envs.llm.options import user_kind
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
+from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Write the text the user has in mind. Ask for time, place, tone and length. Then write: Final: TEXT"
@@ -39,8 +40,9 @@ class DocumentWriting(Environment):
     """Short documents.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `templates` (whether the system
-    prompt shows the house style, for a policy without a warm start on it); `user` ("scripted" or "llm")
-    and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
+    prompt shows the house style, for a policy without a warm start on it); `horizon` and `bernoulli`
+    (`mtrl_envs.scripted.slots`); `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`).
+    Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "document_writing"
@@ -52,15 +54,26 @@ class DocumentWriting(Environment):
         *,
         noise: float = 0.1,
         templates: bool = False,
+        horizon: int | None = None,
+        bernoulli: bool = False,
         user: str = "scripted",
         llm: Mapping[str, Any] | None = None,
     ) -> None:
         self._noise = share(self.name, "noise", noise)
         self._system = SYSTEM_WITH_TEMPLATES if templates else SYSTEM
         self._llm = user_kind(self.name, user, llm)
+        apart = ["user: llm"] * (self._llm is not None) + ["templates"] * templates
+        self._horizon = Horizon.parse(self.name, horizon, bernoulli, apart)
+
+    @property
+    def turn_limit(self) -> int:
+        """See `Environment.turn_limit`."""
+        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th document of a split."""
+        if self._horizon is not None:
+            return self._horizon.context(self.name, split, index, sample_order, TOPICS)
         order = draw(self.name, split, index, sample_order)
         rng = random.Random(f"{self.name}/{split}/{index}/manner")
         order |= {"told": rng.sample(TOPICS, rng.choice(TOLD)), "patience": rng.choice([2, 3, 4])}
@@ -71,11 +84,15 @@ class DocumentWriting(Environment):
         key = f"{self.name}/{context.id}/{seed}"
         if self._llm is not None:
             return llm_client(self._llm, key, seed, context.hidden)
+        if self._horizon is not None:
+            clients = [Client(f"{key}/{turn}", slot, 0.0) for turn, slot in enumerate(context.hidden[SLOTS])]
+            return SlotUser(key, clients, TOPICS, self._noise, self._horizon)
         return Client(key, context.hidden, self._noise)
 
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
-        return Writer(name, seed)
+        writer = Writer(name, seed)
+        return writer if self._horizon is None else SlotAgent(name, writer)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response asks something, writes or greets, without template markup, in `LONGEST_RESPONSE` words."""

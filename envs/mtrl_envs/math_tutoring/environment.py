@@ -16,10 +16,11 @@ from mtrl_envs.llm.options import user_kind
 from mtrl_envs.math_tutoring.agents import Tutor
 from mtrl_envs.math_tutoring.llm import pupil as llm_pupil
 from mtrl_envs.math_tutoring.moves import tutor_move
-from mtrl_envs.math_tutoring.problems import sample_problem
+from mtrl_envs.math_tutoring.problems import TOPICS, sample_problem
 from mtrl_envs.math_tutoring.user import Pupil
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
+from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Solve the user's problem. Ask for missing numbers and wishes. End with: The answer is N."
@@ -43,20 +44,37 @@ LONGEST_RESPONSE = 60
 class MathTutoring(Environment):
     """Word problems.
 
-    Options: `noise` (probability that an answer of the scripted user is vague or wrong); `user` ("scripted" or "llm") and
-    `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
+    Options: `noise` (probability that an answer of the scripted user is vague or wrong); `horizon` and `bernoulli`
+    (`mtrl_envs.scripted.slots`); `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`).
+    Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "math_tutoring"
     max_turns: ClassVar[int] = 5
     warm_start: ClassVar[dict[str, float]] = {"expert": 0.4, "greedy": 0.5, "random": 0.1}
 
-    def __init__(self, *, noise: float = 0.1, user: str = "scripted", llm: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        noise: float = 0.1,
+        horizon: int | None = None,
+        bernoulli: bool = False,
+        user: str = "scripted",
+        llm: Mapping[str, Any] | None = None,
+    ) -> None:
         self._noise = share(self.name, "noise", noise)
         self._llm = user_kind(self.name, user, llm)
+        self._horizon = Horizon.parse(self.name, horizon, bernoulli, ["user: llm"] * (self._llm is not None))
+
+    @property
+    def turn_limit(self) -> int:
+        """See `Environment.turn_limit`."""
+        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th problem of a split."""
+        if self._horizon is not None:
+            return self._horizon.context(self.name, split, index, sample_problem, TOPICS)
         problem = draw(self.name, split, index, sample_problem)
         rng = random.Random(f"{self.name}/{split}/{index}/manner")
         problem |= {"told": list(rng.choice(OPENINGS)), "patience": rng.choice([2, 3, 4])}
@@ -67,11 +85,15 @@ class MathTutoring(Environment):
         key = f"{self.name}/{context.id}/{seed}"
         if self._llm is not None:
             return llm_pupil(self._llm, key, seed, context.hidden)
+        if self._horizon is not None:
+            pupils = [Pupil(f"{key}/{turn}", slot, 0.0) for turn, slot in enumerate(context.hidden[SLOTS])]
+            return SlotUser(key, pupils, TOPICS, self._noise, self._horizon)
         return Pupil(key, context.hidden, self._noise)
 
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
-        return Tutor(name, seed)
+        tutor = Tutor(name, seed)
+        return tutor if self._horizon is None else SlotAgent(name, tutor)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response asks something, answers or greets, without template markup, in `LONGEST_RESPONSE` words."""

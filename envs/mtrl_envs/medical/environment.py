@@ -23,6 +23,7 @@ from mtrl_envs.medical.recorded import RecordedDoctor, RecordedPatient, recorded
 from mtrl_envs.medical.user import Patient
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
+from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 
 SYSTEM = "Find out what the patient has. Ask for symptoms, history, risks. End with: Diagnosis: X. Then advice."
@@ -43,8 +44,8 @@ class Medical(Environment):
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `table` (whether the system prompt
     shows the knowledge table, for a policy without a warm start on it); `contexts` (path of a Parquet file
-    with recorded consultations); `user` ("scripted" or "llm") and `llm` (settings of `mtrl_envs.llm.user.LLMSettings`).
-    Raises ConfigurationError for invalid values.
+    with recorded consultations); `horizon` and `bernoulli` (`mtrl_envs.scripted.slots`); `user` ("scripted" or "llm") and
+    `llm` (settings of `mtrl_envs.llm.user.LLMSettings`). Raises ConfigurationError for invalid values.
     """
 
     name: ClassVar[str] = "medical"
@@ -57,6 +58,8 @@ class Medical(Environment):
         noise: float = 0.1,
         table: bool = False,
         contexts: str | None = None,
+        horizon: int | None = None,
+        bernoulli: bool = False,
         user: str = "scripted",
         llm: Mapping[str, Any] | None = None,
     ) -> None:
@@ -64,9 +67,19 @@ class Medical(Environment):
         self._system = SYSTEM_WITH_TABLE if table else SYSTEM
         self._contexts = None if contexts is None else check_file(contexts)
         self._llm = user_kind(self.name, user, llm)
+        taken = {"user: llm": self._llm is not None, "table": table, "contexts": contexts is not None}
+        apart = [option for option, used in taken.items() if used]
+        self._horizon = Horizon.parse(self.name, horizon, bernoulli, apart)
+
+    @property
+    def turn_limit(self) -> int:
+        """See `Environment.turn_limit`."""
+        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th patient of a split."""
+        if self._horizon is not None:
+            return self._horizon.context(self.name, split, index, sample_case, TOPICS)
         rng = random.Random(f"{self.name}/{split}/{index}/manner")
         drawn = draw(self.name, split, index, sample_case)
         if self._contexts is None:
@@ -80,12 +93,17 @@ class Medical(Environment):
     def user(self, context: Context, seed: int) -> User:
         """The patient."""
         key = f"{self.name}/{context.id}/{seed}"
+        if self._horizon is not None:
+            patients = [Patient(f"{key}/{turn}", slot, 0.0) for turn, slot in enumerate(context.hidden[SLOTS])]
+            return SlotUser(key, patients, TOPICS, self._noise, self._horizon)
         kind = Patient if self._contexts is None else RecordedPatient
         scripted = kind(key, context.hidden, self._noise)
         return scripted if self._llm is None else llm_patient(self._llm, key, seed, context.hidden, scripted)
 
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
+        if self._horizon is not None:
+            return SlotAgent(name, Doctor(name, seed))
         return Doctor(name, seed) if self._contexts is None else RecordedDoctor(name, seed)
 
     def well_formed(self, response: str) -> bool:

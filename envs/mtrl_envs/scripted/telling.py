@@ -68,6 +68,11 @@ class TellingUser(User):
         self._result: Outcome | None = None
         self.rng = random.Random(f"{key}/opening")
 
+    @property
+    def opened(self) -> tuple[str, ...]:
+        """Topics that the opening tells."""
+        return self._opened
+
     @abstractmethod
     def request(self) -> str:
         """The user's request, without any fact."""

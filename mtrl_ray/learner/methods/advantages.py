@@ -44,10 +44,11 @@ class Advantages(Section, Operation[np.ndarray]):
     estimator: Literal["ppo", "grpo", "rloo"] = "rloo"
     """`ppo`: token critic and GAE over all agent tokens; `grpo`, `rloo`: returns against those of the other
     conversations on the same context, standardised or left one out."""
-    baseline: Literal["aligned", "pooled"] = "aligned"
-    """Of `rloo`. `aligned`: the others' returns from the same turn on (from their last, if they ended earlier);
-    `pooled`: the others' mean turn reward, taken from each turn's reward, as in the released code; it is biased if
-    conversations differ in their number of turns."""
+    baseline: Literal["aligned", "own_turn", "pooled"] = "aligned"
+    """Of `grpo` and `rloo`. `aligned`: the others' returns from the same turn on (from their last, if they ended earlier);
+    `own_turn`: a turn's tokens are credited with the turn's own reward alone, not with later ones, against the others' reward
+    of the same turn: right if no turn changes what later ones can earn; `pooled`, of `rloo`: the others' mean turn reward,
+    taken from each turn's reward, as in the released code; it is biased if conversations differ in their number of turns."""
     gae_lambda: float = Field(1.0, ge=0, le=1)
     """Of `ppo`, per token."""
     whiten: bool = True
@@ -59,6 +60,8 @@ class Advantages(Section, Operation[np.ndarray]):
     def _possible(self) -> "Advantages":
         if self.baseline == "pooled" and self.estimator != "rloo":
             raise ValueError(f"baseline is pooled and estimator is {self.estimator}; pooled belongs to rloo alone")
+        if self.baseline == "own_turn" and self.estimator == "ppo":
+            raise ValueError("baseline is own_turn and estimator is ppo, which has a critic; use rloo or grpo")
         return self
 
     def run(self, core: Core, conversations: Tables, rewards: np.ndarray) -> tuple[np.ndarray, Numbers]:
@@ -89,10 +92,13 @@ class Advantages(Section, Operation[np.ndarray]):
         if self.baseline == "pooled":
             centred = discounted_sums(pooled_leave_one_out(per_turn, layout.present, groups), layout.present, 1.0)
             return broadcast_turns(centred, index, mask), torch.ones_like(centred[:, :1])
-        from_turn = discounted_sums(per_turn, layout.present, 1.0)
+        own = self.baseline == "own_turn"
+        from_turn = per_turn if own else discounted_sums(per_turn, layout.present, 1.0)
         kind: Literal["grpo", "rloo"] = "grpo" if self.estimator == "grpo" else "rloo"
         baseline, scale = aligned_baseline(from_turn, layout.present, groups, kind, SCORE_FLOOR)
         returns = discounted_sums(tokens, mask, 1.0)
+        if own:
+            returns = returns - broadcast_turns(discounted_sums(per_turn, layout.present, 1.0) - per_turn, index, mask)
         return torch.where(mask, returns - broadcast_turns(baseline, index, mask), 0.0), scale
 
     def _with_critic(self, core: Core, batch: Batch, layout: Layout, tokens: Tensor) -> tuple[Tensor, Numbers]:

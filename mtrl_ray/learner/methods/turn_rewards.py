@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtrl_ray.dialogue.conversation import TURN_WEIGHTS
+from mtrl_ray.dialogue.conversation import EXPECTED, TURN_WEIGHTS
 from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.methods.values import explained_variance, regress
@@ -33,11 +33,13 @@ from mtrl_ray.objectives.turn_rewards import (
 )
 from mtrl_ray.settings.section import Section
 
-Scheme = Literal["outcome", "environment", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
+Scheme = Literal["outcome", "environment", "exact", "uniform", "value", "judge", "prime", "itpo", "norm_itpo"]
 IMPLICIT: tuple[Scheme, ...] = ("prime", "itpo", "norm_itpo")
 """Schemes that score with the implicit process reward model."""
 SPLITS: tuple[Scheme, ...] = ("uniform", "judge", "norm_itpo")
 """Schemes that give each turn a share of the score."""
+EXACT = 1e-4
+"""How far the sum of exact gains may be from the expected outcome."""
 
 
 class TurnRewards(Section, Operation[np.ndarray]):
@@ -53,7 +55,8 @@ class TurnRewards(Section, Operation[np.ndarray]):
 
     scheme: Scheme = "norm_itpo"
     """`outcome`: all of it with the last turn, so every turn shares it; `environment`: not the outcome, but the rewards that
-    the environment itself gave the turns; `uniform`: split at random (Dirichlet);
+    the environment itself gave the turns; `exact`: not the outcome, but each turn's change of the expected outcome, which an
+    environment knows that keeps such a record (option `horizon`); `uniform`: split at random (Dirichlet);
     `value`: TD errors of a turn-level value model; `judge`: split by a judge's weights; `prime`: implicit rewards of
     tokens, the outcome with the last turn; `itpo`: the same summed per turn; `norm_itpo`: split by softmax weights of
     the turns' implicit rewards."""
@@ -108,6 +111,8 @@ class TurnRewards(Section, Operation[np.ndarray]):
         present = layout.present
         if self.scheme == "environment":
             return layout.of_turns(core.tensor(batch.rewards)), {}
+        if self.scheme == "exact":
+            return layout.of_turns(core.tensor(_exact(batch))), {}
         if self.scheme in ("itpo", "prime"):
             return turn_sums(tokens, layout.turn_index, layout.mask, layout.turns), {}
         if self.scheme == "value":
@@ -138,6 +143,20 @@ def _judged(batch: Batch) -> np.ndarray:
     if batch.weights is None:
         raise DataError(f"scheme 'judge' takes the column {TURN_WEIGHTS!r} of the conversations; this table has none")
     return batch.weights
+
+
+def _exact(batch: Batch) -> np.ndarray:
+    """The gains, if they are what `EXPECTED` promises."""
+    sums = np.bincount(batch.turn_conversation, weights=batch.gains, minlength=len(batch))
+    wrong = np.flatnonzero(~(np.abs(sums - batch.expected) < EXACT))
+    if len(wrong):
+        name = batch.dialogues.ids[int(wrong[0])].as_py()
+        raise DataError(
+            f"scheme 'exact' takes gains that sum to the metric {EXPECTED!r}; those of conversation {name!r} sum to "
+            f"{sums[wrong[0]]:g}, and {EXPECTED} is {batch.expected[wrong[0]]:g}: use an environment that knows them, such as "
+            "medical with the option horizon"
+        )
+    return batch.gains
 
 
 def _agreement(batch: Batch, layout: Layout, core: Core, credit: Tensor) -> Numbers:

@@ -8,6 +8,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from mtrl_ray.dialogue.conversation import GAIN, TURN_WEIGHTS, Role
+from mtrl_ray.dialogue.conversation import EXPECTED, GAIN, TURN_WEIGHTS, Role
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.rows.packing import Rows, turn_states, turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Tables, as_table, starts_of
@@ -61,7 +62,8 @@ class Batch:
 
     `groups`: int64 [conversations]; `scores`: float32 [conversations], in [0, 1]; `words`: float32 [agent turns];
     `logprobs`: float32 [agent tokens], `versions`: int32, same; `weights`: float32 [agent turns], a judge's, or None;
-    `gains`: float32 [agent turns], the gain of each in the user's record, zero without a record.
+    `gains`: float32 [agent turns], the gain of each in the user's record, zero without a record; `expected`: float32
+    [conversations], the expected score according to the record, NaN if it does not say.
     """
 
     dialogues: Dialogues
@@ -72,6 +74,7 @@ class Batch:
     versions: np.ndarray
     weights: np.ndarray | None
     gains: np.ndarray
+    expected: np.ndarray
 
     @classmethod
     def read(cls, tables: Tables) -> "Batch":
@@ -84,6 +87,7 @@ class Batch:
         agent = turns.take(pa.array(dialogues.agent_turns))
         logprobs, versions = (pc.struct_field(agent, name) for name in ("logprobs", "versions"))
         lengths = dialogues.turn_lengths[dialogues.agent_turns]
+        record = [json.loads(text) if _EXISTS in text else {} for text in table["metrics"].to_pylist()]
         for name, column in (("log-probabilities", logprobs), ("weight versions", versions)):
             _refuse_gaps(dialogues, pc.list_value_length(column).to_numpy(), lengths, name)
         return cls(
@@ -94,7 +98,8 @@ class Batch:
             logprobs=pc.list_flatten(logprobs).to_numpy(),
             versions=pc.list_flatten(versions).to_numpy(),
             weights=_judged(table, turns, dialogues) if TURN_WEIGHTS in table.column_names else None,
-            gains=_gains(table, turns, dialogues),
+            gains=_gains(record, turns, dialogues),
+            expected=np.array([one.get(EXPECTED, np.nan) for one in record], dtype=np.float32),
         )
 
     def __len__(self) -> int:
@@ -194,13 +199,16 @@ def _judged(table: pa.Table, turns: pa.Array, dialogues: Dialogues) -> np.ndarra
     return flat
 
 
-def _gains(table: pa.Table, turns: pa.Array, dialogues: Dialogues) -> np.ndarray:
+_EXISTS = f'"{GAIN.format(0)}"'
+"""Is in the metrics of a conversation whose user kept a record."""
+
+
+def _gains(record: Sequence[dict[str, float]], turns: pa.Array, dialogues: Dialogues) -> np.ndarray:
     counts = np.bincount(dialogues.turn_conversation[dialogues.agent], minlength=len(dialogues))
     flat = np.zeros(int(counts.sum()), dtype=np.float32)
     starts = starts_of(counts)
-    if any('"gain_0"' in metrics for metrics in table["metrics"].to_pylist()):
-        for start, count, text in zip(starts, counts, table["metrics"].to_pylist(), strict=False):
-            metrics = json.loads(text)
+    if any(record):
+        for start, count, metrics in zip(starts, counts, record, strict=False):
             flat[start : start + count] = [metrics.get(GAIN.format(turn), 0.0) for turn in range(count)]
     return flat[_with_tokens(turns, dialogues)]
 
