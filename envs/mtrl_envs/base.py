@@ -6,7 +6,8 @@
    takes the agent's response and gives the user's; `User.outcome()` is asked once, after the end. `mtrl_envs.driver` calls
    these methods and checks what they give.
 3. A scripted user draws only from its own seed, so a conversation is a function of (context, seed, what the agent said).
-   A user that talks to a network sets `blocking = True` and is called off the sampling loop's thread.
+   A user that talks to a network sets `blocking = True` and is called off the sampling loop's thread. A user with
+   `redraw` can go on from any state in another way than it did: how good an answer is shows over several such draws.
 4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`, as many of them as there are;
    they read what the policy reads (the conversation's text, never the context's hidden part). Reports compare the policy
    with them, and the tiny model is warm-started on a mixture of them; a pretrained model needs none.
@@ -77,6 +78,13 @@ class User(ABC):
     def reply(self, response: str) -> Reply:
         """The answer to an agent's response (plain text, as sampled; it may be empty or nonsense)."""
 
+    def redraw(self, seed: int) -> None:
+        """Draw what happens from the next reply on from this seed; what has happened, and the user's nature, stay.
+
+        Optional. A user without chance defines it and does nothing.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def outcome(self) -> Outcome:
         """The result, asked once after the conversation has ended for whatever reason."""
@@ -130,6 +138,11 @@ class Environment(ABC):
     def blocking(self) -> bool:
         """Whether its users wait for a network, as that of the first training context does (`User.blocking`)."""
         return self.user(self.context("train", 0), 0).blocking
+
+    @property
+    def redraws(self) -> bool:
+        """Whether its users, as that of the first training context, define `User.redraw`."""
+        return type(self.user(self.context("train", 0), 0)).redraw is not User.redraw
 
     def prefer(self, first: Conversation, second: Conversation) -> float:
         """P(first ≻ second), in [0, 1], of two finished conversations on the same context (2405.14655 §3).

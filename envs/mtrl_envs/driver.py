@@ -103,6 +103,11 @@ class Driver:
         _check_text(response, f"{self.where}: the scripted agent's response")
         return str(response)
 
+    def redraw(self, seed: int) -> None:
+        """Have the user draw what happens from here on from this seed. Raises DataError if it cannot."""
+        with self._explained("redraw()"):
+            self.user.redraw(seed)
+
     def add_agent_turn(self, turn: Turn) -> None:
         """Append the agent's turn."""
         self.turns.append(turn)

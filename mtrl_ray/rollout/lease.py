@@ -19,11 +19,26 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """The logged state that a conversation is continued from (`rollout.continuing`), and its identity.
+
+    `turns`: of the agent, before the state; `history`: the token ids that make the state; `user_seed`: what the user draws
+    from after it, None for its own.
+    """
+
+    id: str
+    turns: int
+    history: tuple[int, ...]
+    user_seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Lease:
     """One conversation to roll out: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
 
     `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as
-    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own.
+    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own; `continues`: the state
+    that these turns have to lead to.
     """
 
     split: str
@@ -34,10 +49,13 @@ class Lease:
     mixture: float = 0.0
     given: tuple[Generation, ...] = ()
     user_seed: int | None = None
+    continues: Continuation | None = None
 
     @property
     def id(self) -> str:
         """The conversation's identity, unique within a run."""
+        if self.continues is not None:
+            return self.continues.id
         return f"{self.split}-{self.iteration:06d}-{self.index:07d}-{self.sample:03d}"
 
 

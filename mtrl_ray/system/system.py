@@ -28,6 +28,7 @@ from mtrl_ray.monitoring.view import View
 from mtrl_ray.processes.refs import Ref, T
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.waiting import fetch
+from mtrl_ray.rollout.continuing import Noise, Start, by_start, continuations, require_noise
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.scaling import Scaling
@@ -260,6 +261,20 @@ class System:
         table: Ref[pa.Table] = _joined.remote(*[result.table[0] for result in results])
         return table
 
+    def continued(
+        self, starts: Sequence[Start], repeats: int = 1, noise: Noise = "independent", stream: str = ""
+    ) -> pa.Table:
+        """Answers in logged states, given or sampled, each continued `repeats` times to the end by the newest policy.
+
+        Rows of `conversation.SCHEMA` with a column `start`, the index into `starts`, ordered by it and by repeat; what
+        failed is missing. They are no training data: neither the replay buffer nor the journal gets them. See
+        `rollout.continuing`. Raises ConfigurationError if the users cannot draw this noise, DataError for a start that
+        cannot be continued, and like `evaluation_rollouts_of`.
+        """
+        require_noise(self.settings, noise)
+        leases = list(continuations(self.settings.run.seed, starts, repeats, noise, stream))
+        return by_start(self.evaluation_rollouts_of(leases, "continuations"), leases, repeats)
+
     def adopt(self, model: str, folder: str) -> None:
         """Take a value model from a folder, if the learner has none of this name yet."""
         self.fetch(self.learner.adopt(model, folder), f"the learner to read the {model} model")
@@ -313,12 +328,12 @@ class System:
         """
         return self.evaluation_rollouts_of(make_leases(self.settings.run.seed, split, tag, indices, samples))
 
-    def evaluation_rollouts_of(self, leases: list[Lease]) -> pa.Table:
+    def evaluation_rollouts_of(self, leases: list[Lease], what: str = "evaluation rollouts") -> pa.Table:
         """`evaluation_rollouts` of these leases. Raises EngineError or DataError if too many of them fail (`failures`)."""
-        self.view.part("rollout", f"{len(leases)} evaluation rollouts")
+        self.view.part("rollout", f"{len(leases)} {what}")
         table, causes = evaluation_rollouts(self.fleet, leases, self.version, self.settings.rollout)
         if causes:
-            self.view.note(f"failures in evaluation rollouts: {causes}")
+            self.view.note(f"failures in {what}: {causes}")
         self.view.part("rollout", "idle")
         return table
 

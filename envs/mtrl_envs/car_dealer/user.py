@@ -86,6 +86,7 @@ class Buyer(User):
         self._asked_price: float | None = None
         self._counter: float | None = None
         self._price: float | None = None
+        self._tells_budget = random.Random(f"{key}/budget").random() < self._nature.tells
         self._rng = random.Random(f"{key}/0")
 
     def opening(self) -> str:
@@ -102,6 +103,10 @@ class Buyer(User):
         if self._patience <= 0:
             return Reply(self._say("leave"), stop=StopReason.USER_LEFT)
         return Reply(text)
+
+    def redraw(self, seed: int) -> None:
+        """See `User.redraw`."""
+        self._key = f"{self._key}/{seed}"
 
     def outcome(self) -> Outcome:
         """Score: price / 100,000. Metrics: reward (price / 1,000), sold, price in dollars."""
@@ -197,7 +202,7 @@ class Buyer(User):
         if topic in self._pleased:
             self._patience -= 1
         self._please(topic, 1.0)
-        if topic == "budget" and random.Random(f"{self._key}/budget").random() >= self._nature.tells:
+        if topic == "budget" and not self._tells_budget:
             return self._say("silent")
         return self._say(topic)
 

@@ -91,6 +91,10 @@ class Student(User):
         self._result = outcome(judge(self._lesson))
         return Reply(text, reward=self._result.score, stop=StopReason.OUTCOME)
 
+    def redraw(self, seed: int) -> None:
+        """See `User.redraw`."""
+        self._key = f"{self._key}/{seed}"
+
     def outcome(self) -> Outcome:
         """The score of the teacher's conduct; 0 if the lesson did not reach its end."""
         return self._result or outcome(judge(self._lesson), ended=False)

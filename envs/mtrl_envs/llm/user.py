@@ -110,6 +110,10 @@ class LLMUser(User):
         stop = StopReason.OUTCOME if ending.bought else StopReason.USER_LEFT
         return Reply(text, sent, reward=self._outcome.score, stop=stop)
 
+    def redraw(self, seed: int) -> None:
+        """See `User.redraw`."""
+        self._key, self._seed = f"{self._key}/{seed}", seed
+
     def outcome(self) -> Outcome:
         """What the ending says, or nothing achieved."""
         return self._outcome

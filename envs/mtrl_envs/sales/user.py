@@ -126,6 +126,10 @@ class Customer(User):
             return Reply(self._say("leave"), sent, stop=StopReason.USER_LEFT)
         return Reply(text, sent)
 
+    def redraw(self, seed: int) -> None:
+        """See `User.redraw`."""
+        self._key = f"{self._key}/{seed}"
+
     def outcome(self) -> Outcome:
         """Score 1 for a purchase; metrics: sold, offers made, goodwill left (0 to 1)."""
         sold = float(self._sold)

@@ -119,6 +119,10 @@ class TellingUser(User):
             return Reply(self._say("leave"), stop=StopReason.USER_LEFT)
         return Reply(f"{correction} {text}".strip())
 
+    def redraw(self, seed: int) -> None:
+        """See `User.redraw`."""
+        self._key = f"{self._key}/{seed}"
+
     def outcome(self) -> Outcome:
         """The grade of the final answer, the gains of the turns, and the key turn."""
         result = self._result or self.grade("")
