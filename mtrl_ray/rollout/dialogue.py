@@ -11,7 +11,7 @@ from mtrl_envs.driver import Driver, make_context
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.rollout.engine import Generation, SampleRequest
-from mtrl_ray.rollout.lease import Continuation, Lease, derive_seed
+from mtrl_ray.rollout.lease import Lease, State, derive_seed, fingerprint
 
 CHARACTERS_PER_TOKEN = 16
 """A user's text is read up to this many characters for each token of the context window; what follows could not fit."""
@@ -73,8 +73,8 @@ class Dialogue:
                     f"model.context_length is {self._limits.context_length}"
                 )
             driver.stop = StopReason.TOKEN_LIMIT
-        if self.lease.continues is not None and driver.agent_turns == self.lease.continues.turns:
-            self._restored(self.lease.continues)
+        if self.lease.state is not None and driver.agent_turns == self.lease.state.turns:
+            self._restored(self.lease.state)
         return None if driver.stop is not None else self._request()
 
     @property
@@ -88,15 +88,15 @@ class Dialogue:
         lease = self.lease
         return self.driver.conversation(lease.id, lease.seed, lease.iteration, lease.sample)
 
-    def _restored(self, state: Continuation) -> None:
+    def _restored(self, state: State) -> None:
         """Check that this is the logged state, and let chance go on from it. Raises DataError."""
-        if self.driver.stop is not None or tuple(self._history) != state.history:
+        if self.driver.stop is not None or fingerprint(self._history) != state.history:
             raise self.driver.wrong(
                 f"{self.lease.id!r} cannot be continued: its user did not answer the logged turns as it did before; the "
                 "environment, its options or the tokenizer are others, or its users do not repeat themselves"
             )
-        if state.user_seed is not None:
-            self.driver.redraw(state.user_seed)
+        if state.chance is not None:
+            self.driver.redraw(state.chance)
 
     def _bounded(self, text: str) -> str:
         return text[: CHARACTERS_PER_TOKEN * self._limits.context_length]

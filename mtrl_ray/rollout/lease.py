@@ -19,17 +19,21 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """The logged state that a conversation is continued from (`rollout.continuing`), and its identity.
+class State:
+    """The logged state that a branch begins in: its user has to get there again by itself.
 
-    `turns`: of the agent, before the state; `history`: the token ids that make the state; `user_seed`: what the user draws
-    from after it, None for its own.
+    `turns`: of the agent, before the state; `history`: `fingerprint` of the token ids that make the state; `chance`: seed of
+    what the user draws after it, None for the user's own.
     """
 
-    id: str
     turns: int
-    history: tuple[int, ...]
-    user_seed: int | None = None
+    history: int
+    chance: int | None = None
+
+
+def fingerprint(tokens: Sequence[int]) -> int:
+    """63 bits of token ids."""
+    return derive_seed(*tokens)
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Lease:
     """One conversation to roll out: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
 
     `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as
-    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own; `continues`: the state
-    that these turns have to lead to.
+    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own; `state`: what these turns
+    have to lead to; `name`: its identity, if it is no conversation of an iteration.
     """
 
     split: str
@@ -49,13 +53,14 @@ class Lease:
     mixture: float = 0.0
     given: tuple[Generation, ...] = ()
     user_seed: int | None = None
-    continues: Continuation | None = None
+    state: State | None = None
+    name: str | None = None
 
     @property
     def id(self) -> str:
         """The conversation's identity, unique within a run."""
-        if self.continues is not None:
-            return self.continues.id
+        if self.name is not None:
+            return self.name
         return f"{self.split}-{self.iteration:06d}-{self.index:07d}-{self.sample:03d}"
 
 
@@ -82,12 +87,21 @@ def make_leases(
     ]
 
 
-def branch(lease: Lease, conversation: Conversation, turn: int, sample: int, answer: Generation | None = None) -> Lease:
+def branch(
+    lease: Lease,
+    conversation: Conversation,
+    turn: int,
+    sample: int,
+    answer: Generation | None = None,
+    chance: int | None = None,
+) -> Lease:
     """Continue `conversation`, which `lease` gave, anew from its agent turn `turn` (an index into its turns).
 
-    What was said before is repeated, and the user has the same seed, so a scripted user is restored to where it was. Then comes
-    `answer`, or, if there is none, what the policy samples; the policy continues to the end. The branch is sample number
-    `sample` of its context, which no other lease of the iteration may be. Raises ValueError if `turn` is not the agent's.
+    What was said before is repeated, and the user has the same seed, so a scripted user is restored to where it was; if it does
+    not get there, the branch fails. Then comes `answer`, or, if there is none, what the policy samples; the policy continues to
+    the end. `chance`: seed of what the user draws from here on (it needs `redraw`); None: its own, so branches have it in
+    common. The branch is sample number `sample` of its context, which no other lease of the iteration may be. Raises ValueError
+    if `turn` is not the agent's.
     """
     if turn not in conversation.agent_turns:
         raise ValueError(f"turn {turn} of conversation {conversation.id!r} is not one of the agent's")
@@ -102,6 +116,7 @@ def branch(lease: Lease, conversation: Conversation, turn: int, sample: int, ans
         seed=derive_seed(lease.seed, "branch", sample),
         given=given if answer is None else (*given, answer),
         user_seed=lease.seed if lease.user_seed is None else lease.user_seed,
+        state=State(len(before), fingerprint(conversation.history(turn)), chance),
     )
 
 

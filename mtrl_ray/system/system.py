@@ -28,7 +28,7 @@ from mtrl_ray.monitoring.view import View
 from mtrl_ray.processes.refs import Ref, T
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.waiting import fetch
-from mtrl_ray.rollout.continuing import Noise, Start, by_start, continuations, require_noise
+from mtrl_ray.rollout.continuing import Chance, Start, by_start, continuations, require_chance
 from mtrl_ray.rollout.fleet import Fleet
 from mtrl_ray.rollout.lease import Lease, derive_seed, make_leases
 from mtrl_ray.rollout.scaling import Scaling
@@ -262,17 +262,17 @@ class System:
         return table
 
     def continued(
-        self, starts: Sequence[Start], repeats: int = 1, noise: Noise = "independent", stream: str = ""
+        self, starts: Sequence[Start], repeats: int = 1, chance: Chance = "independent", stream: str = ""
     ) -> pa.Table:
         """Answers in logged states, given or sampled, each continued `repeats` times to the end by the newest policy.
 
         Rows of `conversation.SCHEMA` with a column `start`, the index into `starts`, ordered by it and by repeat; what
-        failed is missing. They are no training data: neither the replay buffer nor the journal gets them. See
-        `rollout.continuing`. Raises ConfigurationError if the users cannot draw this noise, DataError for a start that
-        cannot be continued, and like `evaluation_rollouts_of`.
+        failed is missing. They are no training data: neither the replay buffer nor the journal gets them (`branch` gives
+        them conversations). See `rollout.continuing`. Raises ConfigurationError if the users cannot draw `chance`, DataError
+        for a start that cannot be continued, and like `evaluation_rollouts_of`.
         """
-        require_noise(self.settings, noise)
-        leases = list(continuations(self.settings.run.seed, starts, repeats, noise, stream))
+        require_chance(self.settings, chance)
+        leases = list(continuations(self.settings.run.seed, starts, repeats, chance, stream))
         return by_start(self.evaluation_rollouts_of(leases, "continuations"), leases, repeats)
 
     def adopt(self, model: str, folder: str) -> None:

@@ -57,6 +57,13 @@ class Letters(Environment):
         return True
 
 
+class Silent(Letters):
+    """Whose users cannot be drawn anew."""
+
+    def user(self, context: Context, seed: int) -> User:
+        return _Once(seed)
+
+
 class _Writer:
     def __init__(self, text: str) -> None:
         self._text = text
@@ -78,6 +85,9 @@ class _Reader(User):
         over = len(self._earned) >= self._patience
         return Reply("And?", reward=self._earned[-1], stop=StopReason.OUTCOME if over else None)
 
+    def redraw(self, seed: int) -> None:
+        pass
+
     def outcome(self) -> Outcome:
         gains = {f"gain_{turn}": earned for turn, earned in enumerate(self._earned)}
         return Outcome(sum(self._earned) / len(self._earned), {"turns": float(len(self._earned)), **gains})
@@ -96,6 +106,10 @@ class _Troubled(_Reader):
                 return super().reply(response)
             _break_engine(stall=self._trouble == "stall")
         return super().reply(response)
+
+
+class _Once(_Reader):
+    redraw = User.redraw
 
 
 class _Misinformed(_Reader):

@@ -1,0 +1,84 @@
+"""Logged states answered in other ways and continued to the end, on a real Ray."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from mtrl_ray.dialogue.chat import chat_format
+from mtrl_ray.dialogue.conversation import Finish, iterate
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.rollout.continuing import Start
+from mtrl_ray.rollout.engine import Generation
+from mtrl_ray.run import trainer
+from mtrl_ray.run.folder import prepare
+from mtrl_ray.run.recipes import load
+from mtrl_ray.settings.tree import EnvironmentSettings
+from mtrl_ray.system.system import Logged
+
+
+@pytest.fixture(scope="module")
+def stepping(
+    ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[trainer.Trainer]:
+    """A trainer whose iterations the tests make themselves."""
+    settings = load("sales", [*quick, f"run.folder={tmp_path_factory.mktemp('continued')}", "run.name=stepping"])
+    prepare(settings, fresh=False, command="mtrl train")
+    made = trainer.Trainer(settings)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def logged(stepping: trainer.Trainer) -> Logged:
+    """Twelve conversations of `Letters`."""
+    return stepping.system.rollout(12, 1)
+
+
+def starts(logged: Logged, blank_sales: Path, texts: list[str | None]) -> list[Start]:
+    """These answers in the last state of every conversation."""
+    chat = chat_format(str(blank_sales))
+    talks = {talk.id: talk for talk in iterate(ray.get(logged.table))}
+    return [
+        Start(lease, talk, talk.agent_turns[-1], number, answer)
+        for lease in logged.leases
+        for talk in [talks[lease.id]]
+        for number, text in enumerate(texts)
+        for answer in [None if text is None else Generation("", chat.encode_agent(text), [], [], Finish.STOP)]
+    ]
+
+
+def test_outcomes_rank_planted_answers_and_are_no_training_data(stepping, logged, blank_sales):
+    system = stepping.system
+    before = ray.get(system.buffer.statistics.remote())
+    table = system.continued(starts(logged, blank_sales, ["eeee", "x"]), repeats=2)
+    assert table["start"].to_pylist() == [start for start in range(24) for _ in range(2)]
+    good, bad = np.array(table["score"]).reshape(12, 2, 2).mean(axis=2).T
+    assert (good > bad).all(), "eeee is the best answer there is, and nothing comes after the last state"
+    after = ray.get(system.buffer.statistics.remote())
+    assert after["journaled"] == before["journaled"] and after["conversations"] == before["conversations"]
+    assert not set(table["id"].to_pylist()) & set(logged.ids)
+
+
+def test_sampled_answers_begin_in_the_same_state(stepping, logged, blank_sales):
+    begun = starts(logged, blank_sales, [None])
+    first, again, other = (
+        list(iterate(stepping.system.continued(begun, 2, "common", stream=stream))) for stream in ("", "", "other")
+    )
+    assert [talk.turns for talk in first] == [talk.turns for talk in again]
+    said = [[talk.turns[begun[row // 2].turn].tokens for row, talk in enumerate(talks)] for talks in (first, other)]
+    assert said[0] != said[1] and said[0][::2] != said[0][1::2]
+    for row, talk in enumerate(first):
+        start = begun[row // 2]
+        assert talk.turns[: start.turn] == start.conversation.turns[: start.turn]
+
+
+def test_no_chance_can_be_drawn_that_users_do_not_have(stepping, logged, blank_sales, monkeypatch):
+    system = stepping.system
+    silent = {"environment": EnvironmentSettings(name="tests.support.letters:Silent")}
+    monkeypatch.setattr(system, "settings", system.settings.model_copy(update=silent))
+    with pytest.raises(ConfigurationError, match=r"take chance='logged'"):
+        system.continued(starts(logged, blank_sales, [None]))
+    assert system.continued(starts(logged, blank_sales, [None])[:1], chance="logged").num_rows == 1
