@@ -40,6 +40,7 @@ PANELS = {
         "bench": "mtrl bench learner --quick",
         "chaos": "mtrl chaos sales --minutes 5",
         "theory": "mtrl theory --out runs/theory",
+        "credit": "mtrl credit --out runs/credit",
     },
     "This installation": {"doctor": "mtrl doctor --json doctor.json", "version": "mtrl version"},
 }

@@ -36,6 +36,10 @@ RESERVED = (
     "change",
     "gap",
     "contexts",
+    "metric",
+    "difference",
+    "smallest",
+    "runs_for",
 )
 """Keys of a row of the table, which cannot be names of axes."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
@@ -76,6 +80,8 @@ class Definition(Section):
     """Metrics that are plotted over the iterations."""
     metrics: list[str] = Field(default_factory=list)
     """Metrics whose last value is averaged over the seeds, in addition to the scores."""
+    areas: list[str] = Field(default_factory=list)
+    """Metrics whose mean over all iterations is compared (`mtrl_ray.studies.areas`)."""
 
     win_rates: bool = False
     """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""

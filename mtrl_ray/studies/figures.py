@@ -62,8 +62,13 @@ def figures(definition: Definition, runs: Sequence[Run]) -> list[Figure]:
         title = ", ".join([metric, *names])
         svg = _figure(definition, chosen, metric, title)
         if svg is not None:
-            drawn.append(Figure("-".join([*names, re.sub(r"[^A-Za-z0-9]+", "_", metric)]), title, svg))
+            drawn.append(Figure("-".join([*names, plain(metric)]), title, svg))
     return drawn
+
+
+def plain(metric: str) -> str:
+    """A metric's name in a file's."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", metric)
 
 
 def _figure(definition: Definition, groups: Sequence[Sequence[Run]], metric: str, title: str) -> str | None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.studies import areas
 from mtrl_ray.studies.cells import Cell, label
 from mtrl_ray.studies.definition import Definition
-from mtrl_ray.studies.figures import Figure, figures
+from mtrl_ray.studies.figures import Figure, figures, plain
 from mtrl_ray.studies.runs import failure, state
 from mtrl_ray.studies.table import Run, grouped, read_run, table
 from mtrl_ray.studies.win_rates import Rates, over_start, win_rates
@@ -25,6 +26,13 @@ INTERVALS = (
     "Student's t over the seeds (one seed: over the contexts). *Contexts*: the 95 % interval over the contexts, each "
     "one's scores averaged over the seeds first; contexts made from one source are a cluster, and the number of "
     "clusters follows the interval if it is not that of the contexts."
+)
+AREA = "area-"
+"""Begins the names of figures of areas."""
+CURVES = "## Learning curves\n\nSeeds thin, their mean thick; dashed, the scripted agents."
+AREAS = (
+    "The mean of a metric over all iterations, then over seeds, and the difference from the baseline, paired by seed. "
+    "*Smallest*: the smallest true difference that as many seeds show with probability .8."
 )
 
 
@@ -57,6 +65,7 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
         "command": output.command,
         "intervals": INTERVALS,
         **table(definition, runs),
+        "areas": areas.areas(definition, grouped(runs)),
         "missing": _missing(cells, runs),
     }
     if definition.over_start:
@@ -64,7 +73,7 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
             row["over_start"] = over_start(group)
     if definition.win_rates:
         result["win_rates"] = win_rates(definition, runs)
-    drawn = figures(definition, runs) if runs else []
+    drawn = [*_areas_drawn(definition, result["areas"]), *(figures(definition, runs) if runs else [])]
     for figure in drawn:
         _replace(output.folder / f"{output.name}-{figure.name}.svg", figure.svg)
     _replace(output.folder / f"{output.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -87,9 +96,13 @@ def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure]
         parts += _win_rates(definition, result["win_rates"])
     if result["differences"]:
         parts += [f"## Against {label(definition.baseline)}", _difference_rows(definition, result["differences"])]
-    if drawn:
-        parts += ["## Learning curves", "Seeds thin, their mean thick; dashed, the scripted agents."]
-        parts += [f"![{figure.title}]({name}-{figure.name}.svg)" for figure in drawn]
+    if result["areas"]:
+        parts += ["## Areas under the curves", AREAS, _area_rows(definition, result["areas"])]
+    for heading, chosen in (
+        ("", [figure for figure in drawn if figure.name.startswith(AREA)]),
+        (CURVES, [figure for figure in drawn if not figure.name.startswith(AREA)]),
+    ):
+        parts += [heading, *(f"![{figure.title}]({name}-{figure.name}.svg)" for figure in chosen)] if chosen else []
     if result["missing"]:
         parts += ["## Missing", "\n".join(f"- {_missing_line(entry)}" for entry in result["missing"])]
     commands = "\n".join(cell.command for cell in cells)
@@ -186,6 +199,30 @@ def _difference_rows(definition: Definition, differences: Sequence[dict[str, Any
             _interval(entry["contexts"], signed=True),
         ]
         for entry in differences
+    ]
+    return _markdown(heads, lines)
+
+
+def _areas_drawn(definition: Definition, rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    known = list(dict.fromkeys(row["metric"] for row in rows))
+    return [
+        Figure(f"{AREA}{plain(metric)}", f"area of {metric}", areas.draw(definition, metric, rows)) for metric in known
+    ]
+
+
+def _area_rows(definition: Definition, rows: Sequence[dict[str, Any]]) -> str:
+    heads = ["metric", *definition.axes, "seeds", "area", "difference", "smallest", f"seeds for {areas.EFFECT:g}"]
+    lines = [
+        [
+            row["metric"],
+            *(row[axis] for axis in definition.axes),
+            str(row["seeds"]),
+            _interval(row),
+            _interval(row["difference"], signed=True),
+            f"{row['smallest']:.3f}" if "smallest" in row else "–",
+            str(row.get("runs_for", "–")),
+        ]
+        for row in rows
     ]
     return _markdown(heads, lines)
 

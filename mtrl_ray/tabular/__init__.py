@@ -7,5 +7,6 @@
    `discounted` is the setting of Iterative PPO, `monte_carlo` its regression, `reward_model` the reward model of RLHF,
    `implicit_prm` that of ITPO.
 3. `checks` states the theorems as functions of a seed and a number of games; `mtrl theory` runs them.
-4. This package does not depend on the rest of the system.
+4. `credit` trains softmax policies on conversations of independent turns, with exact and learned credit; `mtrl credit` runs it.
+5. This package does not depend on the rest of the system; `credit` takes its intervals from `statistics`.
 """

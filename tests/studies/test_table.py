@@ -35,6 +35,7 @@ STUDY = {
     "columns": "task",
     "baseline": {"window": "one"},
     "metrics": ["q/r"],
+    "areas": ["q/r"],
 }
 
 
@@ -69,7 +70,7 @@ def finish(cell, rng) -> dict[str, list[float]]:
         for n in range(1, ITERATIONS + 1)
     ]
     (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return found | {"q/r": rows[-1]["q/r"]}
+    return found | {"q/r": rows[-1]["q/r"], "area": statistics.mean(row["q/r"] for row in rows)}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,31 @@ def test_a_row_has_the_naive_mean_and_interval_over_seeds(written):
         last = [known[f"{row['task']}-{row['window']}-s{seed}"]["q/r"] for seed in range(3)]
         assert row["metrics"]["q/r"]["mean"] == pytest.approx(statistics.mean(last))
         assert row["runs"][0]["conversations"] == 5 * ITERATIONS and row["expert"]["mean"] == pytest.approx(0.95)
+
+
+def test_areas_are_means_over_iterations_with_what_they_could_show(written):
+    folder, known = written
+    rows = json.loads((folder / "result.json").read_text())["areas"]
+    assert [(row["task"], row["window"], row["metric"], row["seeds"]) for row in rows[:2]] == [
+        ("near", "one", "q/r", 3),
+        ("near", "two", "q/r", 3),
+    ]
+    for row in rows:
+        cells = [f"{row['task']}-{row['window']}-s{seed}" for seed in range(3)]
+        ours = [known[cell]["area"] for cell in cells]
+        assert row["mean"] == pytest.approx(statistics.mean(ours))
+        assert (row["low"], row["high"]) == pytest.approx(naive_t(ours))
+        if row["window"] == "one":
+            assert row["difference"] is None and "smallest" not in row
+            continue
+        differences = [one - known[f"{row['task']}-one-s{seed}"]["area"] for seed, one in enumerate(ours)]
+        assert row["difference"]["mean"] == pytest.approx(statistics.mean(differences))
+        quantiles = stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)
+        assert row["smallest"] == pytest.approx(quantiles * statistics.stdev(differences) / math.sqrt(3))
+        assert row["runs_for"] >= 2
+    page = (folder / "out" / "made_up.md").read_text()
+    assert "## Areas under the curves" in page and "(made_up-area-q_r.svg)" in page
+    assert ElementTree.parse(folder / "out" / "made_up-area-q_r.svg").getroot().tag.endswith("svg")
 
 
 def test_a_context_is_a_cluster(written):
@@ -160,7 +186,7 @@ def test_files_and_page(written):
 def test_figures_have_thin_seeds_and_a_thick_mean(written):
     folder, _ = written
     svg = "{http://www.w3.org/2000/svg}"
-    found = sorted(path.name for path in (folder / "out").glob("*.svg"))
+    found = sorted(path.name for path in (folder / "out").glob("*collect*.svg"))
     assert found == ["made_up-far-collect_score_mean.svg", "made_up-near-collect_score_mean.svg"]
     for name, values in (("far", 2), ("near", 3)):
         text = (folder / "out" / f"made_up-{name}-collect_score_mean.svg").read_text()
