@@ -15,7 +15,7 @@ from mtrl_envs.education.environment import Education
 from mtrl_envs.preferences import Noise
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.errors import ConfigurationError, DataError, EngineError
-from mtrl_ray.feedback.preferences import PreferenceSettings, compare, pairs_of
+from mtrl_ray.feedback.preferences import PreferenceSettings, compare, mean_values, pairs_of
 from mtrl_ray.settings.tree import EnvironmentSettings, RolloutSettings
 from tests.support.endpoint import Endpoint
 
@@ -59,6 +59,40 @@ def test_pairing_does_not_depend_on_the_order_of_what_is_there(present, random):
     firsts, seconds = found[::2], found[1::2]
     assert {(int(one.context_id[1:]), one.sample) for one in firsts} == whole and len(firsts) == len(whole)
     assert all(a.context_id == b.context_id and b.sample == a.sample + 1 for a, b in zip(firsts, seconds, strict=True))
+
+
+def test_every_two_samples_of_a_context_can_be_pairs():
+    talks = [talk(0, 2), talk(0, 0), talk(0, 3), talk(1, 1), talk(2, 1), talk(2, 0), talk(0, 0, iteration=1)]
+    found = ids(pairs_of(to_table(talks), "every"))
+    assert list(zip(found[::2], found[1::2], strict=True)) == [
+        ("0-0-2", "0-0-3"),
+        ("0-0-0", "0-0-2"),
+        ("0-0-0", "0-0-3"),
+        ("0-2-0", "0-2-1"),
+    ]
+
+
+def test_pairs_across_have_an_even_sample_first_and_an_odd_one_second():
+    table = to_table([talk(0, sample) for sample in (0, 1, 2, 3)])
+    found = ids(pairs_of(table, "across"))
+    assert list(zip(found[::2], found[1::2], strict=True)) == [
+        ("0-0-0", "0-0-1"),
+        ("0-0-0", "0-0-3"),
+        ("0-0-2", "0-0-1"),
+        ("0-0-2", "0-0-3"),
+    ]
+
+
+def test_a_conversation_in_several_pairs_gets_the_mean_of_its_preferences():
+    scores = {0: 0.9, 1: 0.4, 2: 0.2}
+    table = to_table([talk(0, sample, score) for sample, score in scores.items()])
+    pairs, found, numbers, _ = compare(pairs_of(table, "every"), by_score, QUIET, RolloutSettings())
+    kept, means = mean_values(pairs, found)
+    assert ids(kept) == ["0-0-0", "0-0-1", "0-0-2"] and numbers["compared"] == 3
+    for sample, mean in enumerate(means):
+        others = [0.5 + 0.5 * (scores[sample] - scores[other]) for other in scores if other != sample]
+        assert mean == pytest.approx(np.mean(others))
+    assert means.dtype == np.float32 and means.mean() == pytest.approx(0.5)
 
 
 def test_each_gets_its_probability_to_be_preferred():

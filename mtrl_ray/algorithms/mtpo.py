@@ -12,9 +12,10 @@
 `mtpo_tau` plays the geometric mixture π^τ against itself: Â and the KL inside are the mixture's, whose log-probabilities
 the samples carry, and π steps on its samples with truncated importance weights.
 Other variants replace what ends a conversation: `rlhf`, the score R of a Bradley-Terry reward model (multi-turn RLHF);
-`reward`, the task's own score (policy gradient on the true reward). `best_response` trains against the reference instead
-of itself: begun from a finished policy, with α = 0, its win rate says how far that policy is from an equilibrium. `model`
-puts a learned preference model in the place of the judge.
+`reward`, the task's own score (policy gradient on the true reward). `nash_md` plays against the mixture instead of itself
+(Nash-MD, 2312.00886): only the policy's own conversations are learned from. `best_response` trains against the reference:
+begun from a finished policy, with α = 0, its win rate says how far that policy is from an equilibrium. `model` puts a
+learned preference model in the place of the judge. `kl_target` steers α, so that variants can be compared at equal KL.
 
 What the paper leaves open are settings: how values of turns and tokens go together (`advantages.value`), the mirror
 descent's KL(π‖π_t), which its deep version drops (`improvement.previous_kl`), preferences that err (`preferences.flip`).
@@ -22,7 +23,7 @@ descent's KL(π‖π_t), which its deep version drops (`improvement.previous_kl`
 iteration. `improvement.decay` shortens the steps as the theorems' η_t does.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,15 @@ from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.learned import Learned, LearnedSettings
 from mtrl_ray.feedback.offline_pairs import whole_pairs
-from mtrl_ray.feedback.preferences import PreferenceSettings, compare_pairs, first_members, pair_up, scored
+from mtrl_ray.feedback.preferences import (
+    Pairing,
+    PreferenceSettings,
+    averaged,
+    compare_pairs,
+    first_members,
+    pair_up,
+    scored,
+)
 from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.methods.pair_models import ConversationRewards, PairModel, Preferences
 from mtrl_ray.learner.methods.turn_advantages import TurnAdvantages
@@ -43,6 +52,17 @@ from mtrl_ray.settings.section import Section
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import Settings
     from mtrl_ray.system.system import System
+
+ONE_SIDED = ("nash_md", "best_response")
+"""Variants whose second samples are an opponent's, from which nothing is learned."""
+GAIN, CLIP, RANGE = 0.3, 1.0, 30.0
+"""Of the controller of α: exponent, largest |log(KL / target)| that counts, and how far α may leave its start, as a factor."""
+
+
+def steered(alpha: float, start: float, kl: float, target: float) -> float:
+    """α for the next iteration: larger if the KL is above its target (an integral controller in log α, with bounds)."""
+    error = float(np.clip(np.log(max(kl, 1e-9) / target), -CLIP, CLIP))
+    return float(np.clip(alpha * np.exp(GAIN * error), start / RANGE, start * RANGE))
 
 
 class PolicyLoss(ConversationImprovement, entropy_bonus=0.0):
@@ -67,14 +87,21 @@ class PolicyLoss(ConversationImprovement, entropy_bonus=0.0):
 class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     """The `algorithm:` section; the conversations of a context are compared two by two."""
 
-    variant: Literal["mtpo", "mtpo_tau", "rlhf", "reward", "best_response"] = "mtpo"
+    variant: Literal["mtpo", "mtpo_tau", "nash_md", "rlhf", "reward", "best_response"] = "mtpo"
     """`mtpo`: preferences between the policy's conversations; `mtpo_tau`: between those of its mixture with the reference;
+    `nash_md`: between a conversation of the policy and one of the mixture, and only the policy's are learned from;
     `rlhf`: a reward model's score; `reward`: the task's score; `best_response`: between a conversation of the policy
     and one of the reference, and only the policy's are learned from."""
     alpha: float = Field(0.005, ge=0)
     """α, the weight of KL(π‖μ), in units of the terminal reward per nat."""
+    kl_target: float | None = Field(None, gt=0)
+    """Steer α from iteration to iteration so that KL(π‖μ) becomes this many nats per conversation, as is needed to compare
+    algorithms at equal distance from μ; `alpha` is where it begins. None: α is constant."""
+    every_pair: bool = False
+    """Compare every two of a context's samples instead of two by two, and give each the mean of its preferences: less noise
+    from as many conversations, for more comparisons."""
     tau: float = Field(0.0375, gt=0, le=1)
-    """τ, the reference's share in the mixture of `mtpo_tau`."""
+    """τ, the reference's share in the mixture of `mtpo_tau` and `nash_md`."""
     critic_warmup: int = Field(4, ge=0)
     """Iterations in which values are fitted and the policy stays."""
     preferences: PreferenceSettings = PreferenceSettings()
@@ -97,7 +124,14 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
                 "improvement.importance_cap is null and variant is mtpo_tau, whose policy learns from the mixture's samples "
                 "by importance weights; give a cap"
             )
-        if self.pairs and self.samples % 2:
+        if self.kl_target is not None and self.alpha == 0:
+            raise ValueError("kl_target is set and alpha is 0, which no factor can change; give the α to begin with")
+        if self.every_pair and (self.samples < 3 or not self.pairs):
+            raise ValueError(
+                f"every_pair is true with samples: {self.samples} and variant: {self.variant}; it needs an algorithm that "
+                "compares conversations, and at least 3 of each context"
+            )
+        if self.pairs and self.samples % 2 and self.pairing != "every":
             raise ValueError(
                 f"samples is {self.samples} and variant is {self.variant}; conversations are compared two by two: use an "
                 "even number"
@@ -107,7 +141,7 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     @property
     def mixtures(self) -> tuple[float, ...]:
         """The reference's share in what is sampled, by sample."""
-        shares = {"mtpo_tau": (self.tau,), "best_response": (0.0, 1.0)}
+        shares = {"mtpo_tau": (self.tau,), "nash_md": (0.0, self.tau), "best_response": (0.0, 1.0)}
         return shares.get(self.variant, (0.0,))
 
     @property
@@ -118,7 +152,14 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     @property
     def pairs(self) -> bool:
         """Whether conversations come in pairs."""
-        return self.variant in ("mtpo", "mtpo_tau", "best_response") or self.judges
+        return self.variant in ("mtpo", "mtpo_tau", *ONE_SIDED) or self.judges
+
+    @property
+    def pairing(self) -> Pairing:
+        """Which conversations of a context are compared."""
+        if not self.every_pair:
+            return "neighbours"
+        return "across" if self.variant in ONE_SIDED else "every"
 
     @property
     def model_kind(self) -> PairModel:
@@ -135,6 +176,15 @@ class MTPO(Algorithm[MTPOSettings]):
         super().__init__(settings)
         model = settings.model
         self._learned = None if model is None else Learned(model, settings.model_kind)
+        self._alpha = settings.alpha
+
+    def state(self) -> dict[str, Any]:
+        """See `Algorithm.state`: α, if it is steered."""
+        return {} if self.settings.kl_target is None else {"alpha": self._alpha}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Algorithm.restore`."""
+        self._alpha = float(state.get("alpha", self.settings.alpha))
 
     def check(self, settings: "Settings") -> None:
         """See `Algorithm.check`: a judge has to be there, and so have a mixture's reference and a model's folder."""
@@ -159,11 +209,13 @@ class MTPO(Algorithm[MTPOSettings]):
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples, settings.mixtures)
         conversations, terminal = self._own(*self._ended(system, logged.window(1)))
-        advantages, made = system.learn(
-            settings.advantages, conversations, terminal, settings.alpha, metrics="advantages"
-        )
+        alpha = self._alpha
+        advantages, made = system.learn(settings.advantages, conversations, terminal, alpha, metrics="advantages")
         if system.iteration >= settings.critic_warmup:
-            to_reference = KL(coefficient=settings.alpha, kind="k2", place="loss")
+            if settings.kl_target is not None:
+                numbers = system.fetch(made, "the advantages")
+                self._alpha = steered(alpha, settings.alpha, numbers["kl_conversation"], settings.kl_target)
+            to_reference = KL(coefficient=alpha, kind="k2", place="loss")
             rate = settings.improvement.rate(system.iteration - settings.critic_warmup)
             loss = settings.improvement.model_copy(update={"kl": to_reference, "learning_rate": rate})
             system.learn(loss, conversations, advantages, made, settings.mixtures[0], metrics="improve")
@@ -173,7 +225,7 @@ class MTPO(Algorithm[MTPOSettings]):
         """The conversations that have a terminal reward, and these rewards; None: their scores."""
         settings, preferred = self.settings, None
         if settings.pairs:
-            conversations = pair_up(system, conversations)
+            conversations = pair_up(system, conversations, settings.pairing)
         if settings.judges:
             conversations, preferred = compare_pairs(system, conversations, settings.preferences)
         if self._learned is None:
@@ -187,7 +239,10 @@ class MTPO(Algorithm[MTPOSettings]):
     def _own(
         self, conversations: Ref[pa.Table], terminal: Ref[np.ndarray] | None
     ) -> tuple[Ref[pa.Table], Ref[np.ndarray] | None]:
-        """What the policy learns from: all of it, or its own half if the other is an opponent's."""
-        if self.settings.variant != "best_response" or terminal is None:
-            return conversations, terminal
-        return first_members(conversations, terminal)
+        """What the policy learns from: all of it, or its own half if the other is an opponent's; each conversation once."""
+        settings = self.settings
+        if terminal is None:
+            return conversations, None
+        if settings.variant in ONE_SIDED:
+            conversations, terminal = first_members(conversations, terminal)
+        return averaged(conversations, terminal) if settings.every_pair else (conversations, terminal)

@@ -1,6 +1,6 @@
 """Pairs of conversations with their preferences, made in parallel with the learner.
 
-1. A pair is two conversations on one context of one iteration: samples 2k and 2k+1. A conversation whose partner
+1. A pair is two conversations on one context of one iteration; `Pairing` says which. A conversation whose partner
    failed is left out; so is a pair that could not be compared (the endpoint is away or refuses it, the answer is unusable,
    the judge raises), counted with its cause. Neither becomes a ½. If too many could not be, `compare` raises (`failures`).
 2. `compared` gives the pairs' table, both members of a pair next to each other, and one number for each conversation:
@@ -10,11 +10,14 @@
    pair alone.
 """
 
+from collections import defaultdict
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from mtrl_envs.llm.completions import JUDGE, LLMSettings
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 Numbers = dict[str, float]
+Pairing = Literal["neighbours", "every", "across"]
+"""Which conversations of a context are pairs: samples 2k and 2k+1; every two; every even sample, first, with every odd one. A
+conversation then is in several pairs, and `averaged` makes one number of them."""
 
 
 class PreferenceSettings(Section):
@@ -64,9 +70,9 @@ class PreferenceSettings(Section):
         return require_oracle(make(environment.name, **environment.options))
 
 
-def pair_up(system: "System", conversations: Ref[pa.Table]) -> Ref[pa.Table]:
+def pair_up(system: "System", conversations: Ref[pa.Table], pairing: Pairing = "neighbours") -> Ref[pa.Table]:
     """Those of the conversations that have a partner on their context, pair after pair. Returns at once."""
-    table, numbers = paired.remote(conversations)
+    table, numbers = paired.remote(conversations, pairing)
     system.record("preferences", numbers)
     pairs: Ref[pa.Table] = table
     return pairs
@@ -86,10 +92,11 @@ def compare_pairs(
 
 
 @small_task(num_returns=2)
-def paired(conversations: pa.Table) -> tuple[pa.Table, Numbers]:
-    """`pairs_of` as a task: the pairs' table, and how many `pairs` and `unpaired` there are."""
-    table = pairs_of(conversations)
-    return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - table.num_rows)}
+def paired(conversations: pa.Table, pairing: Pairing) -> tuple[pa.Table, Numbers]:
+    """`pairs_of` as a task: the pairs' table, how many `pairs` there are, and how many conversations are `unpaired`."""
+    table = pairs_of(conversations, pairing)
+    known = pc.count_distinct(table["id"]).as_py()
+    return table, {"pairs": table.num_rows / 2, "unpaired": float(conversations.num_rows - known)}
 
 
 def scored(system: "System", table: Ref[pa.Table], values: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
@@ -108,6 +115,26 @@ def _scored(table: pa.Table, values: np.ndarray) -> tuple[pa.Table, np.ndarray, 
         )
     kept = table if known.all() else table.filter(pa.array(known))
     return kept, values[known], {"too_long": float((~known).sum())}
+
+
+def averaged(pairs: Ref[pa.Table], values: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
+    """Each conversation once, with the mean of its values over the pairs that it is in."""
+    table, means = _averaged.remote(pairs, values)
+    return table, means
+
+
+@small_task(num_returns=2)
+def _averaged(pairs: pa.Table, values: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    return mean_values(pairs, values)
+
+
+def mean_values(pairs: pa.Table, values: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    """The conversations in the order in which they first occur, and float32 [conversations] means of their values."""
+    known, place = pairs["id"].to_pylist(), dict[str, int]()
+    number = np.array([place.setdefault(name, len(place)) for name in known])
+    means = np.bincount(number, weights=values) / np.bincount(number)
+    first = np.unique(number, return_index=True)[1]
+    return pairs.take(pa.array(first)), means.astype(np.float32)
 
 
 def first_members(pairs: Ref[pa.Table], preferred: Ref[np.ndarray]) -> tuple[Ref[pa.Table], Ref[np.ndarray]]:
@@ -134,25 +161,39 @@ def compared(
     return compare(pairs, settings.judge(environment), noise, rollout)
 
 
-def pairs_of(conversations: pa.Table) -> pa.Table:
-    """The conversations that have a partner, pair after pair in the order of their first members, sample 2k first.
+def pairs_of(conversations: pa.Table, pairing: Pairing = "neighbours") -> pa.Table:
+    """The conversations that have a partner, pair after pair in the order of their first members: of neighbours sample 2k, of
+    `every` the lower sample, of `across` the even one.
 
     Raises DataError if there is no pair at all.
     """
     names = ("environment", "iteration", "split", "context_id", "sample")
     keys = list(zip(*(conversations[name].to_pylist() for name in names), strict=True))
-    place = {key: row for row, key in enumerate(keys)}
+    groups: dict[tuple[object, ...], dict[int, int]] = defaultdict(dict)
+    for row, (*group, sample) in enumerate(keys):
+        groups[tuple(group)][sample] = row
     rows = [
         partner
-        for key, row in place.items()
-        if key[-1] % 2 == 0 and (other := place.get((*key[:-1], key[-1] + 1))) is not None
-        for partner in (row, other)
+        for *group, sample in keys
+        for other in _partners(sample, groups[tuple(group)], pairing)
+        for partner in (groups[tuple(group)][sample], groups[tuple(group)][other])
     ]
     if not rows:
         raise DataError(
             f"none of {len(keys)} conversations has a partner on its context; preferences need two conversations per context"
         )
     return conversations.take(pa.array(rows))
+
+
+def _partners(sample: int, present: Collection[int], pairing: Pairing) -> list[int]:
+    """The samples that come second in the pairs whose first one is `sample`, among those that are there."""
+    if pairing == "every":
+        return sorted(other for other in present if other > sample)
+    if sample % 2:
+        return []
+    if pairing == "across":
+        return sorted(other for other in present if other % 2)
+    return [sample + 1] if sample + 1 in present else []
 
 
 def compare(

@@ -63,6 +63,7 @@ MEANINGS = {
     "preference_model/calibration": "calibration error of its probabilities on unseen pairs",
     "reward_model/accuracy": "fraction of unseen pairs that the reward model orders like the judge",
     "reward_model/calibration": "calibration error of its probabilities on unseen pairs",
+    "advantages/alpha": "weight of the KL to the initial policy, in units of the terminal reward per nat",
     "advantages/terminal": "mean terminal reward: preference, output of the reward model, or score",
     "advantages/kl_conversation": "KL divergence of the sampling policy from the reference, nats per conversation",
     "advantages/kl_turn": "the same, nats per agent turn",

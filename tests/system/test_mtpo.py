@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 
+from mtrl_ray.algorithms.mtpo import steered
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.errors import ConfigurationError
@@ -59,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token": {"advantages": {"value": "token"}, "improvement": {"previous_kl": 0.1}},
     "hybrid": {"advantages": {"value": "hybrid"}, "preferences": {"flip": 0.3}},
     "mixture": {"variant": "mtpo_tau", "tau": 0.3},
+    "every pair": {"samples": 4, "every_pair": True},
+    "every pair, learned": {"samples": 3, "every_pair": True, "model": {"refresh": True}},
     "plain": {"improvement": {"objective": "plain"}},
     "reward": {"variant": "reward", "samples": 1},
     "learned preferences": {"model": {"refresh": True, "fit": {"minibatch_conversations": 6}}},
@@ -77,12 +80,66 @@ def test_every_way_to_set_it_learns(stepping, variant):
     assert corrected == (variant.get("variant") == "mtpo_tau")
     if stepping.algorithm.settings.judges:
         pairs = metrics["preferences/compared"]
-        assert metrics["preferences/unpaired"] == metrics["collect/score_n"] - 2 * pairs
-        assert metrics["improve/conversations"] == 2 * pairs
+        learned = metrics["improve/conversations"]
+        assert metrics["preferences/unpaired"] == metrics["collect/score_n"] - learned
+        assert 2 * pairs > learned if stepping.algorithm.settings.every_pair else 2 * pairs == learned
         assert metrics["advantages/terminal"] == pytest.approx(0.5, abs=1e-6) or "reward_model/loss" in metrics
         assert (variant.get("model") is not None) == any(name.endswith("_model/pairs") for name in metrics)
     else:
         assert metrics["advantages/terminal"] == pytest.approx(metrics["collect/score_mean"], abs=1e-5)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_nash_md_learns_from_its_own_samples_against_the_mixture(stepping, every):
+    stepping.algorithm = make_algorithm(
+        TREE | {"variant": "nash_md", "tau": 0.3, "samples": 4, "every_pair": every, "alpha": 0.01}
+    )
+    metrics = stepping.step()
+    own, pairs = metrics["improve/conversations"], metrics["preferences/compared"]
+    assert (own < pairs) if every else (own == pairs)
+    assert metrics["advantages/alpha"] == 0.01
+    assert abs(metrics["improve/importance_weight"] - 1) < 1e-5, "its own samples need no correction"
+
+
+def test_alpha_follows_the_distance_and_a_checkpoint_keeps_it(stepping):
+    tree = TREE | {"alpha": 0.02, "kl_target": 1e-6}
+    stepping.algorithm = make_algorithm(tree)
+    first, second = stepping.step(), stepping.step()
+    assert first["advantages/alpha"] == 0.02
+    moved = steered(0.02, 0.02, first["advantages/kl_conversation"], 1e-6)
+    assert second["advantages/alpha"] == pytest.approx(moved) != 0.02
+    again = make_algorithm(tree)
+    again.restore(json.loads(json.dumps(stepping.algorithm.state())))
+    assert again.state() == stepping.algorithm.state() and again.state()["alpha"] != 0.02
+    constant = make_algorithm(TREE)
+    constant.restore({})
+    assert constant.state() == {}
+
+
+def test_alpha_steers_the_distance_to_its_target():
+    """A policy that moves a third of the way to where α lets it go, KL = 0.02 / α, from the start policy on."""
+    for target in (1.0, 2.0, 4.0, 8.0):
+        alpha, kl = 0.005, 0.0
+        for _ in range(60):
+            kl += 0.33 * (0.02 / alpha - kl)
+            alpha = steered(alpha, 0.005, kl, target)
+        assert kl == pytest.approx(target, rel=0.1)
+        assert 0.005 / 30 <= alpha <= 0.005 * 30
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"alpha": 0.0, "kl_target": 1.0}, "alpha is 0, which no factor can change"),
+        ({"every_pair": True}, "at least 3 of each context"),
+        ({"every_pair": True, "variant": "reward", "samples": 4}, "an algorithm that compares conversations"),
+        ({"samples": 3}, "use an even number"),
+        ({"samples": 3, "every_pair": True, "variant": "nash_md"}, "use an even number"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(more, said):
+    with pytest.raises(ConfigurationError, match=said):
+        make_algorithm(TREE | more)
 
 
 def test_a_best_response_learns_from_its_own_half_of_the_pairs(stepping):

@@ -53,8 +53,8 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
 
     run: conversations; terminal rewards, float32 [conversations], the scores if None; alpha, the weight of the KL in units of
     the terminal reward per nat.
-    Numbers: `terminal` and `terminal_deviation`; `deviation` (of the advantages before whitening); if whitened, `signal`, by
-    which they are multiplied (see `objectives.advantages.signal`); `kl_conversation` and
+    Numbers: `alpha`; `terminal` and `terminal_deviation`; `deviation` (of the advantages before whitening); if whitened,
+    `signal`, by which they are multiplied (see `objectives.advantages.signal`); `kl_conversation` and
     `kl_turn` (to the reference, nats); `value_loss` and `value_explained_variance` (before the fit) of turn values,
     `critic_loss` and `critic_explained_variance` of token values.
     """
@@ -91,6 +91,7 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
         advantages, deviation, numbers = estimate(core, account)
         conversation_kl = account.turns.sum(dim=1)
         numbers |= {
+            "alpha": alpha,
             "deviation": deviation,
             "terminal": float(np.mean(earned)),
             "terminal_deviation": float(np.std(earned)),
