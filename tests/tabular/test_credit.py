@@ -105,7 +105,7 @@ def test_a_process_reward_model_learns_to_order_conversations() -> None:
     for _ in range(30):
         scheme.advantages(talks)
         accuracy.append(scheme.numbers["pair_accuracy"].mean())
-    assert accuracy[0] == pytest.approx(0.0, abs=1e-9), "equal sums order nothing"
+    assert accuracy[0] == pytest.approx(0.5), "equal sums order nothing"
     assert accuracy[-1] > 0.9
 
 

@@ -169,9 +169,12 @@ class Implicit:
 
 
 def pair_accuracy(sums: Array, outcomes: Array) -> Array:
-    """How often the better of two samples of a context has the larger sum, weighted by how much better: [rates, seeds]."""
+    """How often the better of two samples of a context has the larger sum, weighted by how much better, [rates, seeds].
+
+    Equal sums are right half of the time."""
     ahead = outcomes[..., :, None] - outcomes[..., None, :]
-    agrees = (sums[..., :, None] > sums[..., None, :]) * np.maximum(ahead, 0.0)
+    larger = 0.5 + 0.5 * np.sign(sums[..., :, None] - sums[..., None, :])
+    agrees = larger * np.maximum(ahead, 0.0)
     total = np.maximum(ahead, 0.0).sum(axis=(2, 3, 4))
     return np.where(total > 0, agrees.sum(axis=(2, 3, 4)) / np.where(total > 0, total, 1.0), 0.5)
 
