@@ -82,6 +82,8 @@ class Definition(Section):
     """Metrics whose last value is averaged over the seeds, in addition to the scores."""
     areas: list[str] = Field(default_factory=list)
     """Metrics whose mean over all iterations is compared (`mtrl_ray.studies.areas`)."""
+    against: str | None = None
+    """One of `metrics`: a figure shows the scores over it (`mtrl_ray.studies.trade_offs`)."""
 
     win_rates: bool = False
     """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""
@@ -131,6 +133,8 @@ class Definition(Section):
         for key, chosen in (("columns", self.columns), ("lines", self.lines)):
             if chosen is not None and chosen not in self.axes:
                 raise ValueError(f"{key} is {chosen!r}, which is not an axis; the study's axes: {', '.join(self.axes)}")
+        if self.against is not None and self.against not in self.metrics:
+            raise ValueError(f"against is {self.against!r}, which is not in metrics; add it there")
         if self.win_rates and len(self.axes) > 1:
             raise ValueError(f"win_rates needs exactly one axis; the study has {', '.join(self.axes)}")
         if len(set(self.seeds)) < len(self.seeds):

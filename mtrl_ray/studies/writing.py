@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.studies import areas
+from mtrl_ray.studies import areas, trade_offs
 from mtrl_ray.studies.cells import Cell, label
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.figures import Figure, figures, plain
@@ -29,6 +29,8 @@ INTERVALS = (
 )
 AREA = "area-"
 """Begins the names of figures of areas."""
+AGAINST = "against"
+"""The name of the figure of trade-offs."""
 CURVES = "## Learning curves\n\nSeeds thin, their mean thick; dashed, the scripted agents."
 AREAS = (
     "The mean of a metric over all iterations, then over seeds, and the difference from the baseline, paired by seed. "
@@ -73,7 +75,7 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
             row["over_start"] = over_start(group)
     if definition.win_rates:
         result["win_rates"] = win_rates(definition, runs)
-    drawn = [*_areas_drawn(definition, result["areas"]), *(figures(definition, runs) if runs else [])]
+    drawn = [*_drawn(definition, result), *(figures(definition, runs) if runs else [])]
     for figure in drawn:
         _replace(output.folder / f"{output.name}-{figure.name}.svg", figure.svg)
     _replace(output.folder / f"{output.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -99,8 +101,8 @@ def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure]
     if result["areas"]:
         parts += ["## Areas under the curves", AREAS, _area_rows(definition, result["areas"])]
     for heading, chosen in (
-        ("", [figure for figure in drawn if figure.name.startswith(AREA)]),
-        (CURVES, [figure for figure in drawn if not figure.name.startswith(AREA)]),
+        ("", [figure for figure in drawn if figure.name.startswith((AREA, AGAINST))]),
+        (CURVES, [figure for figure in drawn if not figure.name.startswith((AREA, AGAINST))]),
     ):
         parts += [heading, *(f"![{figure.title}]({name}-{figure.name}.svg)" for figure in chosen)] if chosen else []
     if result["missing"]:
@@ -203,9 +205,13 @@ def _difference_rows(definition: Definition, differences: Sequence[dict[str, Any
     return _markdown(heads, lines)
 
 
-def _areas_drawn(definition: Definition, rows: Sequence[dict[str, Any]]) -> list[Figure]:
+def _drawn(definition: Definition, result: dict[str, Any]) -> list[Figure]:
+    """The figures of areas, and of what was achieved against a metric."""
+    rows = result["areas"]
     known = list(dict.fromkeys(row["metric"] for row in rows))
-    return [
+    traded = trade_offs.draw(definition, result["rows"])
+    against = [] if traded is None else [Figure(AGAINST, f"score against {definition.against}", traded)]
+    return against + [
         Figure(f"{AREA}{plain(metric)}", f"area of {metric}", areas.draw(definition, metric, rows)) for metric in known
     ]
 

@@ -36,6 +36,7 @@ STUDY = {
     "baseline": {"window": "one"},
     "metrics": ["q/r"],
     "areas": ["q/r"],
+    "against": "q/r",
 }
 
 
@@ -136,6 +137,15 @@ def test_areas_are_means_over_iterations_with_what_they_could_show(written):
     page = (folder / "out" / "made_up.md").read_text()
     assert "## Areas under the curves" in page and "(made_up-area-q_r.svg)" in page
     assert ElementTree.parse(folder / "out" / "made_up-area-q_r.svg").getroot().tag.endswith("svg")
+
+
+def test_a_figure_has_the_scores_over_a_metric(written):
+    folder, _ = written
+    text = (folder / "out" / "made_up-against.svg").read_text()
+    shown = [entry.text for entry in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"q/r", "score", "one", "two", "three"} <= set(shown)
+    assert "(made_up-against.svg)" in (folder / "out" / "made_up.md").read_text()
+    assert "win rate over start" not in shown
 
 
 def test_a_context_is_a_cluster(written):
