@@ -12,7 +12,7 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ def open_pretrained(auto_class: Any, path: str | Path, dtype: str | torch.dtype)
 class PolicyReader(nn.Module):
     """Evaluates a causal language model at chosen positions; `temperature` is the sampler's."""
 
+    outputs: ClassVar[tuple[str, ...]] = ("logprobs", "entropies")
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
@@ -78,15 +80,16 @@ class PolicyReader(nn.Module):
         slots: int64 [reads] into the flattened `[rows * slots]` of `inputs`; targets: int64 [reads]. Entropies have a
         gradient if `entropy_gradient` is set. Raises ConfigurationError for a temperature that is not above 0.
         """
+        states = hidden_states(self.decoder, inputs) if self.linear_head else self.all_logits(inputs)
+        return self.read(states.index_select(0, slots), targets, temperature, entropy_gradient)
+
+    def read(self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> dict[str, Tensor]:
+        """`forward`, given the hidden states (of a model without a linear head, the logits) at the slots, [reads, width]."""
         if temperature <= 0:
             raise ConfigurationError(f"temperature is {temperature}; it has to be above 0")
-        if self.linear_head:
-            states, head = hidden_states(self.decoder, inputs), self.model.get_output_embeddings()
-        else:
-            states, head = self._all_logits(inputs), nn.Identity()
-        states = states.index_select(0, slots)
+        head = self.model.get_output_embeddings() if self.linear_head else nn.Identity()
         chunk = max(1, LOGIT_BUDGET // self.model.config.vocab_size)
-        if len(slots) <= chunk:
+        if len(targets) <= chunk:
             logprobs, entropies = _read(head, states, targets, temperature, entropy_gradient)
             return {"logprobs": logprobs, "entropies": entropies}
         parts = [
@@ -96,7 +99,8 @@ class PolicyReader(nn.Module):
         logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
         return {"logprobs": logprobs, "entropies": entropies}
 
-    def _all_logits(self, inputs: ModelInputs) -> Tensor:
+    def all_logits(self, inputs: ModelInputs) -> Tensor:
+        """The model's logits, float [rows * slots, vocabulary]."""
         arguments = {} if inputs.mask is None else {"attention_mask": inputs.mask, "position_ids": inputs.positions}
         logits: Tensor = self.model(input_ids=inputs.tokens, use_cache=False, **arguments).logits
         return logits.flatten(0, 1)

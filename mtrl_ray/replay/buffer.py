@@ -121,10 +121,20 @@ class ReplayBuffer:
             LOG.warning("not taken into the replay buffer: %s", sentence)
         return appended
 
-    def window(self, iterations: int) -> pa.Table:
-        """All conversations in memory of the newest `iterations` iterations."""
+    def window(self, iterations: int, older: int | None = None, seed: int = 0) -> pa.Table:
+        """The conversations in memory of the newest `iterations` iterations, in the index's order.
+
+        older: how many to take of those before the newest iteration, drawn uniformly without replacement (None, or fewer are
+        there: all).
+        """
         index = self._memory.index
-        return self._memory.gather(index.filter(_recent(index, iterations)))
+        index = index.filter(_recent(index, iterations))
+        newest = _recent(index, 1).to_numpy(zero_copy_only=False)
+        before = np.flatnonzero(~newest)
+        if older is not None and older < len(before):
+            chosen = np.random.default_rng(seed).choice(before, older, replace=False)
+            index = index.take(pa.array(np.sort(np.concatenate([chosen, np.flatnonzero(newest)]))))
+        return self._memory.gather(index)
 
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.

@@ -69,9 +69,10 @@ class Logged:
         table: Ref[pa.Table] = self.system.buffer.take.remote(self.ids)
         return table
 
-    def window(self, iterations: int) -> Ref[pa.Table]:
-        """The conversations of the newest `iterations` iterations."""
-        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations)
+    def window(self, iterations: int, older: int | None = None) -> Ref[pa.Table]:
+        """The conversations of the newest `iterations` iterations; at most `older` of the earlier ones, drawn uniformly."""
+        seed = derive_seed(self.system.settings.run.seed, "replay", self.iteration)
+        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations, older, seed)
         return table
 
     def states(self, count: int, round_number: int = 0) -> States:

@@ -125,7 +125,7 @@ def test_unseen_conversations_are_judged_before_they_are_fitted(learner: Learner
     assert max(first["loss"], second["loss"]) < 0.1
 
 
-def test_the_loss_is_in_units_of_the_first_targets_variance(learner: Learner, conversations: pa.Table) -> None:
+def test_the_loss_is_in_units_of_the_targets_variance(learner: Learner, conversations: pa.Table) -> None:
     returns = [value for one in from_table(conversations) for value in naive_returns(one, 0.95)]
     spec = QFit(epochs=1, minibatch_conversations=1000, learning_rate=1e-9)
     assert learner.run(spec, conversations)[1]["loss"] == pytest.approx(1.0, rel=1e-4)

@@ -31,17 +31,22 @@ def test_it_starts_as_a_copy_of_the_policys_decoder_that_says_zero(policy: PreTr
     torch.testing.assert_close(other, policy.base_model(tokens).last_hidden_state)
 
 
-def test_the_first_targets_set_its_scale(policy: PreTrainedModel) -> None:
+def test_its_scale_follows_the_targets_and_what_it_says_stays(policy: PreTrainedModel) -> None:
     model = ValueModel.from_policy(policy)
-    tokens, slot = torch.randint(0, 40, (1, 5)), torch.tensor([2])
+    tokens, slots = torch.randint(0, 40, (1, 5)), torch.tensor([0, 2, 4])
     model.calibrate(3.0, 0.0)
     assert model.unit == 1.0, "targets that do not vary have no scale"
-    model.calibrate(20_000.0, 4_000.0)
-    assert model(ModelInputs(tokens), slot)["values"].item() == 20_000.0
+    model.calibrate(20.0, 4.0)
+    assert model(ModelInputs(tokens), slots)["values"].tolist() == [20.0] * 3
     with torch.no_grad():
         model.head.bias.fill_(0.5)
-    model.calibrate(1.0, 1.0)
-    assert model(ModelInputs(tokens), slot)["values"].item() == 22_000.0
+        model.head.weight.normal_()
+    before = model(ModelInputs(tokens), slots)["values"]
+    for _ in range(60):
+        model.calibrate(1.0, 0.5)
+    torch.testing.assert_close(model(ModelInputs(tokens), slots)["values"], before)
+    assert model.unit == pytest.approx(0.5, rel=0.02)
+    assert float(model.head.offset) == pytest.approx(1.0, abs=0.01)
 
 
 def test_saved_and_loaded_it_says_the_same(policy: PreTrainedModel, tmp_path: Path) -> None:

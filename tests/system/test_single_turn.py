@@ -59,7 +59,7 @@ def test_every_baseline_learns_from_a_model_fitted_first(stepping, method, feedb
     metrics = stepping.step()
     kind = {"rlhf": "reward", "nash_md": "preference"}[method]
     assert 0 < metrics["preferences/compared"] <= 12 and f"{kind}_model/calibration" in metrics
-    assert metrics["improve/responses"] >= 24 and metrics["improve/policy_steps"] == 2
+    assert metrics["improve/responses"] >= 24 and metrics["improve/policy_steps"] >= 2
     assert (ray.get(stepping.system.learner.weights(901)).buffer != before).any()
     if method == "nash_md":
         assert 0 < metrics["improve/score"] < 1, "probabilities"

@@ -67,7 +67,7 @@ class Passes:
 
         Raises EngineError if a partner is gone.
         """
-        names = ("logprobs", "entropies") if isinstance(model, PolicyReader) else ("values",)
+        names = model.outputs
         merged = np.zeros((len(names), len(rows.items)), dtype=np.float32)
         for batch in self._mine(rows, np.arange(len(rows)) if selection is None else selection):
             outputs = self._read(model, batch, reading or Reading())

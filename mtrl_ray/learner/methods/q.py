@@ -8,7 +8,7 @@
    turns is part of the task, so reaching it is a real end.
 4. Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those
    of predictions about unseen conversations, made by the Q that was fitted on all earlier ones.
-5. The loss is the squared error in units of the variance of the first targets, so predicting their mean has
+5. The loss is the squared error in units of the variance of the targets, so predicting their mean has
    loss 1.
 
 Arrays per agent turn are [agent turns], in the order of the table.
@@ -45,7 +45,7 @@ class QFit(Fit, Operation[None], epochs=4):
     """Regression of Q on returns or backups.
 
     run: conversations; responses in the next states, for the target `expected`, else None.
-    Numbers: `loss` (of the last pass, in units of the variance of the first targets), `return` (mean of the known ones),
+    Numbers: `loss` (of the last pass, in units of the variance of the targets), `return` (mean of the known ones),
     `turns`, `conversations`, `cut` (of these, by the context window), `gradient_norm`, `skipped`, `seconds`; and of
     conversations that Q was never fitted on, predicted before this fit: `r`, `calibration`, `evaluated_turns` (absent in the
     first fit of all).
