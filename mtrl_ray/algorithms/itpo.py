@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
+from mtrl_ray.algorithms.base import Algorithm
+from mtrl_ray.algorithms.conversation_settings import GroupSettings
 from mtrl_ray.evaluation import turn_ranks
 from mtrl_ray.feedback.turn_weights import JudgeSettings, judge_turns
-from mtrl_ray.learner.methods.advantages import Advantages
-from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
 from mtrl_ray.learner.methods.turn_rewards import IMPLICIT, SPLITS, TurnRewards
 from mtrl_ray.settings.section import Section
@@ -29,25 +28,19 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 
-class ITPOSettings(AlgorithmSettings, name="itpo", contexts=32, samples=8):
+class ITPOSettings(GroupSettings, name="itpo", contexts=32, samples=8):
     """The `algorithm:` section; `samples` is n."""
 
     rewards: TurnRewards = TurnRewards()
     prm: PRMFit = PRMFit()
     judge: JudgeSettings = JudgeSettings()
-    advantages: Advantages = Advantages()
-    improvement: ConversationImprovement = ConversationImprovement()
     turn_scores_every: int = Field(0, ge=0)
     """Keep the process reward model's scores of the turns of the first evaluation, after the fits of every so many
     iterations (`evaluation.turn_ranks`); 0: never."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ITPOSettings":
-        estimator, scheme = self.advantages.estimator, self.rewards.scheme
-        if estimator != "ppo" and self.samples < 2:
-            raise ValueError(
-                f"advantages.estimator is {estimator} and samples is {self.samples}; a group needs at least 2 conversations"
-            )
+        scheme = self.rewards.scheme
         if self.advantages.baseline == "pooled" and scheme not in SPLITS:
             raise ValueError(
                 f"advantages.baseline is pooled and rewards.scheme is {scheme}; pooled compares shares of an outcome: use "

@@ -11,6 +11,7 @@ ALGORITHMS = {
     "iterative_ppo": "mtrl_ray.algorithms.iterative_ppo:IterativePPO",
     "itpo": "mtrl_ray.algorithms.itpo:ITPO",
     "mtpo": "mtrl_ray.algorithms.mtpo:MTPO",
+    "policy_gradient": "mtrl_ray.algorithms.policy_gradient:PolicyGradient",
     "single_turn": "mtrl_ray.algorithms.single_turn:SingleTurn",
 }
 """Name in a recipe's `algorithm.name`: module and class."""

@@ -103,6 +103,14 @@ class Conversation:
         """Indices into `turns` of the agent's turns, in order."""
         return [index for index, turn in enumerate(self.turns) if turn.role == Role.AGENT]
 
+    @property
+    def overlong(self) -> list[int]:
+        """Indices of the agent's turns that ended at a response's token limit, and of its last if the context window cut the
+        conversation off."""
+        agent = self.agent_turns
+        cut = agent[-1:] if self.stop == StopReason.TOKEN_LIMIT else []
+        return [turn for turn in agent if self.turns[turn].finish == Finish.LENGTH or turn in cut]
+
     def history(self, turn: int) -> list[int]:
         """Token ids of all turns before `turns[turn]`, which is the state of that turn."""
         return [token for earlier in self.turns[:turn] for token in earlier.tokens]

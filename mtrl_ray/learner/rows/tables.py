@@ -110,6 +110,14 @@ class Dialogues:
         """The agent's tokens, int64 [agent tokens], into tokens."""
         return ranges(self.turn_starts[self.agent_turns], self.turn_lengths[self.agent_turns])
 
+    @cached_property
+    def overlong(self) -> np.ndarray:
+        """The agent's turns that were `truncated`, and the last one with tokens of a `cut` conversation, bool [agent turns]."""
+        turns = self.agent_turns
+        conversation = self.turn_conversation[turns]
+        last = np.append(np.diff(conversation) != 0, True)[: len(turns)]
+        return self.truncated[turns] | (last & self.cut[conversation])
+
     def agent_turn_numbers(self) -> np.ndarray:
         """Index of each agent turn in its conversation's turns, int32 [agent turns]."""
         turns = self.agent_turns
