@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
+from mtrl_ray.evaluation.answer_ranks import measure, measurements
 from mtrl_ray.learner.methods.improvement import Improvement
 from mtrl_ray.learner.methods.q import QFit
 from mtrl_ray.learner.methods.snapshot import Snapshot
@@ -37,6 +38,9 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=256
     """Responses sampled in each state (K)."""
     rounds: int = Field(1, ge=1)
     """Rounds of sampling and improvement per fit of Q."""
+    ranking: float = Field(0.1, ge=0)
+    """Conversations that are continued to see how Q ranks answers (`evaluation.answer_ranks`), as a share of those that are
+    collected; 0: none."""
     q: QFit = QFit()
     improvement: Improvement = Improvement()
 
@@ -63,8 +67,11 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
         logged = system.rollout(settings.contexts, settings.samples)
         system.learn(settings.q, logged.window(settings.window), metrics="q")
         system.learn(Snapshot())
+        every, answers = measurements(settings.ranking, settings.contexts * settings.samples, settings.responses)
         for round_number in range(settings.rounds):
             states = logged.states(settings.states, round_number)
             responses = system.respond(states, settings.responses)
+            if every and not round_number and logged.iteration % every == 0:
+                measure(system, logged, responses, answers)
             system.learn(settings.improvement, logged.window(1), responses, metrics="improve")
             system.publish()

@@ -28,12 +28,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Plan:
-    """Definition of a chart of one or more metrics over iterations; `lines`: (key, label, colour)."""
+    """Definition of a chart of one or more metrics over iterations; `lines`: (key, label, colour).
+
+    `rare`: the metrics are not those of every iteration, so lines connect over others. A metric X with X_low and X_high has
+    its interval as whiskers.
+    """
 
     title: str
     note: str
     lines: Sequence[tuple[str, str, str]]
     bounds: tuple[float, float] | None = None
+    rare: bool = False
 
 
 PLANS = (
@@ -42,6 +47,19 @@ PLANS = (
         "against the returns of the conversations",
         [("q/r", "correlation r", "s1"), ("q/calibration", "calibration error", "s2")],
         (-1.0, 1.0),
+    ),
+    Plan(
+        "Q's ranks of the answers in a state",
+        "against what came of them, continued",
+        [("ranking/rank_correlation", "Spearman's ρ", "s1"), ("ranking/slope", "slope", "s2")],
+        (-1.0, 2.0),
+        rare=True,
+    ),
+    Plan(
+        "Gain of the first choice",
+        "in score, over the state's mean",
+        [("ranking/gain", "Q's", "s1"), ("ranking/best_gain", "by continuations", "s2")],
+        rare=True,
     ),
     Plan("Loss of Q", "", [("q/loss", "loss", "s1")]),
     Plan(
@@ -57,12 +75,34 @@ PLANS = (
         (0.0, 1.0),
     ),
     Plan("KL from the reference", "nats per token", [("improve/kl_reference", "KL", "s1")]),
+    Plan(
+        "Length of an update",
+        "KL from before to after it, nats per token",
+        [("improve/kl_update", "whole update", "s1"), ("improve/kl_step", "mean of its steps", "s2")],
+    ),
+    Plan("Share of the update kept", "below 1 it was shortened", [("improve/step_fraction", "kept", "s1")], UNIT),
     Plan("Entropy of the policy", "nats per token", [("improve/entropy", "entropy", "s1")]),
     Plan(
         "Critic's explained variance",
         "share of the returns' variance",
         [("improve/explained_variance", "explained variance", "s1")],
         (-1.0, 1.0),
+    ),
+    Plan(
+        "Tokens of an answer",
+        "of the collected conversations",
+        [("collect/answer_tokens", "mean", "s1"), ("collect/answer_tokens_p95", "95th percentile", "s2")],
+    ),
+    Plan(
+        "Answers cut at the token limit",
+        "share",
+        [("collect/truncated", "collected", "s1"), ("respond/truncated", "sampled in states", "s2")],
+        UNIT,
+    ),
+    Plan(
+        "Answers that differ in a state",
+        "mean number among those sampled",
+        [("respond/distinct", "different answers", "s1")],
     ),
     Plan(
         "Tokens per second",
@@ -116,14 +156,23 @@ def _scores(rows: Sequence[Row], summary: dict[str, Estimate]) -> Figure | None:
 
 
 def _planned(plan: Plan, rows: Sequence[Row]) -> Figure | None:
+    chosen = [row for row in rows if any(key in row for key, _, _ in plan.lines)] if plan.rare else rows
     lines = [
-        Line(label, _x(rows), [row.get(key) for row in rows], colour)
+        Line(label, _x(chosen), [row.get(key) for row in chosen], colour, _interval(key, chosen), whiskers=True)
         for key, label, colour in plan.lines
-        if any(key in row for row in rows)
+        if any(key in row for row in chosen)
     ]
     if not lines:
         return None
     return Figure(plan.title, plan.note, line_chart(lines, (), plan.bounds), _legend(lines), _latest(lines[0]))
+
+
+def _interval(key: str, rows: Sequence[Row]) -> list[tuple[float, float] | None] | None:
+    """A metric's ends of its interval in each row; None if it never has one."""
+    low, high = f"{key}_low", f"{key}_high"
+    if not any(low in row for row in rows):
+        return None
+    return [(row[low], row[high]) if {low, high} <= row.keys() else None for row in rows]
 
 
 def _seconds(rows: Sequence[Row]) -> Figure | None:

@@ -28,6 +28,9 @@ PARTS = ("rollout", "replay", "learner", "weights")
 REFRESHES_PER_SECOND = 4
 SECONDS = "iteration/seconds"
 FAILURES = "collect/failures"
+UPDATE, KEPT, CUT = "improve/kl_update", "improve/step_fraction", "collect/truncated"
+USUAL = {FAILURES: 0.0, KEPT: 1.0, CUT: 0.0}
+"""Numbers that are shown only if they are others."""
 Metrics = Mapping[str, float | None]
 
 
@@ -186,13 +189,20 @@ def _interval(label: str, metrics: Metrics, mean: str, low: str, high: str) -> s
 def _details(metrics: Metrics) -> list[str]:
     forms = {
         "improve/kl_reference": "KL {:.4f}",
+        UPDATE: "step {:.4f}",
+        KEPT: "{:.0%} of it kept",
         "q/r": "Q r {:.2f}",
+        "ranking/rank_correlation": "ranks answers ρ {:.2f}",
+        "ranking/gain": "first choice {:+.3f}",
+        "respond/distinct": "{:.1f} answers differ",
+        "collect/answer_tokens": "{:.0f} tokens an answer",
+        CUT: "{:.0%} cut",
         "collect/tokens_per_second": "{:,.0f} tokens/s",
         "workers/ready": "workers {:.0f}",
         FAILURES: "{:.0f} failed",
         SECONDS: "{:.1f} s",
     }
-    known = [key for key in forms if _finite(metrics, key) and not (key == FAILURES and metrics[key] == 0)]
+    known = [key for key in forms if _finite(metrics, key) and metrics[key] != USUAL.get(key)]
     return [forms[key].format(metrics[key]) for key in known]
 
 

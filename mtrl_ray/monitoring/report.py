@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason
+from mtrl_ray.monitoring.alarms import Alarms
 from mtrl_ray.monitoring.charts import interval_text, sparkline
 from mtrl_ray.monitoring.contents import Contents, Row, read
 from mtrl_ray.monitoring.curves import curves, results
@@ -62,6 +63,7 @@ def render(contents: Contents) -> str:
         style=Markup((package / "report.css").read_text(encoding="utf-8")),
         svg=Markup,  # only applied to the output of charts.py
         run=contents,
+        alarms=Alarms((int(row["iteration"]), row) for row in contents.rows).said,
         title=contents.setting("run.name") or contents.folder.name,
         trained=_trained(contents),
         headline=_headline(summary, comparison),

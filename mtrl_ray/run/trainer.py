@@ -23,7 +23,8 @@ from mtrl_envs.registry import make
 from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.errors import CheckpointError, EngineError
 from mtrl_ray.evaluation import holdout
-from mtrl_ray.monitoring.recorder import Recorder
+from mtrl_ray.monitoring.alarms import Alarms
+from mtrl_ray.monitoring.recorder import Recorder, read_metrics
 from mtrl_ray.monitoring.report import write_report
 from mtrl_ray.monitoring.view import Silent, View
 from mtrl_ray.processes import failures
@@ -58,6 +59,7 @@ class Trainer:
         self.model_path = self._model_path()
         self.recovery = Recovery(RECOVERIES, self.view.note)
         self.recorder = Recorder(self.folder, settings.run.name)
+        self._alarms = Alarms()
         self.view.part("system", "starting replay buffer, workers and learner")
         self.system = System(settings, self.folder, self.model_path, self.view)
         try:
@@ -89,6 +91,8 @@ class Trainer:
         """Write an iteration's metrics to the run's folder and show them."""
         self.recorder.record(self.system.iteration, metrics)
         self.view.iteration(self.system.iteration, metrics)
+        for sentence in self._alarms.hear(self.system.iteration, metrics):
+            self.view.note(f"iteration {self.system.iteration}: {sentence}")
 
     def keep_checkpoint(self) -> None:
         """Write a checkpoint to the run's checkpoint store."""
@@ -135,7 +139,7 @@ class Trainer:
     def _begin(self) -> None:
         """Go to iteration 0. An iteration takes over what the journal already has of it."""
         self.system.reset()
-        self.recorder.rewind(0)
+        self._rewind(None)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         self.system.restore(folder, state)
@@ -148,8 +152,13 @@ class Trainer:
                 f"checkpoint {folder}: its {checkpoint.STATE} is not of this version: {error!r}"
             ) from None
         self.kept = self.system.iteration
-        self.recorder.rewind(self.system.iteration, folder)
+        self._rewind(folder)
         self.view.note(f"continuing after iteration {self.system.iteration}")
+
+    def _rewind(self, kept: Path | None) -> None:
+        """Bring what was recorded back to this iteration."""
+        self.recorder.rewind(self.system.iteration, kept)
+        self._alarms = Alarms((row["iteration"], row) for row in read_metrics(self.folder))
 
     def _model_path(self) -> str:
         """The model's folder or hub name; the tiny model is copied into the run's folder, which then needs no cache."""

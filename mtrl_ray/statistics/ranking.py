@@ -23,6 +23,9 @@ import numpy as np
 from mtrl_ray.errors import DataError
 from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
+DECIMALS = 6
+"""Of outcomes' means: what differs by less, by the order in which the same 32-bit numbers were added up, is a tie."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -56,10 +59,10 @@ def ranking(group: np.ndarray, scores: np.ndarray, outcomes: np.ndarray, sources
         return Ranking(0, 0)
     correlations, tops, gains, best, products, squares = [], [], [], [], 0.0, 0.0
     for places in members:
-        q, y = scores[places], np.nanmean(outcomes[places], axis=1)
+        q, y = scores[places], np.nanmean(outcomes[places], axis=1).round(DECIMALS)
         gain = float(y[q == q.max()].mean() - y.mean())
         gains.append(gain)
-        tops.append(0.5 + 0.5 * np.sign(round(gain, 12)))
+        tops.append(0.5 + 0.5 * np.sign(round(gain, DECIMALS)))
         best.append(_best_gain(outcomes[places]))
         products += float(((q - q.mean()) * (y - y.mean())).sum())
         squares += float(np.square(q - q.mean()).sum())
@@ -88,7 +91,7 @@ def _best_gain(outcomes: np.ndarray) -> float:
     gains = []
     for repeat in range(whole.shape[1]):
         others = np.delete(whole, repeat, axis=1).mean(axis=1)
-        first = np.isclose(others, others.max(), rtol=0, atol=1e-12)
+        first = np.isclose(others, others.max(), rtol=0, atol=10.0**-DECIMALS)
         gains.append(whole[first, repeat].mean() - whole[:, repeat].mean())
     return float(np.mean(gains))
 

@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mtrl_ray.dialogue.conversation import Finish, Role, StopReason
 from mtrl_ray.errors import CheckpointError
 from mtrl_ray.learner.group import LearnerGroup
 from mtrl_ray.learner.operation import Numbers, Operation, ValueT
 from mtrl_ray.monitoring.view import View
 from mtrl_ray.processes.refs import Ref, T
-from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.waiting import fetch
 from mtrl_ray.rollout.continuing import Chance, Start, by_start, continuations, require_chance
 from mtrl_ray.rollout.fleet import Fleet
@@ -35,6 +32,7 @@ from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.settings.tree import Settings, WorkerRange
 from mtrl_ray.system.actors import Actors
 from mtrl_ray.system.collection import Collector, evaluation_rollouts
+from mtrl_ray.system.tables import conversation_numbers, joined, response_numbers
 
 TOTALS = ("seconds", "conversations", "agent_turns", "tokens")
 """Numbers of the family `collect` that count branches too."""
@@ -223,7 +221,7 @@ class System:
         self._metrics |= {name: self._metrics.get(name, 0.0) + value for name, value in collected.faults.items()}
         by_id = {lease.id: lease for lease in leases}
         logged = Logged(self, self.iteration, [by_id[name] for name in collected.ids], collected.agent_turns)
-        self.record(family, _endings.remote(logged.table))
+        self.record(family, conversation_numbers.remote(logged.table))
         self.view.part("rollout", "idle")
         return logged
 
@@ -259,7 +257,8 @@ class System:
             "respond/tokens_per_second": tokens / seconds,
         }
         self.view.part("rollout", "idle")
-        table: Ref[pa.Table] = _joined.remote(*[result.table[0] for result in results])
+        table: Ref[pa.Table] = joined.remote(*[result.table[0] for result in results])
+        self.record("respond", response_numbers.remote(table))
         return table
 
     def continued(
@@ -342,22 +341,3 @@ class System:
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """The numbers among `values`, their names prefixed."""
     return {f"{prefix}/{key}": float(value) for key, value in values.items() if isinstance(value, int | float)}
-
-
-@small_task()
-def _endings(conversations: pa.Table) -> Numbers:
-    """How conversations ended, as shares: `stop_outcome`, …; and the share of the agent's turns that were `truncated`."""
-    agent = pc.equal(pc.struct_field(turns := pc.list_flatten(conversations["turns"]), "role"), Role.AGENT.value)
-    cut = pc.equal(pc.struct_field(turns.filter(agent), "finish"), Finish.LENGTH.value)
-    shares = {
-        f"stop_{reason}": float(pc.mean(pc.equal(conversations["stop"], reason.value)).as_py() or 0.0)
-        for reason in StopReason
-    }
-    return shares | {"truncated": float(pc.mean(pc.fill_null(cut, False)).as_py() or 0.0)}
-
-
-@small_task()
-def _joined(*tables: pa.Table) -> pa.Table:
-    """One table of responses, in an order that does not depend on which worker sampled which."""
-    order = [("conversation_id", "ascending"), ("turn", "ascending"), ("sample", "ascending")]
-    return pa.concat_tables(tables).sort_by(order)

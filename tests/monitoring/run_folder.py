@@ -73,6 +73,13 @@ def metrics_of(iteration: int) -> dict[str, float]:
         "q/r": r,
         "q/calibration": 0.12 * 0.96**iteration,
         "improve/kl_reference": 0.004 * iteration + 0.002 * rng.random(),
+        "improve/kl_update": 0.002 + 0.001 * rng.random(),
+        "improve/step_fraction": 1.0 if rng.random() < 0.7 else 0.6,
+        "collect/answer_tokens": 9.0 + 0.2 * iteration,
+        "collect/answer_tokens_p95": 16.0 + 0.5 * iteration,
+        "collect/truncated": 0.02 + 0.008 * iteration,
+        "respond/truncated": 0.02 + 0.009 * iteration,
+        "respond/distinct": 2.6 - 0.03 * iteration,
         "improve/clip_fraction": 0.1 * rng.random(),
         "improve/entropy": 1.4 - 0.02 * iteration,
         "improve/explained_variance": float("nan") if iteration == 1 else 0.6 - 0.5 * 0.9**iteration,
@@ -81,6 +88,10 @@ def metrics_of(iteration: int) -> dict[str, float]:
         "replay/bytes": 900_000 * iteration,
         "weights/version": iteration,
     }
+    if iteration % 5 == 1:
+        gain = 0.02 + 0.03 * rng.random()
+        metrics |= {"ranking/gain": gain, "ranking/gain_low": gain - 0.05, "ranking/gain_high": gain + 0.05}
+        metrics |= {"ranking/best_gain": 0.08, "ranking/rank_correlation": 0.3, "ranking/slope": 0.6}
     if iteration % 10 == 0:
         held_out = mean_interval([float(rng.random() < level + 0.03) for _ in range(CONTEXTS)])
         metrics |= {"evaluation/mean": held_out.mean, "evaluation/low": held_out.low, "evaluation/high": held_out.high}

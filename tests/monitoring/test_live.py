@@ -48,6 +48,29 @@ def test_in_a_pipe_each_iteration_is_one_line():
     assert second == f"iteration 2/20 · {numbers} · 2:24 left"
 
 
+def test_a_line_says_how_far_the_step_went_how_answers_are_and_how_q_ranks_them():
+    view, _, output = viewed(terminal=False)
+    numbers = {
+        "improve/kl_update": 0.0052,
+        "improve/step_fraction": 0.42,
+        "ranking/rank_correlation": -0.1,
+        "ranking/gain": 0.0214,
+        "respond/distinct": 2.26,
+        "collect/answer_tokens": 11.6,
+        "collect/truncated": 0.12,
+    }
+    usual = {"improve/step_fraction": 1.0, "collect/truncated": 0.0}
+    with view:
+        view.iteration(1, numbers)
+        view.iteration(2, usual)
+    first, second = output.getvalue().splitlines()
+    assert (
+        "step 0.0052 · 42% of it kept · ranks answers ρ -0.10 · first choice +0.021 · 2.3 answers differ · "
+        "12 tokens an answer · 12% cut · " in first
+    )
+    assert "kept" not in second and "cut" not in second
+
+
 def test_in_a_pipe_a_long_phase_says_at_growing_intervals_what_it_does():
     view, clock, output = viewed(terminal=False)
     view.part("warm start", "1300 SFT steps")

@@ -101,13 +101,16 @@ def test_every_result_and_curve_is_drawn(page):
         "Score on held-out contexts",
         "Q on held-out conversations",
         "KL from the reference",
+        "Q's ranks of the answers in a state",
+        "Length of an update",
         "Entropy of the policy",
+        "Answers cut at the token limit",
         "Tokens per second",
         "Seconds per iteration",
     ):
         assert title in page.text
     figures = re.findall(r"<figure>.*?</figure>", page.source, re.DOTALL)
-    assert len(figures) == 9
+    assert len(figures) == 16
     score = next(figure for figure in figures if 'class="title">Score<' in figure)
     assert score.count("<circle") == 30 + 3
     assert score.count('class="band s1"') == 1
@@ -116,6 +119,20 @@ def test_every_result_and_curve_is_drawn(page):
     variance = next(figure for figure in figures if "explained variance<" in figure)
     assert variance.count("<circle") == 29
     assert not re.search(r'="[^"]*(nan|inf)[^"]*"', "".join(figures))
+
+
+def test_a_rare_metric_is_one_line_with_its_intervals(page):
+    figures = re.findall(r"<figure>.*?</figure>", page.source, re.DOTALL)
+    gain = next(figure for figure in figures if "Gain of the first choice" in figure)
+    assert gain.count('class="line s1"') == 1 + 6, "a line and six whiskers"
+    assert gain.count("<circle") == 2 * 6
+
+
+def test_alarms_are_listed_with_their_iterations(page, tmp_path):
+    assert "Alarms" in page.text
+    assert "iteration 23: 20% of the agent's answers are cut at the token limit, 3% in the first iteration" in page.text
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "collect/truncated": 0.9}\n')
+    assert "Alarms" not in Page(write_report(tmp_path)).text
 
 
 def test_the_table_has_every_metric(run, page):

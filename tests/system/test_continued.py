@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Finish, iterate
+from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.evaluation.answer_ranks import REPEATS, measure
 from mtrl_ray.rollout.continuing import Start
 from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.run import trainer
@@ -17,6 +20,7 @@ from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
 from mtrl_ray.settings.tree import EnvironmentSettings
 from mtrl_ray.system.system import Logged
+from tests.support.letter_scores import LetterScores
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,45 @@ def test_outcomes_rank_planted_answers_and_are_no_training_data(stepping, logged
     assert not set(table["id"].to_pylist()) & set(logged.ids)
 
 
+def planted(begun: list[Start], texts: list[str]) -> pa.Table:
+    """These starts as the responses that workers sample."""
+    rows = [
+        {
+            "conversation_id": start.conversation.id,
+            "turn": start.turn,
+            "sample": start.number,
+            "tokens": start.answer.tokens,
+            "logprobs": [-1.0] * len(start.answer.tokens),
+            "versions": [0] * len(start.answer.tokens),
+            "finish": "stop",
+            "text": texts[start.number],
+        }
+        for start in begun
+        if start.answer is not None
+    ]
+    return pa.Table.from_pylist(rows, schema=RESPONSES)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_ranking_finds_a_scorer_that_is_right_and_one_that_is_wrong(stepping, logged, blank_sales, sign):
+    texts = ["x", "eeee", "x", "ee"]
+    responses = ray.put(planted(starts(logged, blank_sales, texts), texts))
+    measure(stepping.system, logged, responses, answers=24, scorer=LetterScores(sign))
+    found = stepping.system.take_metrics()
+    assert found["ranking/states"] == 8 == found["ranking/ranked_states"] and found["ranking/answers"] == 24
+    assert found["ranking/conversations"] == 24 * REPEATS and found["ranking/seconds"] > 0
+    assert found["ranking/rank_correlation"] == pytest.approx(sign)
+    assert found["ranking/top_1"] == (sign > 0) and sign * found["ranking/gain"] > 0
+    assert found["ranking/best_gain"] == pytest.approx(found["ranking/gain"]) or sign < 0
+    assert found["ranking/best_gain"] > 0 and 0 < sign * found["ranking/slope"] <= 1.0 + 1e-6
+
+
+def test_states_whose_answers_are_alike_have_nothing_to_rank(stepping, logged, blank_sales):
+    responses = ray.put(planted(starts(logged, blank_sales, ["ee", "ee"]), ["ee", "ee"]))
+    measure(stepping.system, logged, responses, answers=24, scorer=LetterScores())
+    assert not [name for name in stepping.system.take_metrics() if name.startswith("ranking/")]
+
+
 def test_sampled_answers_begin_in_the_same_state(stepping, logged, blank_sales):
     begun = starts(logged, blank_sales, [None])
     first, again, other = (
@@ -82,3 +125,15 @@ def test_no_chance_can_be_drawn_that_users_do_not_have(stepping, logged, blank_s
     with pytest.raises(ConfigurationError, match=r"take chance='logged'"):
         system.continued(starts(logged, blank_sales, [None]))
     assert system.continued(starts(logged, blank_sales, [None])[:1], chance="logged").num_rows == 1
+
+
+def test_an_iteration_says_how_its_answers_are_and_how_q_ranks_them(stepping):
+    metrics = stepping.step()
+    assert {"ranking/gain", "ranking/gain_low", "ranking/slope"} <= metrics.keys()
+    assert (
+        2 <= metrics["ranking/answers"] <= 6
+        and metrics["ranking/conversations"] == metrics["ranking/answers"] * REPEATS
+    )
+    assert 1 <= metrics["respond/distinct"] <= 2 and metrics["respond/answer_tokens_p95"] <= 6
+    assert 0 < metrics["collect/answer_tokens"] <= 6
+    assert not [name for name in stepping.step() if name.startswith("ranking/")], "not in every iteration"
