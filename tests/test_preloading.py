@@ -52,10 +52,10 @@ def test_what_is_preloaded_can_be_forked():
     modules = ENGINES["vllm"].preload
     assert set(LEARNER) <= set(modules)
     code = (
-        "import gc, importlib, json, sys; gc.disable(); from mtrl_cluster.fork_server import is_sound\n"
+        "import gc, importlib, json, sys; gc.disable(); from mtrl_cluster.fork_server import is_safe_to_fork\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "unwanted = ('mtrl_ray', 'mtrl_envs', 'ray')\n"
-        "print(json.dumps([is_sound(), sorted(name for name in sys.modules if name.startswith(unwanted))]))"
+        "print(json.dumps([is_safe_to_fork(), sorted(name for name in sys.modules if name.startswith(unwanted))]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *modules],

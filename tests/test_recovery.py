@@ -1,4 +1,4 @@
-"""What counts as a failure of the machinery, and how often and when a run is mended."""
+"""What counts as a failure of the machinery, and how often and when a run is repaired."""
 
 import pytest
 import ray
@@ -31,11 +31,11 @@ def failing(*errors: Exception | None):
     return work
 
 
-def test_work_that_fails_is_mended_and_tried_again():
-    journal, mended = Journal(5), []
+def test_work_that_fails_is_repaired_and_tried_again():
+    journal, repaired = Journal(5), []
     work = failing(EngineError("the disk is full"), EngineError("the learner is gone"), None)
-    assert journal.recovery.carry(work, lambda: mended.append(1)) == "done"
-    assert len(mended) == journal.recovery.total == 2 and journal.waits == [0.0, 1.0]
+    assert journal.recovery.carry(work, lambda: repaired.append(1)) == "done"
+    assert len(repaired) == journal.recovery.total == 2 and journal.waits == [0.0, 1.0]
     assert journal.said == [
         "the disk is full; recovery 1 of at most 5 in a row",
         "the learner is gone; recovery 2 of at most 5 in a row, in 1 s",
@@ -70,10 +70,10 @@ def test_progress_ends_a_row():
     assert journal.waits == [0.0, 0.0] and journal.recovery.total == 2
 
 
-def test_mending_may_fail_too():
+def test_a_repair_may_fail_too():
     journal = Journal(3)
-    mend = failing(EngineError("no node has room"), None)
-    assert journal.recovery.carry(failing(EngineError("a learner died"), None), mend) == "done"
+    repair = failing(EngineError("no node has room"), None)
+    assert journal.recovery.carry(failing(EngineError("a learner died"), None), repair) == "done"
     assert [said.split(";")[0] for said in journal.said] == ["a learner died", "no node has room"]
 
 
@@ -81,7 +81,7 @@ def test_mending_may_fail_too():
 def test_what_would_fail_again_is_passed_on(error):
     journal = Journal(5)
     with pytest.raises(type(error)):
-        journal.recovery.carry(failing(error), lambda: pytest.fail("mended"))
+        journal.recovery.carry(failing(error), lambda: pytest.fail("repaired"))
     assert journal.said == [] and lost(error) is None
 
 

@@ -22,9 +22,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
-    heard = StopSignal()
-    with heard.listening():
-        yield heard
+    listener = StopSignal()
+    with listener.listening():
+        yield listener
 
 
 def ask() -> None:
@@ -96,7 +96,7 @@ with stop.listening(), stop.answered("held"):
     assert process.returncode == 143 and said.startswith("SIGTERM came 0.5 s ago"), said
 
 
-def test_a_second_signal_is_heard_in_silence():
+def test_a_second_signal_is_obeyed_silently():
     """What hears the first one keeps listening."""
     script = """
 import os, signal, threading
@@ -116,17 +116,17 @@ except KeyboardInterrupt:
 
 def test_a_run_that_ends_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopping, "LAST_SECONDS", 0.2)
-    heard = StopSignal(ends_process=True)
+    listener = StopSignal(ends_process=True)
 
     def interrupted() -> None:
-        with heard.listening():
+        with listener.listening():
             ask()
             hang()
 
     with pytest.raises(Stopped):
         interrupted()
     threading.Event().wait(0.4)
-    assert signal.set_wakeup_fd(-1) == -1, "nothing is heard any more"
+    assert signal.set_wakeup_fd(-1) == -1, "no signal is received any more"
 
 
 def test_of_two_that_listen_the_inner_hears_and_the_outer_passes_on():

@@ -1,4 +1,4 @@
-"""What a driver cannot write is one sentence, and a failure that is mended."""
+"""What a driver cannot write is one sentence, and a failure that a run recovers from."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_full_disk_is_mended_wherever_the_driver_meets_it(tmp_path: Path, name: str):
+def test_a_full_disk_is_recoverable_wherever_the_driver_meets_it(tmp_path: Path, name: str):
     with no_file_over(10), pytest.raises(EngineError) as refused:
         WRITTEN[name](tmp_path)
     said = lost(refused.value)

@@ -89,7 +89,7 @@ class ForkServer:
         child: int | None = None
         try:
             self._preload(order.modules)
-            if is_sound():
+            if is_safe_to_fork():
                 self._watch(int(order.environment[RAYLET]))
                 peer.sendall(FORKED)  # fails where the client has given up and started its process itself
                 child = os.fork()
@@ -152,8 +152,8 @@ def received(peer: socket.socket) -> Order | None:
     return None
 
 
-def is_sound() -> bool:
-    """Whether a fork of this process is a sound process (rules 1 and 2)."""
+def is_safe_to_fork() -> bool:
+    """Whether a fork of this process would be usable: one thread, no GPU context, no Ray."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_initialized()
     return threading.active_count() == 1 and not on_gpu and "ray" not in sys.modules

@@ -242,7 +242,7 @@ def _hostile(environment: Environment, online: bool) -> Finding:
             f"reply() took {seconds:.1f} s for {response[:30]!r}… of {len(response)} characters; read a beginning of it"
         )
         return Finding("hostile text", "warning", said)
-    return Finding("hostile text", "ok", f"every answer is sound, the slowest after {1000 * seconds:.0f} ms")
+    return Finding("hostile text", "ok", f"every answer is valid, the slowest after {1000 * seconds:.0f} ms")
 
 
 def _provoked(environment: Environment, number: int, texts: Sequence[str]) -> tuple[float, str]:

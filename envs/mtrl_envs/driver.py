@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from mtrl_envs.base import Agent, Context, Environment, Outcome, Reply, User
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, visible_text
 from mtrl_ray.errors import DataError, MtrlError
 from mtrl_ray.settings.outside import raised
 
@@ -151,7 +151,10 @@ class Driver:
         """What the agent reads, as (role, text): with a note of what was sent in place of an edited suggestion."""
         before: Sequence[Turn | None] = [None, *self.turns]
         return [
-            (turn.role, heard(turn.text, last.sent) if last is not None and turn.role == Role.USER else turn.text)
+            (
+                turn.role,
+                visible_text(turn.text, last.sent) if last is not None and turn.role == Role.USER else turn.text,
+            )
             for last, turn in zip(before, self.turns, strict=False)
         ]
 

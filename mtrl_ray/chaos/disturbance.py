@@ -199,7 +199,7 @@ def measure(
     subject = Subject(cluster, settings.run_folder, rng)
     subject.start()
     known, begun = _first_iteration(subject)
-    stretch, away, heard = Stretch({known: 0.0}), 0.0, begun
+    stretch, away, progressed = Stretch({known: 0.0}), 0.0, begun
     if schedule:
         schedule.resume(time.time())
     while True:
@@ -207,10 +207,10 @@ def measure(
         subject.check()
         done, now = _done(subject), time.time()
         if done > known:
-            stretch.ends[done], heard = now - begun - away, now
+            stretch.ends[done], progressed = now - begun - away, now
             if enough(done, stretch.ends[done]) or (schedule and schedule.spent):
                 break
-        if now - heard > START_SECONDS:
+        if now - progressed > START_SECONDS:
             raise EngineError(
                 f"the run has not finished an iteration for {START_SECONDS:.0f} s; it is at {subject.now}"
             )
@@ -222,7 +222,7 @@ def measure(
                     away += kill.seconds
                     schedule.resume(kill.recovered)
             # An iteration that ended while the run recovered did not end now.
-            known, heard = _done(subject), time.time()
+            known, progressed = _done(subject), time.time()
     time.sleep(rng.uniform(0, stretch.ends[done] / (len(stretch.ends) - 1)))
     stretch.stop_seconds = subject.stop()
     return stretch

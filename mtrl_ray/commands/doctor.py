@@ -50,7 +50,7 @@ def _show(console: "Console", checks: "list[Check]") -> None:
         table.add_row(Text(check.status, style=COLOURS[check.status]), check.name, found)
     console.print(table)
     counts = {status: sum(check.status == status for check in checks) for status in COLOURS}
-    console.print(f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} to mend", highlight=False)
+    console.print(f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} to fix", highlight=False)
 
 
 def _write(path: Path, checks: "list[Check]") -> None:

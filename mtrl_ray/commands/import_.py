@@ -19,7 +19,7 @@ def import_log(
 ) -> None:
     """Import logged conversations of another system (docs/importing.md explains mappings).
 
-    Ends with code 1 if too many, or all, are quarantined; what was sound is imported all the same.
+    Ends with code 1 if too many, or all, are quarantined; the valid ones are imported all the same.
     """
     from mtrl_ray.replay.importing import import_conversations
     from mtrl_ray.replay.journal import Journal

@@ -132,7 +132,7 @@ class Conversation:
         return [turn.reward for turn in self.turns if turn.role == Role.AGENT]
 
 
-def heard(text: str, sent: str | None) -> str:
+def visible_text(text: str, sent: str | None) -> str:
     """A user turn as the agent sees it: the text sent instead of its suggestion, then the user's message.
 
     Both are part of the state of 2511.21638 §2.1. A suggestion that was sent unchanged has no note.

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mtrl_ray.dialogue.chat_template import TemplateText, probe, renderer
-from mtrl_ray.dialogue.conversation import Conversation, Finish, Role, Turn, heard
+from mtrl_ray.dialogue.conversation import Conversation, Finish, Role, Turn, visible_text
 from mtrl_ray.dialogue.plain_text import control_tokens, encode_plain, plain_tokenizer
 from mtrl_ray.errors import ConfigurationError, DataError
 
@@ -134,7 +134,7 @@ class ChatFormat:
     def encode(self, conversation: Conversation) -> Conversation:
         """A copy of a text-only conversation with its `tokens` filled in; agent log-probabilities stay empty.
 
-        A user turn is encoded as the agent sees it: `heard(its text, what was sent before)`. If the template has text
+        A user turn is encoded as the agent sees it: `visible_text(its text, what was sent before)`. If the template has text
         before the first turn by default, a system turn with an empty text has its ids. Raises DataError
         if turns already have ids, or do not alternate after an optional system turn.
         """
@@ -152,7 +152,7 @@ class ChatFormat:
             elif index == 0:
                 tokens = first_ids
             else:
-                said = heard(turn.text, turns[index - 1].sent)
+                said = visible_text(turn.text, turns[index - 1].sent)
                 tokens = self.user_turn(said, turns[index - 1].finish, generation_prompt=index + 1 < len(turns))
             encoded.append(replace(turn, tokens=tokens))
         return replace(conversation, turns=encoded)

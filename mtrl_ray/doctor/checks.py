@@ -219,7 +219,9 @@ def check_gpus(driver: list[str] | str | None, seen: list[dict[str, Any]]) -> Ch
     if seen:
         return Check("GPUs", "ok", "; ".join(f"{gpu['name']}, {gpu['bytes'] / GIB:.0f} GiB" for gpu in seen))
     if isinstance(driver, str):
-        return Check("GPUs", "fail", f"nvidia-smi: {driver}", "mend the NVIDIA driver, or remove it to run on the CPU")
+        return Check(
+            "GPUs", "fail", f"nvidia-smi: {driver}", "repair the NVIDIA driver, or remove it to run on the CPU"
+        )
     if driver:
         advice = "torch cannot use them; install the CUDA set (requirements/gpu.txt), and check CUDA_VISIBLE_DEVICES"
         return Check("GPUs", "warn", "; ".join(driver), advice)

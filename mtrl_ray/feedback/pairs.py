@@ -6,8 +6,8 @@
    Optional: `context_id` and `environment` (of conversations in the record that do not say), and `judge`, who compared.
 3. The two sides are different conversations of one environment on one context. Sides without a context are on the
    pair's. Several judgements of one pair are several pairs.
-4. Every mistake is one sentence that says where it is. `load_pairs` gives them beside the sound pairs; `read_pairs` is
-   for files that have to be sound, and raises.
+4. Every mistake is one sentence that says where it is. `load_pairs` gives them beside the valid pairs; `read_pairs` is
+   for files that must have none, and raises at the first.
 5. A conversation in the record without a score has score 0; what learns from pairs reads no scores.
 """
 
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairFile:
-    """What a file holds: its sound pairs, in order, and one sentence per mistake."""
+    """What a file holds: its valid pairs, in order, and one sentence per mistake."""
 
     pairs: list[Pair]
     mistakes: list[str]
@@ -64,7 +64,7 @@ def read_pairs(source: str, journal: Journal | None = None) -> list[Pair]:
 
 
 def load_pairs(source: str, journal: Journal | None = None) -> PairFile:
-    """The sound pairs of a file, and its mistakes. Raises DataError if the file as a whole cannot be read."""
+    """The valid pairs of a file, and its mistakes. Raises DataError if the file as a whole cannot be read."""
     records = list(read_records(source, Meaning(environment=ENVIRONMENT)))
     known = None if journal is None else _logged(records, journal)
     pairs, mistakes = [], []

@@ -22,7 +22,7 @@ from mtrl_ray.processes.preloading import learner_options
 from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
 from mtrl_ray.processes.starting import without_collecting
-from mtrl_ray.processes.waiting import ANSWER_SECONDS, sound
+from mtrl_ray.processes.waiting import ANSWER_SECONDS, responsive
 from mtrl_ray.settings.tree import LearnerSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -166,17 +166,17 @@ class LearnerGroup:
         return weights, size
 
     def failed(self) -> bool:
-        """Whether one of them failed while it started, or they have started and are not `sound`; for an idle group."""
+        """Whether one of them failed while it started, or they have started and are not `responsive`; for an idle group."""
         ready, _ = ray.wait(self._started, num_returns=len(self._started), timeout=0)
         try:
             ray.get(ready)
         except ray.exceptions.RayError:
             return True
-        return len(ready) == len(self._started) and not self.sound(ANSWER_SECONDS)
+        return len(ready) == len(self._started) and not self.responsive(ANSWER_SECONDS)
 
-    def sound(self, seconds: float) -> bool:
+    def responsive(self, seconds: float) -> bool:
         """Whether every process is alive and finishes its calls in time; false as soon as one is lost."""
-        return bool(self._actors) and sound([actor.ready.remote() for actor in self._actors], seconds)
+        return bool(self._actors) and responsive([actor.ready.remote() for actor in self._actors], seconds)
 
     def save(self, folder: str | Path) -> Ref[None]:
         """See `Learner.save`; the ref is ready when the files are written. The folder has to be rank 0's to write."""

@@ -1,6 +1,6 @@
 """Waiting for actors: every wait has a deadline and says what it waited for.
 
-`fetch` is `ray.get` with a name for what is awaited; `sound` asks whether actors still answer. Past the deadline an actor
+`fetch` is `ray.get` with a name for what is awaited; `responsive` asks whether actors still answer. Past the deadline an actor
 counts as lost, as if it had died, and `recovery` decides what follows.
 """
 
@@ -35,7 +35,7 @@ def fetch(references: object, awaited: str, seconds: float = ANSWER_SECONDS) -> 
         raise EngineError(f"waited {seconds:.0f} s for {awaited} and got no answer") from None
 
 
-def sound(references: Sequence[Ref[object]], seconds: float) -> bool:
+def responsive(references: Sequence[Ref[object]], seconds: float) -> bool:
     """Whether all of these calls are answered in time; false as soon as one of them fails because its actor is lost."""
     waiting, left = list(references), seconds
     while waiting:

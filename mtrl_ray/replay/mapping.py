@@ -129,7 +129,7 @@ class Mapping(Part):
     held_out: float = Field(default=0.1, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
-    def _sound(self) -> "Mapping":
+    def _consistent(self) -> "Mapping":
         claimed = [*self.roles.agent, *self.roles.user, *self.roles.system, *self.roles.ignore]
         twice = sorted({value for value in claimed if claimed.count(value) > 1})
         if twice:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mtrl_envs.base import Environment, Reply
 from mtrl_envs.driver import Driver, make_context
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, heard
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, visible_text
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.rollout.engine import Generation, SampleRequest
 from mtrl_ray.rollout.lease import Lease, State, derive_seed, fingerprint
@@ -61,7 +61,9 @@ class Dialogue:
             last.tokens, turn.tokens = self._chat.open(last.text, turn.text, generation_prompt=prompt)
             self._history += last.tokens
         else:
-            turn.tokens = self._chat.user_turn(heard(turn.text, last.sent), last.finish, generation_prompt=prompt)
+            turn.tokens = self._chat.user_turn(
+                visible_text(turn.text, last.sent), last.finish, generation_prompt=prompt
+            )
         if not (first and prompt) and len(turn.tokens) > (room := self._limits.context_length - len(self._history)):
             turn.tokens = turn.tokens[: max(room, 0)]
             driver.stop = driver.stop or StopReason.TOKEN_LIMIT

@@ -203,7 +203,7 @@ class Fleet:
         self._patience.update(stalled=False)
         try:
             while waiting or flights or self._stalled:
-                self._attend()
+                self._update_pool()
                 self._send(waiting, flights, call, begun)
                 self._patience.update(stalled=not flights)
                 ready = _first_ready([*flights, *self.pool.awaited()], flights)
@@ -236,7 +236,7 @@ class Fleet:
             return EngineError(said)
         return DataError(f"{said}; the last conversation that failed is {self._failed.id}")
 
-    def _attend(self) -> None:
+    def _update_pool(self) -> None:
         """Let workers join, recover and leave; count the losses."""
         self.pool.poll()
         for lost in (*self.pool.drain_abandoned(), *self.pool.drain_lost_idle()):

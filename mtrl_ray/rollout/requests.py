@@ -20,13 +20,13 @@ from mtrl_ray.errors import ConfigurationError, EngineError
 
 STATE, REQUEST = "fleet.json", "scale.json"
 PATIENCE_SECONDS = 30.0
-"""For a living driver to hear a request, file systems that other nodes share included."""
+"""For a live driver to process a request, shared file systems included."""
 AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class FleetState:
-    """What `fleet.json` says. `by`: "demand" or "hand"; `heard`: the identity of the last request."""
+    """What `fleet.json` says. `by`: "demand" or "hand"; `last_request`: id of the last one processed."""
 
     least: int
     most: int
@@ -36,7 +36,7 @@ class FleetState:
     unhealthy: int = 0
     leaving: int = 0
     by: str = "demand"
-    heard: str | None = None
+    last_request: str | None = None
     host: str = ""
     pid: int = 0
 
@@ -57,6 +57,8 @@ def write_state(folder: Path, state: FleetState) -> None:
 def read_state(folder: Path) -> FleetState | None:
     """The state of the fleet; None if no driver has written it."""
     tree = _read(folder / STATE)
+    if tree is not None and "heard" in tree:  # written by a driver of version 0.1
+        tree["last_request"] = tree.pop("heard")
     try:
         return None if tree is None else FleetState(**tree)
     except TypeError:
@@ -94,7 +96,7 @@ def ask(folder: Path, workers: int | None, patience: float = PATIENCE_SECONDS) -
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         now = read_state(folder)
-        if now is not None and now.heard == request.id:
+        if now is not None and now.last_request == request.id:
             return now
         time.sleep(AGAIN_SECONDS)
     if read_request(folder) == request:

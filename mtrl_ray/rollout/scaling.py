@@ -3,7 +3,7 @@
 1. After every iteration `follow` passes its load to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's
    number, unless one was set by hand (`mtrl scale RUN N`), which holds until `mtrl scale RUN auto`.
 2. A thread reads requests (`rollout.requests`) and polls the fleet, whatever the driver waits for. If it fails, the next
-   `follow` raises, and `mend` starts another.
+   `follow` raises, and `repair` starts another.
 3. Both change the same number and write the same file, each under one lock.
 """
 
@@ -22,8 +22,8 @@ from mtrl_ray.settings.tree import WorkerRange
 
 logger = logging.getLogger(__name__)
 
-ATTEND_SECONDS = 0.5
-"""Between two looks at requests and at the fleet."""
+POLL_SECONDS = 0.5
+"""Between two polls of requests and fleet."""
 STOP_SECONDS = 2.0
 """For the thread to end; one that hangs ends with the process."""
 NOT_THE_LEARNERS = ("iteration", "collect", "respond", "judge")
@@ -39,7 +39,7 @@ class Scaling:
         self._demand = Demand(*self._bounds, workers.least_seconds)
         self._wanted = workers.min
         self._by_hand = False
-        self._heard: str | None = None
+        self._last_request: str | None = None
         self._said: FleetState | None = None
         self._error: Exception | None = None
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Scaling:
         self._say()
         self._thread = self._started()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Start the thread again if it has failed."""
         if self._error is not None:
             self._error = None
@@ -61,7 +61,7 @@ class Scaling:
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """End an iteration with these metrics: set the number of workers that its load justifies; returns metrics."""
         if self._error is not None:
-            raise EngineError(f"the thread that attends to the rollout workers failed: {self._error}") from self._error
+            raise EngineError(f"the thread that manages the rollout workers failed: {self._error}") from self._error
         fleet = self._fleet()
         usage = fleet.drain_usage()
         load = load_of(metrics, usage, len(fleet.pool.active()))
@@ -81,34 +81,34 @@ class Scaling:
         self._stopped.set()
         self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
-            logger.warning("the thread that attends to the rollout workers did not end within %.0f s", STOP_SECONDS)
+            logger.warning("the thread that manages the rollout workers did not end within %.0f s", STOP_SECONDS)
         clear(self._folder)
 
     def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=self._attend, name="fleet", daemon=True)
+        thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
         thread.start()
         return thread
 
-    def _attend(self) -> None:
+    def _serve(self) -> None:
         try:
-            while not self._stopped.wait(ATTEND_SECONDS):
+            while not self._stopped.wait(POLL_SECONDS):
                 with self._lock:
-                    self._hear()
+                    self._read_request()
                     pool = self._fleet().pool
                     if pool.wanted != self._wanted:
                         pool.want(self._wanted)
                     pool.poll()
                     self._say()
         except Exception as error:
-            logger.exception("nobody attends to the rollout workers any more")
+            logger.exception("the rollout workers are no longer managed")
             self._error = error
 
-    def _hear(self) -> None:
+    def _read_request(self) -> None:
         request = read_request(self._folder)
-        if request is None or request.id == self._heard:
+        if request is None or request.id == self._last_request:
             return
         least, most = self._bounds
-        self._heard, self._by_hand = request.id, request.workers is not None
+        self._last_request, self._by_hand = request.id, request.workers is not None
         if request.workers is not None:
             self._wanted = min(max(request.workers, least), most)
         logger.info("rollout workers: %s", request.workers or "as demand says")
@@ -123,7 +123,7 @@ class Scaling:
             unhealthy=count[Phase.UNHEALTHY],
             leaving=count[Phase.LEAVING],
             by="hand" if self._by_hand else "demand",
-            heard=self._heard,
+            last_request=self._last_request,
         )
         if state == self._said:
             return

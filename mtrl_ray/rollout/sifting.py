@@ -23,11 +23,11 @@ def sift(conversations: Sequence[Conversation]) -> tuple[pa.Table, list[Conversa
     """The table of valid conversations, ordered by id; these conversations; and why the others are invalid."""
     ordered = sorted(conversations, key=lambda one: one.id)
     failures = {done.id: fault for done in ordered if (fault := _wrong_metric(done)) is not None}
-    table, sound = _table([done for done in ordered if done.id not in failures], failures)
+    table, fitting = _table([done for done in ordered if done.id not in failures], failures)
     wrong = faults(table)
-    failures |= {sound[row].id: said for row, said in wrong.items()}
+    failures |= {fitting[row].id: said for row, said in wrong.items()}
     table = table.filter(pa.array(np.isin(np.arange(table.num_rows), list(wrong), invert=True)))
-    kept = [done for done in sound if done.id not in failures]
+    kept = [done for done in fitting if done.id not in failures]
     return table, kept, [Failure(name, DataError.__name__, said) for name, said in failures.items()]
 
 
@@ -37,15 +37,15 @@ def _table(conversations: list[Conversation], failures: dict[str, str]) -> tuple
         return to_table(conversations), conversations
     except UNREADABLE:
         pass
-    tables, sound = [to_table([])], []
+    tables, fitting = [to_table([])], []
     for done in conversations:
         try:
             tables.append(to_table([done]))
-            sound.append(done)
+            fitting.append(done)
         except UNREADABLE as error:
             said = " ".join(str(error).split())[:300]
             failures[done.id] = f"conversation {done.id!r} is malformed and cannot be kept: {said}"
-    return pa.concat_tables(tables), sound
+    return pa.concat_tables(tables), fitting
 
 
 def _wrong_metric(done: Conversation) -> str | None:

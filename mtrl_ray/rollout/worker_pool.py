@@ -200,8 +200,12 @@ class WorkerPool:
     def awaited(self) -> list[Ref[dict[str, Any]]]:
         """References that become ready when a worker answers."""
         with self._lock:
-            heard = (Phase.STARTING, Phase.UNHEALTHY)
-            return [one.answer for one in self._workers.values() if one.answer is not None and one.phase in heard]
+            starting_or_unhealthy = (Phase.STARTING, Phase.UNHEALTHY)
+            return [
+                one.answer
+                for one in self._workers.values()
+                if one.answer is not None and one.phase in starting_or_unhealthy
+            ]
 
     def ready(self) -> list[PooledWorker]:
         """Workers that can take work, by number."""

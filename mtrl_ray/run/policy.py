@@ -8,7 +8,7 @@ from mtrl_ray.settings.tree import TINY, Settings
 
 
 def policy_folder(run: Path, settings: Settings, which: str = "newest") -> Path:
-    """The model of a run (a folder; its `start` may be a name of the hub): of its newest sound checkpoint, of checkpoint
+    """The model of a run (a folder; its `start` may be a name of the hub): of its newest intact checkpoint, of checkpoint
     `which` (a number), or of the `start`. Raises CheckpointError if there is none.
     """
     if which == "start":

@@ -1,12 +1,12 @@
-"""What a run does when its machinery fails: say so, wait, mend, go on.
+"""What a run does when its machinery fails: report it, wait, repair it, continue.
 
-1. Failures of the infrastructure are mended: an actor, a node or an object was lost, a disk or an endpoint refuses, a wait
+1. Failures of the infrastructure are repaired: an actor, a node or an object was lost, a disk or an endpoint refuses, a wait
    passed its deadline. Ray's own errors and `EngineError` are such failures, wherever they were raised.
 2. Everything else is passed on: wrong data, settings or checkpoints would fail again in the same way, and a defect has
    to be seen.
 3. Before the n-th recovery in a row it waits 0, 1, 2, 4 … `LONGEST_SECONDS` seconds; `progressed` ends a row. After
    `most` in a row it gives up with a sentence that has the last cause.
-4. Mending may fail too; that counts as one more failure.
+4. A repair may fail too; that counts as one more failure.
 """
 
 import time
@@ -32,13 +32,13 @@ class Recovery:
         self._most, self._say, self._sleep = most, say, sleep
         self._row = 0
 
-    def carry(self, work: Callable[[], T], mend: Callable[[], object]) -> T:
-        """What `work` gives; `mend` is called before each further try. Raises EngineError when it gives up."""
+    def carry(self, work: Callable[[], T], repair: Callable[[], object]) -> T:
+        """What `work` gives; `repair` is called before each further try. Raises EngineError when it gives up."""
         broken = False
         while True:
             try:
                 if broken:
-                    mend()
+                    repair()
                     broken = False
                 return work()
             except Exception as error:

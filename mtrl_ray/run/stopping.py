@@ -53,7 +53,7 @@ class StopSignal:
         """`ends_process`: rule 4."""
         self.number: int | None = None
         self._ends_process = ends_process
-        self._heard = 0.0  # when it came
+        self._received = 0.0  # when it came
         self._manner: Manner = "at once"
         self._alarm: Any = None  # who was told of alarms before
 
@@ -63,11 +63,11 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             with _ending() if self._ends_process else nullcontext():
                 yield
-        except Stopped:  # heard here, or by an inner listener
+        except Stopped:  # raised here, or by an inner listener
             raise
         except KeyboardInterrupt:
             raise Stopped(self.number or signal.SIGINT) from None
@@ -99,11 +99,11 @@ class StopSignal:
         if self.number is not None:
             raise Stopped(self.number)
 
-    def _hear(self, number: int, frame: FrameType | None) -> Any:
+    def _handle(self, number: int, frame: FrameType | None) -> Any:
         again, self.number = self.number is not None, number
         if again or self._manner == "at once":
             raise Stopped(number)
-        self._heard = time.monotonic()
+        self._received = time.monotonic()
         self._bound()
 
     def _bound(self) -> None:
@@ -111,7 +111,7 @@ class StopSignal:
         before = signal.signal(signal.SIGALRM, self._lapse)
         self._alarm = before if self._alarm is None else self._alarm
         seconds = GRACE_SECONDS if self._manner == "grace" else LATEST_SECONDS
-        signal.setitimer(signal.ITIMER_REAL, max(self._heard + seconds - time.monotonic(), 0.001))
+        signal.setitimer(signal.ITIMER_REAL, max(self._received + seconds - time.monotonic(), 0.001))
 
     def _lapse(self, number: int, frame: FrameType | None) -> Any:
         raise Stopped(self.number or signal.SIGTERM)
@@ -120,23 +120,23 @@ class StopSignal:
 @contextmanager
 def _ending() -> Iterator[None]:
     """A signal inside this context ends the process after `LAST_SECONDS`, unless the context ends before."""
-    heard, told = socket.socketpair()
-    told.setblocking(False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
     over = threading.Event()
-    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_after_signal, args=(heard, over), name="stop signal", daemon=True).start()
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_signal, args=(receiver, over), name="stop signal", daemon=True).start()
     try:
         yield
     finally:
         over.set()
         signal.set_wakeup_fd(before)
-        told.close()
+        sender.close()
 
 
-def _end_after_signal(heard: socket.socket, over: threading.Event) -> None:
-    """Wait for the number of a stop signal; `heard`: a byte for every signal, closed at the end, for more may come."""
-    with heard:
-        number = next((byte for byte in iter(lambda: heard.recv(1), b"") if byte[0] in SIGNALS), None)
+def _end_after_signal(receiver: socket.socket, over: threading.Event) -> None:
+    """Wait for the number of a stop signal; `receiver`: a byte for every signal, closed at the end, for more may come."""
+    with receiver:
+        number = next((byte for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in SIGNALS), None)
         if number is None or over.wait(LAST_SECONDS):
             return
     name = signal.Signals(number[0]).name

@@ -2,7 +2,7 @@
 
 1. `Trainer` does one iteration after another and knows nothing of any algorithm; `run` drives it to its end, with the
    evaluations before and after, the summary and the report.
-2. If the machinery fails, `run` has it mended, goes back to the newest checkpoint and repeats what followed, under the
+2. If the machinery fails, `run` repairs it, goes back to the newest checkpoint and repeats what followed, under the
    same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends the run with a checkpoint
    (`stopping`).
 3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
@@ -63,7 +63,7 @@ class Trainer:
         self.view.part("system", "starting replay buffer, workers and learner")
         self.system = System(settings, self.folder, self.model_path, self.view)
         try:
-            self.recovery.carry(lambda: self._open(resume), self._mend)
+            self.recovery.carry(lambda: self._open(resume), self._repair)
             self.recovery.progressed()
             self.view.part("system", "")
             self.workers = self.system.start()
@@ -103,7 +103,7 @@ class Trainer:
 
     def recover(self) -> None:
         """Make lost actors again and go back to the newest checkpoint, or to the beginning if there is none."""
-        made = self._mend()
+        made = self._repair()
         self.algorithm = make_algorithm(self.settings.algorithm)
         if not self.checkpoints.restore(self._restore):
             if "learner" not in made:
@@ -131,8 +131,8 @@ class Trainer:
             self._begin()
         self.system.publish()
 
-    def _mend(self) -> list[str]:
-        made = self.system.mend()
+    def _repair(self) -> list[str]:
+        made = self.system.repair()
         self.view.note(f"made again: {', '.join(made) or 'nothing, all actors answer'}")
         return made
 

@@ -2,7 +2,7 @@
 
 1. Store and buffer live on the driver's node and end with it; workers and learners run where Ray finds room. Ray restarts a
    lost buffer, as it was, and repeats the calls of it.
-2. `mend` replaces what was lost and keeps what is sound, because engines and learners take seconds to start. Afterwards
+2. `repair` replaces what was lost and keeps what still answers, because engines and learners take seconds to start. Afterwards
    nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
    checkpoint, and publishes.
 3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mtrl_ray.learner.group import LearnerGroup
-from mtrl_ray.processes.waiting import ANSWER_SECONDS, fetch, sound
+from mtrl_ray.processes.waiting import ANSWER_SECONDS, fetch, responsive
 from mtrl_ray.processes.writing import writing
 from mtrl_ray.replay.buffer import ReplayBuffer
 from mtrl_ray.rollout.fleet import Fleet
@@ -47,10 +47,10 @@ class Actors:
         self.learner.wait()
         self._spare = self._new_spare()
 
-    def mend(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Replace what was lost; its names. Raises EngineError if that fails."""
         made = []
-        if sound([self.store.rewind.remote()], ANSWER_SECONDS):
+        if responsive([self.store.rewind.remote()], ANSWER_SECONDS):
             self.fleet.abandon()
         else:
             self.fleet.stop()
@@ -58,16 +58,16 @@ class Actors:
             self.store = self._new_store()
             self.fleet = self._new_fleet(self.fleet.statistics)
             made += ["weight store", "rollout workers"]
-        if not sound([self.buffer.problems.remote()], ANSWER_SECONDS):
+        if not responsive([self.buffer.problems.remote()], ANSWER_SECONDS):
             ray.kill(self.buffer)
             self.buffer = self._new_buffer()
             made.append("replay buffer")
-        if not self.learner.sound(ANSWER_SECONDS):
+        if not self.learner.responsive(ANSWER_SECONDS):
             self.renew_learner()
             made.append("learner")
         return made
 
-    def attend(self) -> None:
+    def replace_lost_spare(self) -> None:
         """Replace a spare learner that was lost."""
         if self._spare is not None and self._spare.failed():
             self._say("the spare learner was lost, another is started")
@@ -75,10 +75,10 @@ class Actors:
             self._spare = self._new_spare()
 
     def renew_learner(self) -> None:
-        """Replace the learner with one in its initial state: the spare, if it is sound."""
+        """Replace the learner with one in its initial state: the spare, if it answers."""
         self.learner.stop()
         spare, self._spare = self._spare, None
-        if spare is not None and not spare.sound(ANSWER_SECONDS):
+        if spare is not None and not spare.responsive(ANSWER_SECONDS):
             spare.stop()
             spare = None
         self.learner = spare or self._new_learner()

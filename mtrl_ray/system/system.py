@@ -111,12 +111,12 @@ class System:
         self.take_metrics()
         return workers
 
-    def mend(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Recreate the lost actors; returns their names. Nothing is in flight or promised afterwards (see `actors`)."""
         self._metrics, self._promised, self._causes = {}, [], []
-        made = self._actors.mend()
+        made = self._actors.repair()
         if self.scaling is not None:
-            self.scaling.mend()
+            self.scaling.repair()
         return made
 
     def renew_learner(self) -> None:
@@ -306,7 +306,7 @@ class System:
         for work, sentence in failed:
             if causes := self.fetch(sentence, f"what failed in {work}"):
                 self.view.note(f"failures in iteration {self.iteration + 1}, {work}: {causes}")
-        self._actors.attend()
+        self._actors.replace_lost_spare()
         held = self.fetch(self.buffer.statistics.remote(), "the replay buffer's statistics")
         if self._buffer_restarts is not None and held["restarts"] > self._buffer_restarts:
             self.view.note("the replay buffer was lost and started again, as it was")

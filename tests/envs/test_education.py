@@ -320,10 +320,10 @@ def test_a_conversation_without_its_context_cannot_be_compared():
 
 def test_a_student_played_by_an_llm(endpoint: Endpoint):  # noqa: F811
     def person(body: dict[str, Any]) -> tuple[int, str]:
-        heard = body["messages"][-1]["content"]
-        if "learn?" in heard or "way of learning" in heard:
+        message = body["messages"][-1]["content"]
+        if "learn?" in message or "way of learning" in message:
             return 200, "I'd like to hear stories."
-        return 200, "Because of the gases, I suppose." if "?" in heard else "I like that!"
+        return 200, "Because of the gases, I suppose." if "?" in message else "I like that!"
 
     endpoint.answer = person
     environment = make("education", user="llm", llm={"base_url": endpoint.url, "model": "m"})

@@ -267,8 +267,8 @@ def test_a_key_among_the_settings_is_refused_and_not_repeated(given: dict[str, s
 
 def test_scripted_agents_can_talk_to_it(endpoint: Endpoint) -> None:
     def person(body: dict[str, Any]) -> tuple[int, str]:
-        heard = body["messages"][-1]["content"]
-        if "Marble" in heard:
+        message = body["messages"][-1]["content"]
+        if "Marble" in message:
             return 200, "Perfect, that one. [END: bought Marble]"
         return 200, "I need a laptop for gaming and I can spend $450."
 

@@ -6,7 +6,7 @@ from mtrl_envs import measure
 from mtrl_envs.base import Context, Environment, Outcome, Reply, User
 from mtrl_envs.registry import ENVIRONMENTS, make
 from mtrl_envs.win_rates import win_rate
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, heard, validate
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, validate, visible_text
 from mtrl_ray.errors import ConfigurationError
 
 NAMES = sorted(ENVIRONMENTS)
@@ -79,7 +79,7 @@ def test_agents_read_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = measure.rollout(environment, environment.context("train", 0), "expert", 0)
     turns = conversation.turns
     assert turns[2].sent
-    assert spies[0].read[3] == (Role.USER, heard(turns[3].text, turns[2].sent))
+    assert spies[0].read[3] == (Role.USER, visible_text(turns[3].text, turns[2].sent))
 
 
 def test_unknown_agents_and_empty_measurements_are_refused() -> None:

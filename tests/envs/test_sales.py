@@ -12,7 +12,7 @@ from mtrl_envs.registry import make
 from mtrl_envs.sales.agents import REPERTOIRE, known, split_sent
 from mtrl_envs.sales.moves import CATALOGUE, SYSTEM, customer_move, fitting, seller_move
 from mtrl_envs.sales.user import SAYINGS, SENT_LIMIT, Business
-from mtrl_ray.dialogue.conversation import Role, StopReason, heard
+from mtrl_ray.dialogue.conversation import Role, StopReason, visible_text
 
 ASKS = {
     "kind": [
@@ -238,7 +238,7 @@ def test_agents_understand_every_saying_of_the_customer() -> None:
 
 
 def test_agents_attribute_complaints_to_what_was_sent() -> None:
-    message = heard("No, that is too expensive.", "We have the Cobalt (it is new) for $900.")
+    message = visible_text("No, that is too expensive.", "We have the Cobalt (it is new) for $900.")
     assert split_sent(message) == ("We have the Cobalt (it is new) for $900.", "No, that is too expensive.")
     state = known([(Role.SYSTEM, SYSTEM), (Role.USER, "Hi"), (Role.AGENT, "Take the Walnut."), (Role.USER, message)])
     assert state.rejected == {"Cobalt"}

@@ -160,8 +160,8 @@ def test_a_lost_partner_is_an_error_and_not_a_hang(ray_cluster: None, policy_fol
     talks = ray.put(talk(seed=1, count=12))
     with group(2, policy_folder, seconds=20.0) as two:
         ray.get(two.run(FIT, talks)[1], timeout=60)
-        assert two.sound(20.0)
+        assert two.responsive(20.0)
         ray.kill(two._actors[1])  # returns before the process has ended
-        wait_until(lambda: not two.sound(20.0), 20)
+        wait_until(lambda: not two.responsive(20.0), 20)
         with pytest.raises(EngineError, match="lost its partners"):
             ray.get(two.run(FIT, talks)[1], timeout=60)

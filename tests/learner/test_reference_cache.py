@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.compute.reference_cache import KEPT
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
@@ -30,7 +30,7 @@ class Reader:
         monkeypatch.setattr(learner.core.passes, "evaluate", counting)
 
     def __call__(self, name: str, conversations: pa.Table, temperature: float = 1.0) -> np.ndarray:
-        return self._core.evaluate(name, Batch.read(conversations).token_rows, Reading(temperature))["logprobs"]
+        return self._core.evaluate(name, Batch.read(conversations).token_rows, ForwardOptions(temperature))["logprobs"]
 
 
 @pytest.fixture

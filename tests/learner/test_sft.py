@@ -16,12 +16,12 @@ from tests.learner.examples import agent_turn
 
 
 def echoes(count: int) -> pa.Table:
-    """The agent says the last token it heard, then 1."""
+    """The agent says the last token of the user, then 1."""
     generator = np.random.default_rng(0)
     talks = []
     for number in range(count):
-        heard = generator.integers(5, 20, size=(3, 4)).tolist()
-        turns = [turn for said in heard for turn in (Turn(Role.USER, "", tokens=said), agent_turn([said[-1], 1]))]
+        prompts = generator.integers(5, 20, size=(3, 4)).tolist()
+        turns = [turn for said in prompts for turn in (Turn(Role.USER, "", tokens=said), agent_turn([said[-1], 1]))]
         talks.append(Conversation(str(number), "e", "train", str(number), turns, 0.0, StopReason.LOGGED))
     return to_table(talks)
 

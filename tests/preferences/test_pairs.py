@@ -110,7 +110,7 @@ def test_a_mistake_is_one_sentence_that_says_where(tmp_path, record, sentence):
     assert "pairs.jsonl line 1: " in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sound_pairs_are_there_beside_the_mistakes(tmp_path, journal):
+def test_valid_pairs_are_returned_beside_the_mistakes(tmp_path, journal):
     ids = journal.ids()
     wrong = [{"first": ids[0], "second": other, "preference": 1} for other in ("gone", ids[1])]
     path = lines(tmp_path, *wrong, PAIR, {"first": ids[0], "second": GOOD, "preference": 0})

@@ -207,7 +207,7 @@ def spoilt(column: str) -> pa.Table:
     ("column", "cause"), [("score", "1 of its 2 rows are not valid, the first: .*'b'.*score"), ("id", "UTF8")]
 )
 @pytest.mark.parametrize("columns", [["id"], None])
-def test_a_sound_file_of_what_is_no_conversation_is_set_aside(
+def test_a_readable_file_without_conversations_is_set_aside(
     tmp_path: Path, column: str, cause: str, columns: list[str] | None
 ) -> None:
     journal = Journal(tmp_path)

@@ -128,7 +128,7 @@ def test_a_continuation_begins_in_the_logged_state_and_goes_its_own_way(engine, 
 def test_common_chance_and_the_logged_one(engine, chat, talks):
     loop = loop_of(engine, chat, make("sales"))
 
-    def heard(chance, answers):
+    def users_turns(chance, answers):
         """What the user says to the logged answer, by continuation."""
         starts = []
         for lease, talk in talks:
@@ -138,7 +138,7 @@ def test_common_chance_and_the_logged_one(engine, chat, talks):
         job = hold(loop, loop.rollout(list(continuations(3, starts, 1, chance))))
         return {done.id: done.turns[int(done.id.split("/")[1]) + 1] for done in job.conversations}
 
-    twice, apart, again = heard("common", 2), heard("independent", 2), heard("logged", 1)
+    twice, apart, again = users_turns("common", 2), users_turns("independent", 2), users_turns("logged", 1)
     names = [f"{talk.id}/{talk.agent_turns[1]}" for _, talk in talks]
     assert all(twice[f"{name}/0/0"] == twice[f"{name}/1/0"] for name in names)
     assert any(apart[f"{name}/0/0"] != apart[f"{name}/1/0"] for name in names)

@@ -72,7 +72,7 @@ def hold(fleet: Fleet, iteration: int, at: dict[int, Callable[[], object]]) -> t
 def test_workers_join_in_the_middle_of_a_call_and_leave_without_aborting(
     fleet: Fleet, scaling: Scaling, tmp_path: Path
 ):
-    """Asked for by hand; the requests are heard although the driver, this thread, waits for their answers."""
+    """Asked for by hand; the requests are processed although the driver, this thread, waits for their answers."""
 
     def wait(workers: int) -> None:
         while fleet.pool.count()[Phase.READY] < workers:

@@ -1,4 +1,4 @@
-"""The thread that attends to a fleet beside the driver: what both change, and what follows where it fails."""
+"""The thread that manages a fleet beside the driver: what both change, and what happens if it fails."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ class Crew:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "ATTEND_SECONDS", 0.02)
+    monkeypatch.setattr(scaling, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -113,15 +113,15 @@ def test_a_thread_that_failed_is_said_and_started_again(made: Scaling, crew: Cre
     crew.trouble = fail
     made._thread.join(10)
     for _ in range(2):
-        with pytest.raises(EngineError, match=r"attends to the rollout workers failed: no such folder"):
+        with pytest.raises(EngineError, match=r"manages the rollout workers failed: no such folder"):
             made.follow(CALM)
     crew.trouble = lambda: None
-    made.mend()
+    made.repair()
     assert made.follow(CALM)["workers/wanted"] == 1
-    assert requests.ask(tmp_path, 3).wanted == 3, "requests are heard again"
+    assert requests.ask(tmp_path, 3).wanted == 3, "requests are processed again"
     thread = made._thread
-    made.mend()
-    assert made._thread is thread, "one that attends is left alone"
+    made.repair()
+    assert made._thread is thread, "a running thread is left alone"
 
 
 def test_a_thread_that_hangs_does_not_keep_a_run_from_ending(made: Scaling, crew: Crew, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def pool(ray_cluster: None, broken: Path):
 
 
 def until(pool: WorkerPool, holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Attend until a condition holds."""
+    """Poll until a condition holds."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, pool.count()
@@ -159,7 +159,7 @@ def lose(worker: PooledWorker) -> dict[str, object]:
             return said
 
 
-def test_one_that_is_lost_while_it_holds_nothing_is_heard_of(pool: WorkerPool):
+def test_the_loss_of_an_idle_worker_is_reported(pool: WorkerPool):
     pool.want(2)
     until(pool, lambda: pool.count()[Phase.READY] == 2)
     lost = pool.ready()[1]

@@ -152,12 +152,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_taken(tmp_path, damage):
-    sound, damaged = write(tmp_path, 1), write(tmp_path, 2)
+    intact, damaged = write(tmp_path, 1), write(tmp_path, 2)
     damage(damaged)
     with pytest.raises(CheckpointError, match=rf"000002.*{DAMAGES[damage]}"):
         checkpoint.verify(damaged)
-    assert newest(tmp_path) == (sound, {"iteration": 1})
-    damage(sound)
+    assert newest(tmp_path) == (intact, {"iteration": 1})
+    damage(intact)
     with pytest.raises(CheckpointError, match=rf"no checkpoint in .* can be used: .*{DAMAGES[damage]}"):
         newest(tmp_path)
 

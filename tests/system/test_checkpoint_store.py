@@ -101,7 +101,7 @@ def test_a_damaged_one_is_refused_and_the_one_before_is_taken(store, damage):
         store.newest()
 
 
-def test_one_that_is_sound_and_cannot_be_used_is_passed_over(store, caplog):
+def test_an_intact_checkpoint_that_cannot_be_used_is_skipped(store, caplog):
     for number in (1, 2, 3):
         write(store, number)
     used = []

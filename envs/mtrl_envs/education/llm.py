@@ -77,7 +77,7 @@ def lesson_of(conversation: Conversation) -> Lesson:
             f"conversation {conversation.id!r} lacks {error.args[0]!r} in its context, which education needs to compare lessons"
         ) from None
     for index in conversation.agent_turns:
-        heard = conversation.turns[index + 1 : index + 2]
-        reply = heard[0].text if heard and heard[0].role == Role.USER else ""
+        answer = conversation.turns[index + 1 : index + 2]
+        reply = answer[0].text if answer and answer[0].role == Role.USER else ""
         lesson.exchanges.append(Exchange(conversation.turns[index].text, reply))
     return lesson

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtrl_ray.errors import CheckpointError
 from mtrl_ray.learner.compute.models import POLICY, Model, Models
-from mtrl_ray.learner.compute.passes import LossFunction, Passes, Reading, Step
+from mtrl_ray.learner.compute.passes import ForwardOptions, LossFunction, Passes, Step
 from mtrl_ray.learner.compute.reference_cache import ReferenceCache
 from mtrl_ray.learner.rows.packing import BRANCH_TOKENS, Rows
 from mtrl_ray.models.inputs import reads_trees
@@ -51,13 +51,13 @@ class Core:
         return self.models.frozen(ANCHOR) if name == ANCHOR else self.models.get(name)
 
     def evaluate(
-        self, name: str, rows: Rows, reading: Reading | None = None, selection: np.ndarray | None = None
+        self, name: str, rows: Rows, options: ForwardOptions | None = None, selection: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """See `Passes.evaluate`."""
-        model, reading = self.model(name), reading or Reading()
+        model, options = self.model(name), options or ForwardOptions()
         if isinstance(model, PolicyReader) and self.models.is_frozen(name) and selection is None:
-            return self._cache.get(model, rows, reading, lambda: self.passes.evaluate(model, rows, reading))
-        return self.passes.evaluate(model, rows, reading, selection)
+            return self._cache.get(model, rows, options, lambda: self.passes.evaluate(model, rows, options))
+        return self.passes.evaluate(model, rows, options, selection)
 
     def update(
         self,
@@ -66,13 +66,13 @@ class Core:
         selection: np.ndarray,
         loss: LossFunction,
         step: Step,
-        reading: Reading | None = None,
+        options: ForwardOptions | None = None,
     ) -> dict[str, float]:
         """See `Passes.update`."""
         if name == POLICY:
             self.keep_reference()
             self.policy_steps += 1
-        return self.passes.update(self.model(name), self.models.optimiser(name), rows, selection, loss, step, reading)
+        return self.passes.update(self.model(name), self.models.optimiser(name), rows, selection, loss, step, options)
 
     def generator(self, stream: str) -> np.random.Generator:
         """The next generator of a stream."""

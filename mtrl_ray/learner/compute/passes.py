@@ -32,8 +32,8 @@ LossFunction = Callable[[Outputs, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a policy is read: the sampler's temperature, and whether entropies carry a gradient."""
+class ForwardOptions:
+    """How a policy is evaluated: the sampler's temperature, and whether entropies carry a gradient."""
 
     temperature: float = 1.0
     entropy_gradient: bool = False
@@ -60,7 +60,7 @@ class Passes:
         self,
         model: PolicyReader | ValueModel,
         rows: Rows,
-        reading: Reading | None = None,
+        options: ForwardOptions | None = None,
         selection: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The model's outputs at the items of some or all rows, float32 [items] each, by item number; 0 at other items.
@@ -70,7 +70,7 @@ class Passes:
         names = model.outputs
         merged = np.zeros((len(names), len(rows.items)), dtype=np.float32)
         for batch in self._mine(rows, np.arange(len(rows)) if selection is None else selection):
-            outputs = self._read(model, batch, reading or Reading())
+            outputs = self._read(model, batch, options or ForwardOptions())
             merged[:, batch.items.cpu().numpy()] = torch.stack([outputs[name] for name in names]).cpu().numpy()
         return dict(zip(names, self.collective.merge(merged), strict=True))
 
@@ -82,13 +82,13 @@ class Passes:
         selection: np.ndarray,
         loss: LossFunction,
         step: Step,
-        reading: Reading | None = None,
+        options: ForwardOptions | None = None,
     ) -> dict[str, float]:
         """One step on the rows of `selection`: the statistics, `gradient_norm`, `skipped`. Raises EngineError."""
         optimiser.clear()
         sums: dict[str, Tensor] = {}
         for batch in self._mine(rows, selection):
-            value, statistics = loss(self._read(model, batch, reading or Reading()), batch.items)
+            value, statistics = loss(self._read(model, batch, options or ForwardOptions()), batch.items)
             value.backward()
             sums = {name: entry.detach() + sums.get(name, 0.0) for name, entry in statistics.items()}
         if not sums:
@@ -99,11 +99,11 @@ class Passes:
         for part in share(rows, selection, self.collective.rank, self.collective.world, self.budget):
             yield assemble(rows, part, self.device)
 
-    def _read(self, model: PolicyReader | ValueModel, batch: MicroBatch, reading: Reading) -> Outputs:
+    def _read(self, model: PolicyReader | ValueModel, batch: MicroBatch, options: ForwardOptions) -> Outputs:
         with self._precision():
             if isinstance(model, PolicyReader):
                 outputs: Outputs = model(
-                    batch.inputs, batch.slots, batch.targets, reading.temperature, reading.entropy_gradient
+                    batch.inputs, batch.slots, batch.targets, options.temperature, options.entropy_gradient
                 )
             else:
                 outputs = model(batch.inputs, batch.slots)

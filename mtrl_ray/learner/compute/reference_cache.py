@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.models.policy import PolicyReader
 
@@ -32,9 +32,9 @@ class ReferenceCache:
     def __init__(self) -> None:
         self._kept: WeakKeyDictionary[PolicyReader, OrderedDict[bytes, Outputs]] = WeakKeyDictionary()
 
-    def get(self, model: PolicyReader, rows: Rows, reading: Reading, compute: Callable[[], Outputs]) -> Outputs:
+    def get(self, model: PolicyReader, rows: Rows, options: ForwardOptions, compute: Callable[[], Outputs]) -> Outputs:
         """What `compute()` returned for this model and these rows before, or returns now; read-only arrays."""
-        kept, key = self._kept.setdefault(model, OrderedDict()), _digest(rows, reading)
+        kept, key = self._kept.setdefault(model, OrderedDict()), _digest(rows, options)
         if key not in kept:
             kept[key] = compute()
             for values in kept[key].values():
@@ -45,8 +45,8 @@ class ReferenceCache:
         return dict(kept[key])
 
 
-def _digest(rows: Rows, reading: Reading) -> bytes:
-    digest = blake2b(repr(reading).encode(), digest_size=16)
+def _digest(rows: Rows, options: ForwardOptions) -> bytes:
+    digest = blake2b(repr(options).encode(), digest_size=16)
     for field in fields(rows):
         values = np.ascontiguousarray(getattr(rows, field.name))
         digest.update(f"{field.name} {values.dtype} {values.shape}".encode())

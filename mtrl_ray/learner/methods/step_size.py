@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.compute.models import POLICY
-from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
 
@@ -46,7 +46,7 @@ def bounded(
 
     def distance() -> float:
         items = core.tensor(rows.items_of(chosen))
-        now = core.tensor(core.evaluate(POLICY, rows, Reading(core.temperature), chosen)["logprobs"])[items]
+        now = core.tensor(core.evaluate(POLICY, rows, ForwardOptions(core.temperature), chosen)["logprobs"])[items]
         return estimated_kl(now, old[items], weights[items])
 
     kl, fraction = distance(), 1.0

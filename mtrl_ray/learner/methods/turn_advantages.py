@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import REFERENCE, Core
-from mtrl_ray.learner.compute.passes import Reading
+from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.methods.values import explained_variance, regress
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch, Layout
@@ -161,7 +161,7 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
 
 def _account(core: Core, batch: Batch, earned: np.ndarray, alpha: float) -> Account:
     layout = Layout(batch.dialogues, core.passes.device)
-    reference = core.evaluate(REFERENCE, batch.token_rows, Reading(core.temperature))["logprobs"]
+    reference = core.evaluate(REFERENCE, batch.token_rows, ForwardOptions(core.temperature))["logprobs"]
     tokens = layout.tokens(core.tensor(batch.logprobs - reference))
     turns = turn_sums(tokens, layout.turn_index, layout.mask, layout.turns)
     return Account(batch, layout, core.tensor(earned), tokens, turns, alpha)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Reading
+from mtrl_ray.learner.compute.passes import ForwardOptions, LossFunction, Outputs
 from mtrl_ray.learner.methods.step_size import bounded
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
@@ -79,17 +79,17 @@ def measure(
     `logprobs` and `versions` [tokens] are the sampler's. mixture: the reference's share τ in the geometric mixture that
     sampled; above 0 the samples are not the policy's own, whatever their version.
     """
-    reading = Reading(core.temperature)
+    options = ForwardOptions(core.temperature)
     sampled = core.tensor(logprobs)
     fresh = core.sampled_here(versions) and not mixture
-    old = sampled if fresh else core.tensor(core.evaluate("policy", rows, reading)["logprobs"])
+    old = sampled if fresh else core.tensor(core.evaluate("policy", rows, options)["logprobs"])
     weights = torch.ones_like(old)
     if update.importance_cap is not None and not fresh:
         everything = torch.ones(1, len(old), dtype=torch.bool, device=old.device)
         weights = truncated_importance_weights(sampled[None], old[None], everything, update.importance_cap, "token")[0]
     reference = old
     if not core.is_reference(update.kl.reference):
-        reference = core.tensor(core.evaluate(core.reference_name(update.kl.reference), rows, reading)["logprobs"])
+        reference = core.tensor(core.evaluate(core.reference_name(update.kl.reference), rows, options)["logprobs"])
     return Measured(old, reference, weights)
 
 
@@ -182,7 +182,7 @@ class PolicySteps:
             selection,
             policy_loss(self.measured, self.advantages, self._shares(self.core.tensor(items)), update),
             self._step,
-            Reading(self.core.temperature, entropy_gradient=update.entropy_bonus > 0),
+            ForwardOptions(self.core.temperature, entropy_gradient=update.entropy_bonus > 0),
         )
         return statistics | {"tokens": float(len(items))}
 

@@ -1,4 +1,4 @@
-"""A run whose actors are killed mends itself and ends as if nothing had happened."""
+"""A run whose actors are killed recovers and ends as if nothing had happened."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class Saboteur(Silent):
 
 
 def run(quick: list[str], folder: Path, saboteur: Saboteur, *overrides: str) -> Path:
-    settings = load("sales", [*quick, f"run.folder={folder}", "run.name=mended", *overrides])
+    settings = load("sales", [*quick, f"run.folder={folder}", "run.name=repaired", *overrides])
     prepare(settings, fresh=False, command="mtrl train")
     trainer.run(settings, saboteur, watch=saboteur.watch)
     return settings.run_folder
@@ -172,11 +172,11 @@ def fill_disk(of: Trainer) -> None:
 
 def test_a_full_disk_stops_a_run_until_there_is_room(quick, tmp_path):
     saboteur = Saboteur({0: fill_disk})
-    mended = run(quick, tmp_path, saboteur)
+    repaired = run(quick, tmp_path, saboteur)
     said = [note for note in saboteur.notes if "recovery" in note]
-    assert len(said) == 2 and all(str(mended / "journal") in note for note in said), said
+    assert len(said) == 2 and all(str(repaired / "journal") in note for note in said), said
     assert "recovery 2 of at most 20 in a row, in 1 s" in said[1]
-    journal = Journal(mended / "journal")
+    journal = Journal(repaired / "journal")
     assert len(journal.ids()) == journal.position.rows == 24 and not journal.problems
 
 
@@ -233,12 +233,12 @@ def test_users_that_do_not_answer_stop_a_run_until_they_do(quick, tmp_path):
 
     saboteur = Waiting({})
     away = f"environment.options={{trouble: away, marker: {marker}}}"
-    mended = run(quick, tmp_path, saboteur, away, "rollout.retries=0")
+    repaired = run(quick, tmp_path, saboteur, away, "rollout.retries=0")
     said = [note for note in saboteur.notes if "recovery" in note]
     assert len(said) == 2 and "recovery 2 of at most 20 in a row, in 1 s" in said[1]
     named = r"\d+ of 12 conversations .* because of the infrastructure; .* train-\S+: EngineError: the reader does not answer"
     assert all(re.search(named, note) for note in said), said
-    journal, rows = Journal(mended / "journal"), read_metrics(mended)
+    journal, rows = Journal(repaired / "journal"), read_metrics(repaired)
     assert journal.position.rows == 24 and rows[0]["faults/reused"] > 0 and rows[0]["collect/conversations"] == 12
 
 
