@@ -4,16 +4,21 @@
    and `envs.mine:Booking` the file `envs/mine.py`.
 2. Whatever goes wrong with somebody else's class (its import, its missing methods, its constructor) is one ConfigurationError
    that names the setting, the file and the line.
+3. An option has to be of the type that the constructor's annotation says: `table: bool` takes true, not 1 or "yes". What is not
+   annotated, or annotated with something that only a type checker resolves, is left to the constructor.
 """
 
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from mtrl_ray.errors import ConfigurationError, MtrlError
 
@@ -52,8 +57,8 @@ def named_class(setting: str, name: object, known: Mapping[str, str], base: type
 
 
 def build(setting: str, found: type[T], *given: Any, **options: Any) -> T:
-    """An instance of a class that a setting names. Raises ConfigurationError for missing methods, wrong options and whatever
-    its constructor raises."""
+    """An instance of a class that a setting names. Raises ConfigurationError for missing methods, unknown options, options of a
+    wrong type and whatever its constructor raises."""
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise ConfigurationError(f"{setting}: {_place_of(found)} has to define {', '.join(missing)}")
@@ -63,12 +68,49 @@ def build(setting: str, found: type[T], *given: Any, **options: Any) -> T:
     except TypeError as error:
         known = ", ".join(list(signature.parameters)[len(given) :]) or "none"
         raise ConfigurationError(f"{setting}: {error}; its options are: {known}") from error
+    _check_types(setting, found, options, signature)
     try:
         return found(*given, **options)
     except MtrlError:
         raise
     except Exception as error:
         raise ConfigurationError(f"{setting}: {found.__name__}() raised {raised(error, found.__module__)}") from error
+
+
+def _check_types(setting: str, found: type, options: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Rule 3."""
+    try:
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    except Exception:
+        return
+    for key, value in options.items():
+        parameter = signature.parameters.get(key)
+        if key not in hints or parameter is None or value is parameter.default:
+            continue
+        fault = _fault(hints[key], value)
+        if fault is not None:
+            raise ConfigurationError(f"{setting}: {key} is {_shown(value)}: {fault[0].lower()}{fault[1:]}")
+
+
+def _fault(hint: Any, value: Any) -> str | None:
+    """What is wrong with a value of this type; None if nothing is, or nobody can say. A list in a recipe is a tuple, too."""
+    try:
+        adapter = TypeAdapter(hint)
+    except PydanticUserError:
+        return None
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        try:
+            adapter.validate_json(json.dumps(value), strict=True)
+        except (ValidationError, TypeError, ValueError):
+            return str(error.errors()[0]["msg"])
+    return None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def raised(error: BaseException, module: str, skip: str = __file__) -> str:

@@ -47,6 +47,9 @@ def test_the_judge_reads_everything_and_its_last_line_counts():
         "`WEIGHTS: 2/10, 0/10, 8.5/10`",
         '{"WEIGHTS": [2, 0, 8.5]}',
         "WEIGHTS:\n2, 0, 8.5",
+        "WEIGHTS: 2 0 8.5",
+        "WEIGHTS: 2 0 8.5.\n\n3 turns were judged.",
+        "WEIGHTS: 2; 0; 8.5",
     ):
         assert parse_weights(written, 3) == [2, 0, 8.5], written
     for wrong in ("", "2, 0, 8", "WEIGHTS: 1, 2", "WEIGHTS: 1, 2, 11", "WEIGHTS: 1, , 2", "WEIGHTS: a, b, c"):

@@ -108,8 +108,8 @@ def test_only_conversations_on_one_context_are_compared():
     [
         ({"preference_scale": 0}, "car_dealer: preference_scale is 0; it has to be a number above 0"),
         ({"preference_noise": 2}, "car_dealer: preference_noise is 2; it has to be a number from 0 to 1"),
-        ({"preference_noise_kind": "loud"}, "preference_noise_kind is 'loud', use one of expected, flipped, label"),
-        ({"preference_seed": 0.5}, "preference_seed is 0.5, it has to be a whole number"),
+        ({"preference_noise_kind": "loud"}, "kind is 'loud': input should be 'expected', 'flipped' or 'label'"),
+        ({"preference_seed": 0.5}, "preference_seed is 0.5: input should be a valid integer"),
     ],
 )
 def test_options_that_cannot_work(options, message):

@@ -1,5 +1,6 @@
 """Environments by name, and configuration mistakes in one sentence."""
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,12 +44,12 @@ def test_outside_class() -> None:
         (":Sales", {}, "environment.name is ':Sales'; known environments"),
         ("sales", {"vage": 0.1}, "'vage'.*its options are: as_is, edited, ignored, vague"),
         ("sales", {"vague": 2}, "vague is 2; it has to be a number from 0 to 1"),
-        ("sales", {"as_is": "most"}, "as_is is 'most'"),
+        ("sales", {"as_is": "most"}, "environment 'sales': as_is is 'most': input should be a valid number"),
         ("sales", {"as_is": 0.5}, r"as_is \+ edited \+ ignored is 0.7"),
         ("sales", {"user": "person"}, "user is 'person', use 'scripted' or 'llm'"),
         ("sales", {"user": "llm"}, "llm needs at least base_url and model"),
         ("math_tutoring", {"noise": 1.5}, "math_tutoring: noise is 1.5; it has to be a number from 0 to 1"),
-        ("document_writing", {"noise": True}, "document_writing: noise is True"),
+        ("document_writing", {"noise": True}, "noise is True: input should be a valid number"),
         ("medical", {"user": "nurse"}, "medical: user is 'nurse', use 'scripted' or 'llm'"),
         ("car_dealer", {"llm": {"model": "m"}}, "set user to 'llm'"),
         ("car_dealer", {"user": "llm", "llm": {"model": "m"}}, "base_url is missing"),
@@ -63,6 +64,30 @@ def test_outside_class() -> None:
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_sentence(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make(name, **options)
+
+
+@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+def test_every_option_has_a_type_and_another_is_refused_in_one_sentence(name: str) -> None:
+    options = inspect.signature(environment_class(name)).parameters
+    for key in options:
+        with pytest.raises(ConfigurationError, match=f"{key} is <object object at .*: input should be") as refused:
+            make(name, **{key: object()})
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("medical", {"table": 3}, "environment 'medical': table is 3: input should be a valid boolean"),
+        ("sales", {"catalogue": "yes"}, "environment 'sales': catalogue is 'yes': input should be a valid boolean"),
+        ("medical", {"contexts": 3}, "environment 'medical': contexts is 3: input should be a valid string"),
+        ("sales", {"user": "llm", "llm": 3}, "environment 'sales': llm is 3: input should be a valid dictionary"),
+        ("sales", {"vague": True}, "vague is True"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make(name, **options)
 
@@ -129,6 +154,14 @@ class Nameless(Mine):
 
 class Endless(Mine):
     max_turns = 0
+
+class Typed(Mine):
+    def __init__(self, words: tuple[str, ...] = None, rate: float = 1, later: "Unknown" = 0):
+        self.depth = len(words or ())
+
+class Plain(Mine):
+    def __init__(self, words: tuple[str, ...] = None, rate: float = 1):
+        self.depth = len(words or ())
 """
 
 
@@ -148,6 +181,16 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def test_a_class_in_the_current_folder_is_found(own_folder: Path) -> None:
     assert make("envs.mine:Mine", depth=2).depth == 3  # type: ignore[attr-defined]
     assert Path(sys.modules["envs.mine"].__file__ or "") == own_folder / "envs" / "mine.py"
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Typed"])
+def test_what_fits_an_annotation_or_has_none_is_taken(own_folder: Path, kind: str) -> None:
+    made = make(f"envs.mine:{kind}", words=["a", "b"], rate=2)  # a recipe has lists, and whole numbers
+    assert made.depth == 2  # type: ignore[attr-defined]
+    make(f"envs.mine:{kind}", words=None)
+    if kind == "Plain":
+        with pytest.raises(ConfigurationError, match="words is 'ab': input should be a valid"):
+            make("envs.mine:Plain", words="ab")
 
 
 @pytest.mark.parametrize(

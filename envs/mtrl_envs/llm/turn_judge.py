@@ -25,7 +25,8 @@ INSTRUCTION = (
     "order: WEIGHTS: w1, w2, ..."
 )
 
-_WEIGHTS = re.compile(r"WEIGHTS\W{0,6}[:=][\s\[({]*([0-9.,;\s]+)", re.IGNORECASE)
+_WEIGHTS = re.compile(r"WEIGHTS\W{0,6}[:=][\s\[({]*([0-9.,; \t]+)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 _MARKUP = re.compile(r"[*_`]|(?<=\d)\s?/\s?10\b")
 """Markdown around numbers, and "out of ten" behind one."""
 
@@ -81,7 +82,7 @@ def parse_weights(answer: str, turns: int) -> list[float]:
     """
     found = _WEIGHTS.findall(_MARKUP.sub("", answer))
     try:
-        weights = [float(part) for part in re.split("[,;]", found[-1].strip(",; \n").rstrip("."))] if found else []
+        weights = [float(part) for part in _SEPARATOR.split(found[-1].strip(",; \t\n").rstrip("."))] if found else []
     except ValueError:
         weights = []
     if len(weights) != turns or not all(0 <= weight <= 10 for weight in weights):
