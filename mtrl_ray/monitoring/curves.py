@@ -61,6 +61,11 @@ PLANS = (
         [("ranking/gain", "Q's", "s1"), ("ranking/best_gain", "by continuations", "s2")],
         rare=True,
     ),
+    Plan(
+        "Q's scores within a state",
+        "deviation, in units of the score",
+        [("improve/score_within", "deviation", "s1")],
+    ),
     Plan("Loss of Q", "", [("q/loss", "loss", "s1")]),
     Plan(
         "Process reward model on unseen conversations",

@@ -99,6 +99,8 @@ MEANINGS = {
     "improve/clip_fraction": "fraction of tokens whose probability ratio was clipped",
     "improve/entropy": "entropy of the policy, nats per token",
     "improve/score": "mean score that Q gives the sampled responses",
+    "improve/score_within": "deviation of Q's scores within a state: what advantages are made of",
+    "improve/score_between": "share of their variance that lies between states, which a baseline removes",
     "improve/explained_variance": "fraction of the returns' variance that the critic explains",
     "improve/tokens_per_second": "trained tokens per second of improvement",
     "faults/errors": "failures of single conversations in this iteration, including retries",

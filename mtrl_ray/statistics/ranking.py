@@ -113,6 +113,11 @@ class Spread:
     within: float | None
     between: float | None
 
+    def numbers(self, prefix: str) -> dict[str, float]:
+        """The parts that are known, as metrics: `PREFIX_within`, `PREFIX_between`."""
+        parts = {"within": self.within, "between": self.between}
+        return {f"{prefix}_{name}": value for name, value in parts.items() if value is not None}
+
 
 def spread(scores: np.ndarray, group: np.ndarray) -> Spread:
     """Spread of scores, [members], over their groups, [members], any labels.

@@ -69,6 +69,10 @@ def test_the_first_gradient_is_the_policy_gradient(
     spec = Improvement(**ONE_STEP, estimator=estimator, aggregation=aggregation, whiten=estimator == "ppo")
     scores = np.random.default_rng(0).random(responses.num_rows).astype(np.float32)
     metrics = learner.run(spec, conversations, responses, scores)[1]
+    states = list(zip(responses["conversation_id"].to_pylist(), responses["turn"].to_pylist(), strict=True))
+    within = [scores[[one == state for one in states]] for state in set(states)]
+    squares = sum(float(np.square(group - group.mean()).sum()) for group in within)
+    assert metrics["score_within"] == pytest.approx(np.sqrt(squares / (len(scores) - len(within))), rel=1e-5)
 
     rows, by_id = responses.to_pylist(), {one.id: one for one in from_table(conversations)}
     model = LlamaForCausalLM.from_pretrained(policy_folder)

@@ -73,6 +73,7 @@ def metrics_of(iteration: int) -> dict[str, float]:
         "q/r": r,
         "q/calibration": 0.12 * 0.96**iteration,
         "improve/kl_reference": 0.004 * iteration + 0.002 * rng.random(),
+        "improve/score_within": 0.05 + 0.01 * rng.random(),
         "improve/kl_update": 0.002 + 0.001 * rng.random(),
         "improve/step_fraction": 1.0 if rng.random() < 0.7 else 0.6,
         "collect/answer_tokens": 9.0 + 0.2 * iteration,

@@ -110,7 +110,7 @@ def test_every_result_and_curve_is_drawn(page):
     ):
         assert title in page.text
     figures = re.findall(r"<figure>.*?</figure>", page.source, re.DOTALL)
-    assert len(figures) == 16
+    assert len(figures) == 17
     score = next(figure for figure in figures if 'class="title">Score<' in figure)
     assert score.count("<circle") == 30 + 3
     assert score.count('class="band s1"') == 1

@@ -37,6 +37,7 @@ from mtrl_ray.objectives.advantages import (
     whiten,
 )
 from mtrl_ray.objectives.losses import kl_estimate
+from mtrl_ray.statistics.ranking import spread
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Improvement(PolicyUpdate, Operation[None]):
     run: conversations; responses; scores, float32 [responses], Q's if None.
     Numbers: means over the steps of `policy_loss`, `critic_loss`, `kl_reference` (k3, nats per token), `kl_step` (to the policy
     it started from), `clip_fraction`, `entropy` (nats), `gradient_norm`, `critic_gradient_norm`; sums `skipped`,
-    `critic_skipped`, `policy_steps`, `trained_tokens`; `score`, `score_deviation`, `explained_variance` of the critic before
+    `critic_skipped`, `policy_steps`, `trained_tokens`; `score`, `score_deviation`, `score_within` and `score_between` (see
+    `statistics.ranking.Spread`; not if every state has one response), `explained_variance` of the critic before
     the steps, `signal` (see `objectives.advantages.signal`), `importance_weight`, `advantage_deviation`, `truncated`
     (share of the responses that ended at the token limit), `responses`, `seconds`, `tokens_per_second`.
     """
@@ -102,7 +104,7 @@ class Improvement(PolicyUpdate, Operation[None]):
         numbers = _Steps(core, rows, experience, advantages, targets, self, strength).run("improve")
         if experience.values is not None and targets is not None:
             numbers["explained_variance"] = explained_variance(experience.values, targets)
-        return None, numbers | {
+        return None, numbers | spread(given, single.state).numbers("score") | {
             "score": float(given.mean()),
             "score_deviation": float(given.std()),
             "signal": strength,
