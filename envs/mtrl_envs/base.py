@@ -11,7 +11,8 @@
 4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`, as many of them as there are;
    they read what the policy reads (the conversation's text, never the context's hidden part). Reports compare the policy
    with them, and the tiny model is warm-started on a mixture of them; a pretrained model needs none.
-5. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
+5. An environment may have a probe, `Environment.probe`: pairs of answers that show whether a model takes up what it was told.
+6. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
    context is better (see `mtrl_envs.preferences`).
 """
 
@@ -63,6 +64,14 @@ class Outcome:
 
     score: float
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Two answers of the agent in one state: `right`, and `wrong`, which is right but for what the user said."""
+
+    right: str
+    wrong: str
 
 
 class User(ABC):
@@ -124,6 +133,14 @@ class Environment(ABC):
         environment does not have; by default it has none.
         """
         raise KeyError(name)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """Two answers that show whether a policy takes up what the user said; None if this state is not suited.
+
+        Optional. Depends on the history alone. The answers differ in as little as possible, and only what the user said in this
+        history tells which one is right. A warm start ends when the model prefers the right ones.
+        """
+        return None
 
     @abstractmethod
     def well_formed(self, response: str) -> bool:

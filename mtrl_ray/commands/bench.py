@@ -68,7 +68,7 @@ def elastic(
 
     from mtrl_ray.bench.elastic import bench_elastic
 
-    small = ["model.warm_start.conversations=500", "model.warm_start.steps=50"]
+    small = ["model.warm_start.conversations=500", "model.warm_start.steps=50", "model.warm_start.probe=null"]
     with StopSignal().listening(), tempfile.TemporaryDirectory(prefix="mtrl-elastic-") as folder:
         story = bench_elastic(Path(folder), [*small, *(overrides or [])], typer.echo)
     _show(story.figures(), json_path)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.processes.deadlines import Calls, Late
 from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.processes.writing import writing
+from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.statistics.estimates import Estimate, mean_interval
 
 if TYPE_CHECKING:
@@ -31,9 +33,16 @@ TEST_TAG = 0
 """Takes the iteration's place in held-out identities and seeds: the same users meet every policy."""
 
 
-def evaluate(system: "System", contexts: int) -> tuple[Estimate, pa.Table]:
-    """Mean score of the newest policy over the first `contexts` test contexts, and the conversations."""
-    table = system.evaluation_rollouts("test", range(contexts), tag=TEST_TAG)
+def evaluate(system: "System", contexts: int, greedy: bool = False) -> tuple[Estimate, pa.Table]:
+    """Mean score of the newest policy over the first `contexts` test contexts, and the conversations.
+
+    greedy: with the likeliest tokens in place of sampled ones, on the same contexts and with the same users. It shows what a
+    policy can do although it samples other things as well.
+    """
+    leases = make_leases(system.settings.run.seed, "test", TEST_TAG, range(contexts))
+    if greedy:
+        leases = [replace(lease, temperature=0.0) for lease in leases]
+    table = system.evaluation_rollouts_of(leases)
     return mean_score(table), table
 
 

@@ -10,7 +10,7 @@ HEAD_SIZE, WIDTH = 32, 128
 
 
 def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) -> None:
-    """Write a tokenizer trained on the conversations, and a Llama with random weights (seed 0), into an empty folder."""
+    """Write a tokenizer trained on the conversations, and a Llama with random weights, into an empty folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,7 +20,7 @@ def blank_model(folder: Path, model: ModelSettings, spoken: list[Conversation]) 
     texts += [turn.sent for conversation in spoken for turn in conversation.turns if turn.sent]
     tokenizer = train_tokenizer(texts, model.vocabulary)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(model.warm_start.seed)
     heads = WIDTH // HEAD_SIZE
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -109,6 +109,6 @@ class Dialogue:
             prompt=list(self._history),
             seed=derive_seed(self.lease.seed, self.driver.agent_turns),
             max_tokens=self._limits.response_tokens,
-            temperature=self._limits.temperature,
+            temperature=self._limits.temperature if self.lease.temperature is None else self.lease.temperature,
             mixture=self.lease.mixture,
         )

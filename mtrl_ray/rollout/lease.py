@@ -40,9 +40,9 @@ def fingerprint(tokens: Sequence[int]) -> int:
 class Lease:
     """One conversation to roll out: the `index`-th context of `split`, its `sample`-th conversation of `iteration`.
 
-    `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as
-    they are before the policy speaks; `user_seed`: of the user, if it is not the lease's own; `state`: what these turns
-    have to lead to; `name`: its identity, if it is no conversation of an iteration.
+    `mixture`: the reference's share in what is sampled (`rollout.engine`). `given`: the agent's first turns, taken as they
+    are before the policy speaks; `user_seed`: of the user, if it is not the lease's own; `state`: what these turns have to
+    lead to; `name`: its identity, if it is no conversation of an iteration; `temperature`: None for the run's.
     """
 
     split: str
@@ -55,6 +55,7 @@ class Lease:
     user_seed: int | None = None
     state: State | None = None
     name: str | None = None
+    temperature: float | None = None
 
     @property
     def id(self) -> str:

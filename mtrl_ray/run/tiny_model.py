@@ -4,8 +4,9 @@
    tokenizer is trained on these conversations, the model on their agent turns.
 2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
    run with the same settings finds it there.
-3. The number of training steps decides how strong it is, never the clock. Weights still differ between machines: a
-   thousand steps carry the rounding of the first ones far.
+3. It ends by what the model can do: whether it takes up what the user said, or, for an environment without a probe, whether
+   its held-out loss still falls. Neither the clock nor a number of steps decides, because rounding, which differs between
+   machines, decides when a model finds out. `warm_start.shares` decide whom it imitates, and so how strong it is.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mtrl_envs.base import Environment
 from mtrl_envs.measure import MIXTURE
 from mtrl_ray.dialogue.chat import chat_format
-from mtrl_ray.dialogue.conversation import Conversation, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, heard, to_table
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.evaluation.holdout import scripted_conversations
 from mtrl_ray.models.blank import blank_model
@@ -27,9 +29,13 @@ from mtrl_ray.settings.tree import EnvironmentSettings, ModelSettings, RolloutSe
 
 BATCH_CONVERSATIONS, LEARNING_RATE = 16, 3e-3
 """Of a supervised step."""
+HELD_OUT = 400
+"""Further scripted conversations, on which the model is tried while it is trained."""
+ENDING = "warm_start.json"
+"""File of the model's folder with the numbers of its supervised fine-tuning."""
 FIRST = 8
 """Conversations whose texts are part of the cache's key."""
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the way the model is made changes, so that cached ones are not taken for new ones."""
 
 
@@ -62,6 +68,7 @@ def tiny_model(
     name = environment_settings.name.replace(":", ".")
     folder = cache_folder() / "models" / f"tiny-{name}-{digest}"
     if (folder / "config.json").is_file():
+        view.note(ending(json.loads((folder / ENDING).read_text()), model.warm_start.probe))
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,8 @@ def tiny_model(
             "variable MTRL_CACHE"
         ) from None
     try:
-        make_tiny(scratch, model, environment, view, rollout)
+        metrics = make_tiny(scratch, model, environment, view, rollout)
+        view.note(ending(metrics, model.warm_start.probe))
         _settle(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -88,19 +96,67 @@ def make_tiny(
     """
     from mtrl_ray.learner.methods.sft import SFT  # with torch, which a driver that finds its model needs not
     from mtrl_ray.learner.methods.sft_processes import sft_in_processes
+    from mtrl_ray.learner.methods.warm_start import WarmStart
 
     warm = model.warm_start
     view.part("warm start", f"{warm.conversations} scripted conversations")
-    spoken = _scripted(environment, model, rollout, warm.conversations)
+    spoken = _scripted(environment, model, rollout, warm.conversations + (0 if warm.probe is None else HELD_OUT))
+    spoken, held_out = spoken[: warm.conversations], spoken[warm.conversations :]
     blank_model(folder, model, spoken)
     chat = chat_format(str(folder))
     encoded = to_table(chat.encode(conversation) for conversation in spoken)
-    view.part("warm start", f"{warm.steps} SFT steps on {len(spoken)} conversations")
-    sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
-    metrics = sft_in_processes(folder, encoded, sft)
+    view.part("warm start", f"SFT on {len(spoken)} conversations, {warm.steps} steps at most")
+    if warm.probe is None or not held_out:
+        sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
+        metrics = sft_in_processes(folder, encoded, sft, seed=warm.seed)
+    else:
+        pairs = probes(environment, held_out)
+        tried = to_table(chat.encode(conversation) for conversation in pairs or held_out)
+        start = WarmStart(warm.steps, warm.probe, bool(pairs), BATCH_CONVERSATIONS, LEARNING_RATE)
+        metrics = sft_in_processes(folder, encoded, start, tried, warm.seed)
     view.part("warm start", "")
-    view.note(f"warm start: {warm.steps} SFT steps, loss {metrics['loss']:.3f}")
+    (folder / ENDING).write_text(json.dumps(metrics))
     return metrics
+
+
+def ending(metrics: dict[str, float], wanted: float | None) -> str:
+    """How a warm start ended, in a sentence; `wanted`: the threshold of its probe."""
+    done = f"warm start: {metrics['steps']:.0f} SFT steps, loss {metrics['loss']:.3f}"
+    if "probe" in metrics:
+        done += f", probability that it takes up what the user said {metrics['probe']:.3f}"
+        if not metrics["passed"]:
+            return f"warning: {done}, below {wanted:g}: the start is weaker than wanted; raise model.warm_start.steps"
+    elif "held_out_loss" in metrics:
+        done += f", held-out loss {metrics['held_out_loss']:.3f}"
+        if not metrics["passed"]:
+            return f"warning: {done}, which was still falling; raise model.warm_start.steps"
+    return done
+
+
+def probes(environment: Environment, spoken: list[Conversation]) -> list[Conversation]:
+    """Pairs of conversations up to a state that suits `Environment.probe`, followed by the right answer and by the wrong one.
+
+    At most one pair of each conversation, so that pairs are independent.
+    """
+    pairs = []
+    for held in spoken:
+        for place in held.agent_turns:
+            found = environment.probe(read_before(held, place))
+            if found is not None:
+                before = held.turns[:place]
+                answers = [Turn(Role.AGENT, text) for text in (found.right, found.wrong)]
+                pairs += [replace(held, turns=[*before, answer]) for answer in answers]
+                break
+    return pairs
+
+
+def read_before(held: Conversation, place: int) -> list[tuple[Role, str]]:
+    """What the agent reads before `held.turns[place]`, as (role, text) pairs."""
+    sent = [None, *(turn.sent for turn in held.turns)]
+    return [
+        (turn.role, heard(turn.text, earlier) if turn.role == Role.USER else turn.text)
+        for turn, earlier in zip(held.turns[:place], sent, strict=False)
+    ]
 
 
 def _scripted(

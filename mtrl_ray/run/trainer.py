@@ -30,6 +30,7 @@ from mtrl_ray.monitoring.view import Silent, View
 from mtrl_ray.processes import failures
 from mtrl_ray.run import checkpoint, random_state
 from mtrl_ray.run.checkpoint_store import store_of
+from mtrl_ray.run.ending import Budget, Target
 from mtrl_ray.run.recovery import Recovery
 from mtrl_ray.run.stopping import GRACE_SECONDS, StopSignal
 from mtrl_ray.run.tiny_model import tiny_model
@@ -39,8 +40,6 @@ from mtrl_ray.system.system import System
 RECOVERIES = 20
 """Failures of the machinery in a row, no iteration finished in between, after which the run gives up. The pauses between them
 (`recovery`) add up to a quarter of an hour."""
-BUDGET_SLACK = 1.0
-"""An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
 
 
 class Trainer:
@@ -188,7 +187,7 @@ def run(
     stop = StopSignal(ends_process=True)
     with explained(settings.run_folder), stop.listening():
         trainer = Trainer(settings, resume, view)
-        budget = _Budget(settings.run.minutes)
+        budget = Budget(settings.run.minutes)
         try:
             if watch is not None:
                 watch(trainer)
@@ -216,7 +215,7 @@ def explained(folder: Path) -> Iterator[None]:
         raise EngineError(f"{ours}; mtrl train --resume {folder} continues the run") from error
 
 
-def _whole(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+def _whole(trainer: Trainer, budget: Budget, stop: StopSignal) -> None:
     if trainer.system.iteration == 0:
         _evaluate(trainer, "start")
         _scripted(trainer)
@@ -224,21 +223,25 @@ def _whole(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
     _evaluate(trainer, "end")
 
 
-def _train(trainer: Trainer, budget: "_Budget", stop: StopSignal) -> None:
+def _train(trainer: Trainer, budget: Budget, stop: StopSignal) -> None:
     run_settings = trainer.settings.run
     budget.begin(trainer.view)
-    while trainer.system.iteration < run_settings.iterations and not budget.spent():
+    target = Target.of(run_settings.until_gap, trainer.folder)
+    while trainer.system.iteration < run_settings.iterations and not budget.spent() and not target.reached:
         begun = time.monotonic()
         with stop.answered("grace"):
             metrics = trainer.step() | _tried(trainer)
         with stop.answered("held"):
             trainer.record(metrics)
+            target.add(metrics)
             due = trainer.system.iteration % run_settings.checkpoint_every == 0
             if due or stop.number is not None or time.monotonic() - begun > GRACE_SECONDS:
                 trainer.keep_checkpoint()
         stop.check()
         trainer.recovery.progressed()
         budget.last = time.monotonic() - begun
+    if target.reached:
+        trainer.view.note(target.said())
     if trainer.kept != trainer.system.iteration:
         with stop.answered("held"):
             trainer.keep_checkpoint()
@@ -254,23 +257,6 @@ def _tried(trainer: Trainer) -> dict[str, float]:
     return {f"evaluation/{key}": value for key, value in estimate.as_dict().items()}
 
 
-class _Budget:
-    """`run.minutes` of wall-clock time, from the first iteration on, recoveries included."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._minutes, self._started = minutes, 0.0
-        self.last = 0.0  # seconds of the last iteration
-
-    def begin(self, view: View) -> None:
-        if not self._started:
-            self._started = time.monotonic()
-            view.begin()
-
-    def spent(self) -> bool:
-        elapsed = time.monotonic() - self._started
-        return self._minutes is not None and elapsed + BUDGET_SLACK * self.last > 60 * self._minutes
-
-
 def _standing(trainer: Trainer) -> str:
     """What a stopped run has, in a sentence."""
     done, kept = trainer.system.iteration, trainer.kept
@@ -281,13 +267,16 @@ def _standing(trainer: Trainer) -> str:
 
 
 def _evaluate(trainer: Trainer, name: str) -> None:
-    estimate, table = holdout.evaluate(trainer.system, trainer.settings.evaluation.contexts)
+    contexts = trainer.settings.evaluation.contexts
+    estimate, table = holdout.evaluate(trainer.system, contexts)
     holdout.keep(trainer.folder, name, table)
     spoken = holdout.well_formed(trainer.environment, table)
-    holdout.summarise(trainer.folder, **{name: estimate, f"{name}_well_formed": spoken})
+    greedily, _ = holdout.evaluate(trainer.system, contexts, greedy=True)
+    estimates = {name: estimate, f"{name}_greedy": greedily, f"{name}_well_formed": spoken}
+    holdout.summarise(trainer.folder, **estimates)
     trainer.view.note(
         f"{name}: {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] on {estimate.size('contexts')}, "
-        f"{spoken.mean:.1%} of its turns well-formed"
+        f"{greedily.mean:.3f} with the likeliest tokens, {spoken.mean:.1%} of its turns well-formed"
     )
 
 

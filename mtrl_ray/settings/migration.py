@@ -35,7 +35,7 @@ RENAMED_VALUES = {"algorithm.improvement.aggregation": {"response": "turn"}}
 GONE = {
     "run.recoveries": Gone("a run gives up after 20 recoveries in a row", 20),
     "model.width": Gone("the tiny model is 128 wide", 128, (128,)),
-    "model.warm_start.seconds": Gone("model.warm_start.steps alone decides how long it is"),
+    "model.warm_start.seconds": Gone("it ends by model.warm_start.probe, at model.warm_start.steps at the latest"),
     "model.warm_start.batch_conversations": Gone("a step has 16 conversations"),
     "model.warm_start.learning_rate": Gone("its learning rate is 3e-3"),
     "rollout.workers.keeping_seconds": Gone("it is scale_up_seconds less half a second"),

@@ -23,6 +23,9 @@ class RunSettings(Section):
     iterations: int = Field(20, ge=0)
     minutes: float | None = Field(None, gt=0)
     """Wall-clock budget of the training loop; None: no bound but `iterations`."""
+    until_gap: float | None = Field(None, gt=0)
+    """Training ends when the training conversations of the last 4 iterations score at least this share of the way from the
+    start's held-out score to the scripted expert's; None: never. Sampling hotter than the evaluation lowers that score."""
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints; the last iteration always has one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -56,8 +59,13 @@ class WarmStartSettings(Section):
     """Scripted conversations it is trained on."""
     shares: dict[Literal["expert", "greedy", "random"], Annotated[float, Field(ge=0)]] | None = None
     """Of the conversations by scripted agent, as weights; None: the environment's own."""
-    steps: int = Field(1300, ge=1)
-    """Supervised steps of 16 conversations each."""
+    probe: float | None = Field(0.9, gt=0, le=1)
+    """It ends when this is the probability that the model takes up what the user said (`Environment.probe`); for an environment
+    without a probe, when its held-out loss stops falling. None: it ends after `steps`."""
+    steps: int = Field(4000, ge=1)
+    """Most supervised steps, of 16 conversations each."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of the first weights and of the order of the conversations."""
 
     @field_validator("shares")
     @classmethod

@@ -15,7 +15,7 @@ from mtrl_ray.rollout.huggingface_engine import HuggingFaceEngine
 from mtrl_ray.rollout.lease import make_leases
 from mtrl_ray.rollout.loop import DialogueLoop
 from mtrl_ray.run.recipes import load
-from mtrl_ray.run.tiny_model import make_tiny, tiny_model
+from mtrl_ray.run.tiny_model import ending, make_tiny, tiny_model
 from mtrl_ray.settings.tree import ModelSettings, RolloutSettings, WarmStartSettings
 
 DONE = {"steps": 600.0, "loss": 0.0}
@@ -46,14 +46,39 @@ def test_its_turns_are_well_formed(tmp_path, sales_settings):
 def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     settings, environment, trained_on = load("sales", []).environment, make("sales"), []
-    monkeypatch.setattr(sft_processes, "sft_in_processes", lambda folder, table, sft: trained_on.append(table) or DONE)
+    monkeypatch.setattr(
+        sft_processes, "sft_in_processes", lambda folder, table, sft, **named: trained_on.append(table) or DONE
+    )
     folders = []
     for shares in (None, {"expert": 1, "random": 0}, {"random": 1}, dict(environment.warm_start)):
-        warm = WarmStartSettings(conversations=60, shares=shares)
+        warm = WarmStartSettings(conversations=60, shares=shares, probe=None)
         folders.append(tiny_model(ModelSettings(warm_start=warm), settings, environment, Silent(), RolloutSettings()))
     own, experts, others, same = (float(np.mean(table["score"].to_numpy())) for table in trained_on)
     assert others < own < experts and same == own
     assert len(set(folders)) == 4
+
+
+def test_the_ending_of_a_warm_start_is_said():
+    done = {"steps": 1250.0, "loss": 0.2, "probe": 0.956, "passed": 1.0}
+    assert ending(done, 0.9) == (
+        "warm start: 1250 SFT steps, loss 0.200, probability that it takes up what the user said 0.956"
+    )
+    assert ending(done | {"probe": 0.6, "passed": 0.0}, 0.9).startswith("warning: warm start: 1250 SFT steps")
+    assert "still falling" in ending({"steps": 9.0, "loss": 1.0, "held_out_loss": 1.1, "passed": 0.0}, 0.9)
+    assert ending(DONE, None) == "warm start: 600 SFT steps, loss 0.000"
+
+
+def test_pairs_and_a_seed_reach_the_training(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        sft_processes,
+        "sft_in_processes",
+        lambda folder, table, sft, held_out, seed: given.update(sft=sft, rows=held_out.num_rows, seed=seed) or DONE,
+    )
+    model = ModelSettings(warm_start=WarmStartSettings(conversations=60, seed=3, steps=77, probe=0.8))
+    make_tiny(tmp_path, model, make("sales"), Silent(), RolloutSettings())
+    assert (given["sft"].steps, given["sft"].until, given["sft"].pairs, given["seed"]) == (77, 0.8, True, 3)
+    assert given["rows"] > 100 and given["rows"] % 2 == 0
 
 
 class Torn(Sales):
@@ -68,8 +93,10 @@ class Torn(Sales):
 def test_scripted_conversations_that_fail_are_left_out_unless_too_many_are(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     settings, trained_on = load("sales", []).environment, []
-    monkeypatch.setattr(sft_processes, "sft_in_processes", lambda folder, table, sft: trained_on.append(table) or DONE)
-    model = ModelSettings(warm_start=WarmStartSettings(conversations=60))
+    monkeypatch.setattr(
+        sft_processes, "sft_in_processes", lambda folder, table, sft, **named: trained_on.append(table) or DONE
+    )
+    model = ModelSettings(warm_start=WarmStartSettings(conversations=60, probe=None))
     tiny_model(model, settings, Torn(), Silent(), RolloutSettings(retries=0))
     assert trained_on[0].num_rows == 45 and "15 of 60 conversations" in caplog.text and "no profile 3" in caplog.text
     with pytest.raises(DataError, match=r"15 of 60 conversations of the agent 'warm_start' failed"):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mtrl_envs.base import Probe
 from mtrl_envs.car_dealer.moves import Car, buyer_move, find_car, seller_move, thousands
 from mtrl_ray.dialogue.conversation import Role
 
@@ -114,6 +115,19 @@ def _read_buyer(state: Known, text: str) -> None:
         state.budget = told.price
     elif told.price is not None:
         state.counter, state.final = told.price, told.final
+
+
+def probe(history: Sequence[tuple[Role, str]]) -> Probe | None:
+    """If the buyer has told brand and type and got no offer: the car of the stock that is both, and one that is one of them."""
+    state = known(history)
+    if None in (state.brand, state.type) or state.own_price is not None or state.rejected:
+        return None
+    right = [car for car in state.cars if (car.brand, car.type) == (state.brand, state.type)]
+    wrong = [car for car in state.cars if (car.brand == state.brand) != (car.type == state.type)]
+    if len(right) != 1 or not wrong:
+        return None
+    words = REPERTOIRE["offer"][state.turns % len(REPERTOIRE["offer"])]
+    return Probe(*(words.format(car=car, price=thousands(car.price)) for car in (right[0], wrong[0])))
 
 
 class DealerAgent:

@@ -10,11 +10,11 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
-from mtrl_envs.car_dealer.agents import DealerAgent
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.car_dealer.agents import DealerAgent, probe
 from mtrl_envs.car_dealer.llm import buyer as llm_buyer
 from mtrl_envs.car_dealer.moves import BRANDS, FEATURES, TYPES, Car, seller_move, thousands
 from mtrl_envs.car_dealer.user import PERSONALITIES, Buyer
@@ -23,7 +23,7 @@ from mtrl_envs.preferences import Kind, Noise, bradley_terry, check_pair, identi
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import positive
 from mtrl_envs.scripted.splits import Profile, draw
-from mtrl_ray.dialogue.conversation import Conversation
+from mtrl_ray.dialogue.conversation import Conversation, Role
 from mtrl_ray.errors import DataError
 
 LONGEST_RESPONSE = 60
@@ -73,6 +73,10 @@ class CarDealer(Environment):
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
         return DealerAgent(name, seed)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `agents.probe`."""
+        return probe(history)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response has at least one intent, no template markup, and at most `LONGEST_RESPONSE` words."""

@@ -18,6 +18,10 @@ USUAL = {"day": "Saturday", "hour": 5, "place": "garden"}
 """Defaults for an unknown time or place."""
 
 
+OTHERS = {"tone": {"formal": "casual", "casual": "formal"}}
+"""The other tone of each."""
+
+
 class Writer(AskingAgent):
     """A scripted writer."""
 

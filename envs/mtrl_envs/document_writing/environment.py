@@ -9,11 +9,11 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
-from mtrl_envs.document_writing.agents import Writer
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.document_writing.agents import OTHERS, Writer
 from mtrl_envs.document_writing.llm import client as llm_client
 from mtrl_envs.document_writing.moves import writer_move
 from mtrl_envs.document_writing.texts import TEMPLATES, TOPICS, sample_order
@@ -23,6 +23,7 @@ from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
+from mtrl_ray.dialogue.conversation import Role
 
 SYSTEM = "Write the text the user has in mind. Ask for time, place, tone and length. Then write: Final: TEXT"
 SYSTEM_WITH_TEMPLATES = f"{SYSTEM}. House style, by kind, tone and length:\n" + "\n".join(
@@ -93,6 +94,12 @@ class DocumentWriting(Environment):
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
         writer = Writer(name, seed)
         return writer if self._horizon is None else SlotAgent(name, writer)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `AskingAgent.probe`."""
+        if self._horizon is not None:
+            return None
+        return Writer("expert", 0).probe(history, OTHERS)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response asks something, writes or greets, without template markup, in `LONGEST_RESPONSE` words."""

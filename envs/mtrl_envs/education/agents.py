@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mtrl_envs.base import Probe
 from mtrl_envs.education.moves import ASPECTS, STYLES, TOPICS, student_signs, teacher_move
 from mtrl_envs.scripted import intents
 from mtrl_ray.dialogue.conversation import Role
@@ -80,6 +81,22 @@ def _read_exchange(state: Known, said: str, text: str) -> None:
     named = intents.names(intents.clean(text), TOPICS[state.topic]) if signs.words else []
     state.answered = named[0] if named and (move.asks or move.challenges) else None
     state.pending = "asked" if move.asks or move.challenges else "presented" if move.presents else None
+
+
+def probe(history: Sequence[tuple[Role, str]]) -> Probe | None:
+    """If the student has just told how it likes to learn: a presentation in this style, and the same in another."""
+    state = known(history)
+    wished = student_signs(history[-1][1]).told if history and history[-1][0] == Role.USER and state.turns else None
+    if wished is None or state.distressed or state.pending is not None:
+        return None
+    others = [style for style in PRESENT if style != wished and style not in state.excluded]
+    fresh = [aspect for aspect in TOPICS[state.topic] if aspect not in state.presented]
+    if not others or not fresh:
+        return None
+    number = state.turns + len(history[-1][1])
+    praise, pick = PRAISE[number % len(PRAISE)], number % 2
+    styles = (wished, others[number % len(others)])
+    return Probe(*(f"{praise} {PRESENT[style][pick]}".format(aspect=fresh[0]) for style in styles))
 
 
 class Teacher:

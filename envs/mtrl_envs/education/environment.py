@@ -10,11 +10,11 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
-from mtrl_envs.education.agents import Teacher
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.education.agents import Teacher, probe
 from mtrl_envs.education.conduct import Conduct, judge, margin
 from mtrl_envs.education.llm import lesson_of
 from mtrl_envs.education.llm import student as llm_student
@@ -25,7 +25,7 @@ from mtrl_envs.preferences import Kind, Noise, check_pair, identity, probability
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import positive, share
 from mtrl_envs.scripted.splits import Profile, draw
-from mtrl_ray.dialogue.conversation import Conversation, StopReason
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason
 from mtrl_ray.errors import ConfigurationError
 
 SYSTEM = "Teach the student: present with enthusiasm, ask, take up answers, challenge, comfort."
@@ -88,6 +88,10 @@ class Education(Environment):
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
         return Teacher(name, seed)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `agents.probe`."""
+        return probe(history)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response has at least one intent, no template markup, and at most `LONGEST_RESPONSE` words."""

@@ -24,6 +24,10 @@ FINAL = {
 """Final answers, by wish."""
 
 
+OTHERS = {"wish": {"exact": "rounded", "rounded": "doubled", "doubled": "exact"}}
+"""Another wish for each."""
+
+
 class Tutor(AskingAgent):
     """A scripted tutor."""
 

@@ -8,12 +8,12 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
 from mtrl_envs.llm.options import user_kind
-from mtrl_envs.math_tutoring.agents import Tutor
+from mtrl_envs.math_tutoring.agents import OTHERS, Tutor
 from mtrl_envs.math_tutoring.llm import pupil as llm_pupil
 from mtrl_envs.math_tutoring.moves import tutor_move
 from mtrl_envs.math_tutoring.problems import TOPICS, sample_problem
@@ -22,6 +22,7 @@ from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
+from mtrl_ray.dialogue.conversation import Role
 
 SYSTEM = "Solve the user's problem. Ask for missing numbers and wishes. End with: The answer is N."
 
@@ -94,6 +95,12 @@ class MathTutoring(Environment):
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
         tutor = Tutor(name, seed)
         return tutor if self._horizon is None else SlotAgent(name, tutor)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `AskingAgent.probe`."""
+        if self._horizon is not None:
+            return None
+        return Tutor("expert", 0).probe(history, OTHERS)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response asks something, answers or greets, without template markup, in `LONGEST_RESPONSE` words."""

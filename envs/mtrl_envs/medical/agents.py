@@ -14,6 +14,14 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+OTHERS = {
+    topic: dict(zip(values, (*values[1:], values[0]), strict=True))
+    for topic in ("symptom", "history")
+    for values in [sorted({getattr(condition, topic) for condition in CONDITIONS.values()})]
+}
+"""Another value for each symptom and history."""
+
+
 class Doctor(AskingAgent):
     """A scripted doctor."""
 

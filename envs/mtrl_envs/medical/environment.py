@@ -9,12 +9,12 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
 from mtrl_envs.llm.options import user_kind
-from mtrl_envs.medical.agents import Doctor
+from mtrl_envs.medical.agents import OTHERS, Doctor
 from mtrl_envs.medical.consultations import check_file, consultations
 from mtrl_envs.medical.knowledge import CONDITIONS, RISKS, TOPICS, sample_case
 from mtrl_envs.medical.llm import patient as llm_patient
@@ -25,6 +25,7 @@ from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
+from mtrl_ray.dialogue.conversation import Role
 
 SYSTEM = "Find out what the patient has. Ask for symptoms, history, risks. End with: Diagnosis: X. Then advice."
 SYSTEM_WITH_TABLE = (
@@ -105,6 +106,12 @@ class Medical(Environment):
         if self._horizon is not None:
             return SlotAgent(name, Doctor(name, seed))
         return Doctor(name, seed) if self._contexts is None else RecordedDoctor(name, seed)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `AskingAgent.probe`."""
+        if self._horizon is not None:
+            return None
+        return Doctor("expert", 0).probe(history, OTHERS)
 
     def well_formed(self, response: str) -> bool:
         """Whether a response asks something, diagnoses or greets, without template markup, in `LONGEST_RESPONSE` words."""

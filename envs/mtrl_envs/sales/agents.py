@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mtrl_envs.base import Probe
 from mtrl_envs.sales.moves import CATALOGUE, Product, customer_move, fitting, seller_move
 from mtrl_ray.dialogue.conversation import Role
 
@@ -109,6 +110,21 @@ def _read_complaint(state: Known, offer: Product, complaint: str) -> None:
         state.below = offer.price
     else:
         state.above = offer.price
+
+
+def probe(history: Sequence[tuple[Role, str]]) -> Probe | None:
+    """If the customer has told kind, use and budget and got no offer: that of the two products of this kind and use which the
+    budget decides for, and the other one."""
+    state = known(history)
+    if state.kind is None or state.use is None or state.budget is None or state.rejected or state.last_offer:
+        return None
+    right = fitting(state.kind, state.use, state.budget)
+    same = [product for product in CATALOGUE.values() if (product.kind, product.use) == (state.kind, state.use)]
+    wrong = [product for product in same if product != right]
+    if right is None or not wrong:
+        return None
+    words = REPERTOIRE["offer"][state.turns % len(REPERTOIRE["offer"])]
+    return Probe(*(words.format(name=product.name, price=product.price) for product in (right, wrong[0])))
 
 
 class SalesAgent:

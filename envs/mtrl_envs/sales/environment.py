@@ -10,18 +10,19 @@ The setting is that of 2511.21638 §2.1.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, User
+from mtrl_envs.base import Agent, Context, Environment, Probe, User
 from mtrl_envs.llm.options import user_kind
-from mtrl_envs.sales.agents import SalesAgent
+from mtrl_envs.sales.agents import SalesAgent, probe
 from mtrl_envs.sales.llm import customer as llm_customer
 from mtrl_envs.sales.moves import CATALOGUE, SYSTEM, SYSTEM_WITH_CATALOGUE, seller_move
 from mtrl_envs.sales.user import Business, Customer
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
 from mtrl_envs.scripted.splits import Profile, draw
+from mtrl_ray.dialogue.conversation import Role
 from mtrl_ray.errors import ConfigurationError
 
 TIGHT, AMPLE = (400, 500, 600), (1100, 1200, 1300)
@@ -80,6 +81,10 @@ class Sales(Environment):
     def agent(self, name: str, seed: int) -> Agent:
         """The scripted agent `expert`, `greedy` or `random`. KeyError for another name."""
         return SalesAgent(name, seed)
+
+    def probe(self, history: Sequence[tuple[Role, str]]) -> Probe | None:
+        """See `agents.probe`."""
+        return probe(history)
 
     def well_formed(self, response: str) -> bool:
         """Whether a suggestion has at least one intent, no template markup, and at most `LONGEST_RESPONSE` words.

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from mtrl_envs.base import Probe
 from mtrl_ray.dialogue.conversation import Role
 
 GREETINGS = ("Hello, nice to meet you.", "Hi, welcome.")
@@ -45,6 +46,28 @@ class AskingAgent(ABC):
     @abstractmethod
     def nonsense(self) -> str:
         """A final answer that ignores the conversation."""
+
+    def probe(self, history: Sequence[tuple[Role, str]], wrong: Mapping[str, Mapping[Any, Any]]) -> Probe | None:
+        """If the user has told all and got no answer yet: the final answer, and the one to another value of one fact.
+
+        wrong: by topic, another value for each value of the fact; the first topic whose answer differs is taken.
+        """
+        messages = [text for role, text in history if role == Role.USER]
+        known = self.read(messages)
+        if any(topic not in known for topic in self.topics) or not self._just_told(messages):
+            return None
+        right = self._repeatable(known)
+        answers = (self._repeatable({**known, topic: other[known[topic]]}) for topic, other in wrong.items())
+        return next((Probe(right, answer) for answer in answers if answer != right), None)
+
+    def _just_told(self, messages: Sequence[str]) -> bool:
+        """Whether the last message completed the facts, so that the agent has not answered yet with all of them known."""
+        before = self.read(messages[:-1]) if len(messages) > 1 else {}
+        return any(topic not in before for topic in self.topics)
+
+    def _repeatable(self, known: Known) -> str:
+        self.rng.seed(0)
+        return self.answer(known)
 
     def respond(self, history: Sequence[tuple[Role, str]]) -> str:
         """The next response."""

@@ -43,43 +43,76 @@ class SFT(Fit, Operation[None], epochs=1, minibatch_conversations=32, learning_r
 
     def run(self, core: Core, conversations: Tables) -> tuple[None, Numbers]:
         """See the class."""
-        started = time.perf_counter()
-        rows = turn_tokens(Dialogues.read(conversations))
-        if not len(rows):
-            raise DataError("none of the conversations has an agent turn with tokens; there is nothing to imitate")
+        rows = imitated(conversations)
         steps = self.steps or -(-len(rows) // self.minibatch_conversations) * self.epochs
-        optimiser = Optimiser(core.models.policy, weight_decay=WEIGHT_DECAY)
-        losses: list[float] = []
-        tokens = skipped = 0.0
-        for number, selection in zip(range(steps), _passes(core, rows, self.minibatch_conversations), strict=False):
-            late = self.seconds is not None and time.perf_counter() - started > self.seconds
+        training = Supervision(core, rows, self.minibatch_conversations, self.max_gradient_norm)
+        for number in range(steps):
+            late = self.seconds is not None and training.elapsed > self.seconds
             if self.seconds is not None and core.passes.collective.any(late):
                 break
-            count = len(rows.items_of(selection))
-            step = Step(self.learning_rate * warmup_cosine((number + 1) / steps, WARMUP), self.max_gradient_norm)
-            statistics = core.passes.update(core.models.policy, optimiser, rows, selection, likelihood(count), step)
-            losses.append(statistics["loss"])
-            tokens += count
-            skipped += statistics["skipped"]
-        self._settle(core, len(losses))
-        seconds = time.perf_counter() - started
-        last = losses[-max(1, len(losses) // 10) :]
-        return None, {
-            "first_loss": losses[0] if losses else float("nan"),
-            "loss": float(np.mean(last)) if last else float("nan"),
-            "steps": float(len(losses)),
-            "skipped": skipped,
-            "trained_tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-        }
+            training.step(self.learning_rate * warmup_cosine((number + 1) / steps, WARMUP))
+        training.settle()
+        return None, training.numbers()
 
-    def _settle(self, core: Core, steps: int) -> None:
+
+class Supervision:
+    """Supervised steps on the agent's tokens, one minibatch after another, with an optimiser of their own."""
+
+    def __init__(self, core: Core, rows: Rows, size: int, max_norm: float | None) -> None:
+        """rows: of `imitated`; size: conversations per step; max_norm: bound of the gradient's norm."""
+        self._core, self._rows, self._max_norm = core, rows, max_norm
+        self._optimiser = Optimiser(core.models.policy, weight_decay=WEIGHT_DECAY)
+        self._passes = _passes(core, rows, size)
+        self._started = time.perf_counter()
+        self._tokens = self._skipped = 0.0
+        self.losses: list[float] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._started
+
+    def step(self, learning_rate: float) -> None:
+        """One step on the next minibatch."""
+        selection = next(self._passes)
+        count = len(self._rows.items_of(selection))
+        step, core = Step(learning_rate, self._max_norm), self._core
+        statistics = core.passes.update(
+            core.models.policy, self._optimiser, self._rows, selection, likelihood(count), step
+        )
+        self.losses.append(statistics["loss"])
+        self._tokens += count
+        self._skipped += statistics["skipped"]
+
+    def settle(self) -> None:
         """Make the trained policy the starting point: drop the references, their copies and the optimiser's moments."""
-        core.policy_steps += steps
+        core = self._core
+        core.policy_steps += len(self.losses)
         core.forget_reference()
         core.models.forget("prm")
         core.models.reset_optimiser("policy")
+
+    def numbers(self) -> Numbers:
+        """The numbers of `SFT`."""
+        losses, seconds = self.losses, self.elapsed
+        last = losses[-max(1, len(losses) // 10) :]
+        return {
+            "first_loss": losses[0] if losses else float("nan"),
+            "loss": float(np.mean(last)) if last else float("nan"),
+            "steps": float(len(losses)),
+            "skipped": self._skipped,
+            "trained_tokens": self._tokens,
+            "seconds": seconds,
+            "tokens_per_second": self._tokens / seconds,
+        }
+
+
+def imitated(conversations: Tables) -> Rows:
+    """The rows that are trained on. Raises DataError if no conversation has agent tokens."""
+    rows = turn_tokens(Dialogues.read(conversations))
+    if not len(rows):
+        raise DataError("none of the conversations has an agent turn with tokens; there is nothing to imitate")
+    return rows
 
 
 def likelihood(count: int) -> LossFunction:

@@ -10,6 +10,7 @@
 """
 
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from mtrl_ray.errors import EngineError
 from mtrl_ray.learner.methods.sft import SFT
+from mtrl_ray.learner.methods.warm_start import WarmStart
 from mtrl_ray.settings.tree import LearnerSettings
 
 PROCESSES = 2
@@ -30,10 +32,13 @@ PARTNER_SECONDS = 120.0
 _HOST = "127.0.0.1"
 
 
-def sft_in_processes(folder: Path, conversations: pa.Table, sft: SFT) -> dict[str, float]:
+def sft_in_processes(
+    folder: Path, conversations: pa.Table, sft: SFT | WarmStart, held_out: pa.Table | None = None, seed: int = 0
+) -> dict[str, float]:
     """Train the model in `folder` on the agent's tokens of encoded conversations; the folder then holds the trained one.
 
-    Returns the numbers of `SFT`. Raises EngineError if a process fails, with the last line of its output.
+    held_out: of `WarmStart`. seed: of the order of the conversations. Returns the numbers of the operation.
+    Raises EngineError if a process fails, with the last line of its output.
     """
     from mtrl_ray.learner.compute.collective import listen
 
@@ -41,7 +46,9 @@ def sft_in_processes(folder: Path, conversations: pa.Table, sft: SFT) -> dict[st
     with tempfile.TemporaryDirectory(prefix="mtrl-sft-") as scratch:
         task = Path(scratch)
         pq.write_table(conversations, task / "conversations.parquet")
-        (task / "sft.json").write_text(sft.model_dump_json())
+        if held_out is not None:
+            pq.write_table(held_out, task / "held_out.parquet")
+        (task / "sft.pickle").write_bytes(pickle.dumps((sft, seed)))
         arguments = [
             sys.executable,
             "-m",
@@ -88,9 +95,11 @@ def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     settings = LearnerSettings(processes=PROCESSES, threads=1)
     store = connect(_HOST, port, PROCESSES, PARTNER_SECONDS)
     group = join(store, rank, PROCESSES, torch.device("cpu"), PARTNER_SECONDS)
-    learner = Learner(settings, folder, collective=group)
-    sft = SFT.model_validate_json((task / "sft.json").read_text())
-    _, metrics = learner.run(sft, pq.read_table(task / "conversations.parquet"))
+    operation, seed = pickle.loads((task / "sft.pickle").read_bytes())
+    learner = Learner(settings, folder, collective=group, seed=seed)
+    files = [task / f"{name}.parquet" for name in ("conversations", "held_out")]
+    tables = [pq.read_table(path) for path in files if path.is_file()]
+    _, metrics = learner.run(operation, *tables)
     if rank == 0:
         learner.core.models.network.save_pretrained(folder)
         (task / "metrics.json").write_text(json.dumps(metrics))

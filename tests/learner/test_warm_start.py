@@ -1,0 +1,70 @@
+"""A warm start ends by what the model can do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
+from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.methods import warm_start
+from mtrl_ray.learner.methods.warm_start import WarmStart, right_answers, stopped_falling
+from tests.learner.examples import agent_turn
+from tests.learner.test_sft import echoes
+
+
+def pairs(count: int) -> pa.Table:
+    """The first agent turn of echoes as it should be, and with another token than the one that was heard."""
+    held: list[Conversation] = []
+    for talk in from_table(echoes(count)):
+        heard = talk.turns[0].tokens[-1]
+        both = (heard, 5 + (heard - 4) % 15)
+        held += [replace(talk, turns=[talk.turns[0], agent_turn([said, 1])]) for said in both]
+    return to_table(held)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STRETCH": 10, "RISE": 5, "DECAY": 6}.items():
+        monkeypatch.setattr(warm_start, name, value)
+
+
+@pytest.mark.usefixtures("short")
+def test_it_ends_when_the_model_takes_up_what_it_heard(learner: Learner) -> None:
+    assert right_answers(learner.core, pairs(32)) < 0.7
+    metrics = learner.run(WarmStart(steps=600, until=0.9), echoes(64), pairs(32))[1]
+    assert metrics["passed"] == 1.0 and metrics["probe"] > 0.9
+    assert metrics["steps"] % 10 == 6 and metrics["steps"] < 600
+    assert right_answers(learner.core, pairs(32)) == pytest.approx(metrics["probe"])
+
+
+@pytest.mark.usefixtures("short")
+def test_it_says_that_the_steps_ran_out(learner: Learner) -> None:
+    metrics = learner.run(WarmStart(steps=20, until=0.99), echoes(64), pairs(32))[1]
+    assert metrics["steps"] == 20 and metrics["passed"] == 0.0 and metrics["probe"] < 0.99
+
+
+@pytest.mark.usefixtures("short")
+def test_without_pairs_it_ends_when_the_held_out_loss_has_stopped_falling(learner: Learner) -> None:
+    held_out = echoes(96).slice(64)
+    metrics = learner.run(WarmStart(steps=1000, until=0.9, pairs=False), echoes(64), held_out)[1]
+    assert metrics["passed"] == 1.0 and metrics["steps"] < 1000 and "probe" not in metrics
+    assert metrics["held_out_loss"] < 0.5
+
+
+def test_the_probe_reads_the_last_turn_alone(learner: Learner) -> None:
+    """Two conversations that differ in an earlier turn too have the margin of their last answers."""
+    rows = learner.core
+    two = [replace(talk, turns=talk.turns[:4]) for talk in from_table(echoes(2))]
+    first = right_answers(rows, to_table(two))
+    second = right_answers(rows, to_table(two[::-1]))
+    assert first == pytest.approx(1 - second) and first != pytest.approx(0.5, abs=1e-6)
+
+
+def test_when_a_loss_has_stopped_falling() -> None:
+    falling = list(1.0 - 0.05 * np.arange(10))
+    assert not stopped_falling(falling)
+    assert not stopped_falling([1.0, 1.0, 1.0])  # too few to tell
+    assert stopped_falling([*falling, 0.549, 0.55, 0.551, 0.549])
+    assert not stopped_falling([*falling, 0.56, 0.57, 0.56, 0.5])

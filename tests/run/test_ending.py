@@ -1,0 +1,45 @@
+"""When training ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.run.ending import SCORE, Target
+
+
+def test_a_target_is_a_mean_over_iterations() -> None:
+    target = Target(0.8)
+    for score in (0.9, 0.9, 0.9):
+        target.add({SCORE: score})
+        assert not target.reached  # too few iterations
+    target.add({SCORE: 0.4})
+    assert not target.reached and target.mean == pytest.approx(0.775)
+    target.add({"seconds": 3.0})  # no conversations
+    assert target.mean == pytest.approx(0.775)
+    target.add({SCORE: 0.7})
+    assert not target.reached
+    target.add({SCORE: 1.2})
+    assert target.reached and "0.800, the target 0.800" in target.said()
+
+
+def test_without_a_target_training_goes_on() -> None:
+    assert not Target(None, [{SCORE: 1.0}] * 9).reached
+
+
+def test_the_target_of_a_run_is_a_share_of_its_gap(tmp_path: Path) -> None:
+    summary = {"start": {"mean": 0.5}, "expert": {"mean": 0.9}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"iteration": number, SCORE: 0.86}) + "\n" for number in range(1, 5))
+    )
+    assert Target.of(0.89, tmp_path).reached
+    assert not Target.of(0.91, tmp_path).reached
+    assert not Target.of(None, tmp_path).reached
+
+
+def test_a_target_needs_an_expert(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"start": {"mean": 0.5}}))
+    with pytest.raises(ConfigurationError, match=r"run.until_gap is 0.7, but the environment has no scripted agent"):
+        Target.of(0.7, tmp_path)
