@@ -68,7 +68,7 @@ class Target:
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Count an iteration; one without conversations does not count."""
-        if SCORE in metrics:
+        if metrics.get(SCORE) is not None:
             self._recent.append(metrics[SCORE])
 
     @property
