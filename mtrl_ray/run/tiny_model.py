@@ -20,7 +20,7 @@ from pathlib import Path
 from mtrl_envs.base import Environment
 from mtrl_envs.measure import MIXTURE
 from mtrl_ray.dialogue.chat import chat_format
-from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, heard, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, to_table, visible_text
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.evaluation.holdout import scripted_conversations
 from mtrl_ray.models.blank import blank_model
@@ -154,7 +154,7 @@ def read_before(held: Conversation, place: int) -> list[tuple[Role, str]]:
     """What the agent reads before `held.turns[place]`, as (role, text) pairs."""
     sent = [None, *(turn.sent for turn in held.turns)]
     return [
-        (turn.role, heard(turn.text, earlier) if turn.role == Role.USER else turn.text)
+        (turn.role, visible_text(turn.text, earlier) if turn.role == Role.USER else turn.text)
         for turn, earlier in zip(held.turns[:place], sent, strict=False)
     ]
 
