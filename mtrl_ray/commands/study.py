@@ -70,11 +70,15 @@ def study(
 
 def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, json_path: Path | None) -> int:
     from mtrl_ray.studies.runner import run_cells
+    from mtrl_ray.studies.speed import failing
     from mtrl_ray.studies.writing import write_study
 
     def write() -> None:
-        write_json(json_path, write_study(definition, cells, output))
+        nonlocal result
+        result = write_study(definition, cells, output)
+        write_json(json_path, result)
 
+    result: dict[str, Any] = {}
     try:
         failed = run_cells(chosen, session, ended=write)
     except KeyboardInterrupt as error:
@@ -83,6 +87,12 @@ def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, js
         raise typer.Exit(exit_code(error)) from None
     write()
     typer.echo(f"table: {output.folder / f'{output.name}.md'}")
+    if definition.closes is not None:
+        few = failing(result["speeds"], definition.closes)
+        for row in few:
+            gap = "no gap" if row["gap"] is None else f"{row['gap']:.0%} of the gap"
+            typer.echo(f"seed {row['seed']} closed {gap}; {definition.closes:.0%} are wanted", err=True)
+        failed += len(few)
     return failed
 
 

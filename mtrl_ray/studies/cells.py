@@ -135,7 +135,9 @@ def _cell(definition: Definition, values: dict[str, str], seed: int, folder: Pat
 
 
 def _placed(value: Any, places: dict[str, str]) -> Any:
-    """Fill in `{seed}` and `{runs}` in a text; other values are unchanged."""
+    """Fill in `{seed}` and `{runs}` in a text (`{seed}` alone is a number); other values are unchanged."""
+    if value == "{seed}":
+        return int(places[value])
     if isinstance(value, str):
         for name, filled in places.items():
             value = value.replace(name, filled)

@@ -85,6 +85,10 @@ class Definition(Section):
     against: str | None = None
     """One of `metrics`: a figure shows the scores over it (`mtrl_ray.studies.trade_offs`)."""
 
+    speed: bool = False
+    """Whether the page has a table of every run: scores before and after, conversations and seconds to shares of the gap."""
+    closes: float | None = Field(None, gt=0)
+    """Share of the gap to the scripted expert that every run has to close; otherwise the command fails at the end."""
     win_rates: bool = False
     """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""
     over_start: bool = False

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.studies import areas, trade_offs
+from mtrl_ray.studies import areas, speed, trade_offs
 from mtrl_ray.studies.cells import Cell, label
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.figures import Figure, figures, plain
@@ -35,6 +35,12 @@ CURVES = "## Learning curves\n\nSeeds thin, their mean thick; dashed, the script
 AREAS = (
     "The mean of a metric over all iterations, then over seeds, and the difference from the baseline, paired by seed. "
     "*Smallest*: the smallest true difference that as many seeds show with probability .8."
+)
+
+SPEEDS = (
+    "*Probe*: how likely the start takes up what the user said. *Greedy*: with the likeliest tokens. The gap goes from the "
+    "run's own start to the expert. *Area*: the mean share of it over the run's conversations. *To 70 %*: conversations, or "
+    "seconds of training, until the training conversations of four iterations score that much."
 )
 
 
@@ -70,6 +76,8 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
         "areas": areas.areas(definition, grouped(runs)),
         "missing": _missing(cells, runs),
     }
+    if definition.speed or definition.closes is not None:
+        result["speeds"] = speed.speeds(runs)
     if definition.over_start:
         for row, group in zip(result["rows"], grouped(runs), strict=True):
             row["over_start"] = over_start(group)
@@ -100,6 +108,8 @@ def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure]
         parts += [f"## Against {label(definition.baseline)}", _difference_rows(definition, result["differences"])]
     if result["areas"]:
         parts += ["## Areas under the curves", AREAS, _area_rows(definition, result["areas"])]
+    if result.get("speeds"):
+        parts += ["## Every run", SPEEDS, _markdown(*speed.shown(result["speeds"], list(definition.axes)))]
     for heading, chosen in (
         ("", [figure for figure in drawn if figure.name.startswith((AREA, AGAINST))]),
         (CURVES, [figure for figure in drawn if not figure.name.startswith((AREA, AGAINST))]),
