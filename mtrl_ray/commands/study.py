@@ -73,12 +73,13 @@ def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, js
     from mtrl_ray.studies.speed import failing
     from mtrl_ray.studies.writing import write_study
 
+    result: dict[str, Any] = {}
+
     def write() -> None:
         nonlocal result
         result = write_study(definition, cells, output)
         write_json(json_path, result)
 
-    result: dict[str, Any] = {}
     try:
         failed = run_cells(chosen, session, ended=write)
     except KeyboardInterrupt as error:
