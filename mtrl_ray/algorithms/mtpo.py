@@ -85,7 +85,7 @@ class PolicyLoss(ConversationImprovement, entropy_bonus=0.0):
 
 
 class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
-    """The `algorithm:` section; the conversations of a context are compared two by two."""
+    """The `algorithm:` section; every two of a context's conversations are compared."""
 
     variant: Literal["mtpo", "mtpo_tau", "nash_md", "rlhf", "reward", "best_response"] = "mtpo"
     """`mtpo`: preferences between the policy's conversations; `mtpo_tau`: between those of its mixture with the reference;
@@ -97,9 +97,6 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     kl_target: float | None = Field(None, gt=0)
     """Steer α from iteration to iteration so that KL(π‖μ) becomes this many nats per conversation, as is needed to compare
     algorithms at equal distance from μ; `alpha` is where it begins. None: α is constant."""
-    every_pair: bool = False
-    """Compare every two of a context's samples instead of two by two, and give each the mean of its preferences: less noise
-    from as many conversations, for more comparisons."""
     tau: float = Field(0.0375, gt=0, le=1)
     """τ, the reference's share in the mixture of `mtpo_tau` and `nash_md`."""
     critic_warmup: int = Field(4, ge=0)
@@ -126,14 +123,13 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
             )
         if self.kl_target is not None and self.alpha == 0:
             raise ValueError("kl_target is set and alpha is 0, which no factor can change; give the α to begin with")
-        if self.every_pair and (self.samples < 3 or not self.pairs):
+        if self.pairs and self.samples < 2:
             raise ValueError(
-                f"every_pair is true with samples: {self.samples} and variant: {self.variant}; it needs an algorithm that "
-                "compares conversations, and at least 3 of each context"
+                f"samples is {self.samples} and variant is {self.variant}, which compares conversations; use at least 2"
             )
-        if self.pairs and self.samples % 2 and self.pairing != "every":
+        if self.variant in ONE_SIDED and self.samples % 2:
             raise ValueError(
-                f"samples is {self.samples} and variant is {self.variant}; conversations are compared two by two: use an "
+                f"samples is {self.samples} and variant is {self.variant}, whose every second sample is an opponent's; use an "
                 "even number"
             )
         return self
@@ -157,8 +153,6 @@ class MTPOSettings(AlgorithmSettings, name="mtpo", samples=2):
     @property
     def pairing(self) -> Pairing:
         """Which conversations of a context are compared."""
-        if not self.every_pair:
-            return "neighbours"
         return "across" if self.variant in ONE_SIDED else "every"
 
     @property
@@ -245,4 +239,4 @@ class MTPO(Algorithm[MTPOSettings]):
             return conversations, None
         if settings.variant in ONE_SIDED:
             conversations, terminal = first_members(conversations, terminal)
-        return averaged(conversations, terminal) if settings.every_pair else (conversations, terminal)
+        return averaged(conversations, terminal) if settings.pairs else (conversations, terminal)

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import System
 
 Numbers = dict[str, float]
-Pairing = Literal["neighbours", "every", "across"]
-"""Which conversations of a context are pairs: samples 2k and 2k+1; every two; every even sample, first, with every odd one. A
-conversation then is in several pairs, and `averaged` makes one number of them."""
+Pairing = Literal["every", "across"]
+"""Which conversations of a context are pairs: every two; or every even sample, first, with every odd one. Of more than two
+samples, each is in several pairs, and `averaged` makes one number of them."""
 
 
 class PreferenceSettings(Section):
@@ -70,7 +70,7 @@ class PreferenceSettings(Section):
         return require_oracle(make(environment.name, **environment.options))
 
 
-def pair_up(system: "System", conversations: Ref[pa.Table], pairing: Pairing = "neighbours") -> Ref[pa.Table]:
+def pair_up(system: "System", conversations: Ref[pa.Table], pairing: Pairing = "every") -> Ref[pa.Table]:
     """Those of the conversations that have a partner on their context, pair after pair. Returns at once."""
     table, numbers = paired.remote(conversations, pairing)
     system.record("preferences", numbers)
@@ -161,9 +161,9 @@ def compared(
     return compare(pairs, settings.judge(environment), noise, rollout)
 
 
-def pairs_of(conversations: pa.Table, pairing: Pairing = "neighbours") -> pa.Table:
-    """The conversations that have a partner, pair after pair in the order of their first members: of neighbours sample 2k, of
-    `every` the lower sample, of `across` the even one.
+def pairs_of(conversations: pa.Table, pairing: Pairing = "every") -> pa.Table:
+    """The conversations that have a partner, pair after pair in the order of their first members: of `every` the lower
+    sample, of `across` the even one.
 
     Raises DataError if there is no pair at all.
     """
@@ -189,11 +189,7 @@ def _partners(sample: int, present: Collection[int], pairing: Pairing) -> list[i
     """The samples that come second in the pairs whose first one is `sample`, among those that are there."""
     if pairing == "every":
         return sorted(other for other in present if other > sample)
-    if sample % 2:
-        return []
-    if pairing == "across":
-        return sorted(other for other in present if other % 2)
-    return [sample + 1] if sample + 1 in present else []
+    return [] if sample % 2 else sorted(other for other in present if other % 2)
 
 
 def compare(

@@ -60,8 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token": {"advantages": {"value": "token"}, "improvement": {"previous_kl": 0.1}},
     "hybrid": {"advantages": {"value": "hybrid"}, "preferences": {"flip": 0.3}},
     "mixture": {"variant": "mtpo_tau", "tau": 0.3},
-    "every pair": {"samples": 4, "every_pair": True},
-    "every pair, learned": {"samples": 3, "every_pair": True, "model": {"refresh": True}},
+    "four samples": {"samples": 4},
+    "three samples, learned preferences": {"samples": 3, "model": {"refresh": True}},
     "plain": {"improvement": {"objective": "plain"}},
     "reward": {"variant": "reward", "samples": 1},
     "learned preferences": {"model": {"refresh": True, "fit": {"minibatch_conversations": 6}}},
@@ -82,21 +82,20 @@ def test_every_way_to_set_it_learns(stepping, variant):
         pairs = metrics["preferences/compared"]
         learned = metrics["improve/conversations"]
         assert metrics["preferences/unpaired"] == metrics["collect/score_n"] - learned
-        assert 2 * pairs > learned if stepping.algorithm.settings.every_pair else 2 * pairs == learned
+        assert 2 * pairs > learned if stepping.algorithm.settings.samples > 2 else 2 * pairs == learned
         assert metrics["advantages/terminal"] == pytest.approx(0.5, abs=1e-6) or "reward_model/loss" in metrics
         assert (variant.get("model") is not None) == any(name.endswith("_model/pairs") for name in metrics)
     else:
         assert metrics["advantages/terminal"] == pytest.approx(metrics["collect/score_mean"], abs=1e-5)
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_nash_md_learns_from_its_own_samples_against_the_mixture(stepping, every):
-    stepping.algorithm = make_algorithm(
-        TREE | {"variant": "nash_md", "tau": 0.3, "samples": 4, "every_pair": every, "alpha": 0.01}
-    )
+@pytest.mark.parametrize("samples", [2, 4])
+def test_nash_md_learns_from_its_own_samples_against_the_mixture(stepping, samples):
+    tree = TREE | {"variant": "nash_md", "tau": 0.3, "samples": samples, "alpha": 0.01}
+    stepping.algorithm = make_algorithm(tree)
     metrics = stepping.step()
     own, pairs = metrics["improve/conversations"], metrics["preferences/compared"]
-    assert (own < pairs) if every else (own == pairs)
+    assert (own < pairs) if samples > 2 else (own == pairs)
     assert metrics["advantages/alpha"] == 0.01
     assert abs(metrics["improve/importance_weight"] - 1) < 1e-5, "its own samples need no correction"
 
@@ -131,10 +130,8 @@ def test_alpha_steers_the_distance_to_its_target():
     ("more", "said"),
     [
         ({"alpha": 0.0, "kl_target": 1.0}, "alpha is 0, which no factor can change"),
-        ({"every_pair": True}, "at least 3 of each context"),
-        ({"every_pair": True, "variant": "reward", "samples": 4}, "an algorithm that compares conversations"),
-        ({"samples": 3}, "use an even number"),
-        ({"samples": 3, "every_pair": True, "variant": "nash_md"}, "use an even number"),
+        ({"samples": 1}, "compares conversations; use at least 2"),
+        ({"samples": 3, "variant": "nash_md"}, "use an even number"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(more, said):
