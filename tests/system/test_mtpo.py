@@ -242,7 +242,7 @@ def test_what_cannot_work_is_said_before_anything_starts(quick, tmp_path):
     with pytest.raises(ConfigurationError, match=r"variant is mtpo_tau, .* set rollout.reference: true"):
         load("sales", [*quick, RIVALS, f"algorithm={json.dumps(TREE | {'variant': 'mtpo_tau'})}"])
     for change, sentence in (
-        ({"samples": 3}, "samples is 3 and variant is mtpo; conversations are compared two by two"),
+        ({"samples": 1}, "samples is 1 and variant is mtpo, which compares conversations; use at least 2"),
         ({"variant": "mtpo_tau", "improvement": {"importance_cap": None}}, "improvement.importance_cap is null"),
         ({"improvement": {"kl": {"kind": "k2", "place": "loss"}}}, "kl is set by algorithm.alpha"),
         ({"variant": "rlhf"}, "variant is rlhf, which needs a reward model"),
