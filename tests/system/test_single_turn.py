@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
     "contexts": 8,
     "states": 12,
     "model": {"first": FIRST},
-    "improvement": {"minibatch_conversations": 4, "epochs": 1},
+    "improvement": {"minibatch_conversations": 2, "epochs": 1},
 }
 
 
