@@ -12,6 +12,7 @@ ALGORITHMS = {
     "itpo": "mtrl_ray.algorithms.itpo:ITPO",
     "mtpo": "mtrl_ray.algorithms.mtpo:MTPO",
     "policy_gradient": "mtrl_ray.algorithms.policy_gradient:PolicyGradient",
+    "refuel": "mtrl_ray.algorithms.refuel:Refuel",
     "single_turn": "mtrl_ray.algorithms.single_turn:SingleTurn",
 }
 """Name in a recipe's `algorithm.name`: module and class."""
