@@ -2,51 +2,78 @@
 
     repeat
         D_multi  = conversations held with π_i
-        Q_i      = regression of returns on (state, response) pairs of D_multi          (§2.2; Monte Carlo, or TD)
+        Q_i      = regression of returns on (state, response) pairs of D_multi          (§2.2)
         D_single = the logged states, as prompts
-        π_{i+1}  = token-level PPO on D_single, Q_i scoring each response at its last token; no later turn is generated
+        π_{i+1}  = policy improvement on D_single, Q_i scoring each response; no later turn is generated
 
-Q is response-level: one scalar per (state, response). With `q.discount: 0` the return is the reward that arrives right after
-the response, and the same loop is the single-turn baseline: PPO on the immediate reward.
-GRPO or REINFORCE may take PPO's place inside (`improvement.estimator`).
+Q is response-level: one scalar per (state, response). The paper fixes this shape, not what Q is:
+
+- `critic: linear`, the default: ridge regression on the policy's own features (`learner.methods.linear_q`), then a policy
+  gradient from K responses per state, with what was said beside them (`learner.methods.single_turn`).
+- `critic: network`: the paper's. Q is a copy of the policy with a scalar head (`learner.methods.q`), then token-level PPO with
+  a critic (`learner.methods.improvement`), or GRPO or REINFORCE in its place (`improvement.estimator`).
+
+With `q.discount: 0` the return is the reward that arrives right after the response, and the same loop is the single-turn
+baseline.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.evaluation.answer_ranks import measure, measurements
 from mtrl_ray.learner.methods.improvement import Improvement
+from mtrl_ray.learner.methods.linear_q import LinearQ, ScoreLinearly
 from mtrl_ray.learner.methods.q import QFit
+from mtrl_ray.learner.methods.single_turn import SingleTurnImprovement
 from mtrl_ray.learner.methods.snapshot import Snapshot
+from mtrl_ray.learner.sections import KL
+from mtrl_ray.processes.refs import Ref
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.system.system import System
+    from mtrl_ray.system.system import Logged, System
 
 
-class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=256):
+class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32):
     """The `algorithm:` section."""
 
-    window: int = Field(1, ge=1)
-    """Iterations of conversations that Q is fitted on. Monte Carlo returns of older policies are biased: use TD targets
-    (`q.target`) if this is large."""
-    states: int = Field(512, ge=1)
+    critic: Literal["linear", "network"] = "linear"
+    """What Q is: see above."""
+    window: int = Field(8, ge=1)
+    """Iterations of conversations that Q is fitted on."""
+    older: int | None = Field(None, ge=0)
+    """Conversations of earlier iterations in that window, at most, drawn uniformly; None: all."""
+    states: int = Field(64, ge=1)
     """Logged states per round of improvement, drawn uniformly from the iteration's conversations."""
     responses: int = Field(4, ge=1)
     """Responses sampled in each state (K)."""
     rounds: int = Field(1, ge=1)
-    """Rounds of sampling and improvement per fit of Q."""
+    """Rounds of sampling and improvement per iteration."""
     ranking: float = Field(0.1, ge=0)
     """Conversations that are continued to see how Q ranks answers (`evaluation.answer_ranks`), as a share of those that are
     collected; 0: none."""
-    q: QFit = QFit()
-    improvement: Improvement = Improvement()
+    logged: float = Field(1.0, ge=0)
+    """Of `linear`: weight of what was said, with its λ-return, beside the responses sampled in its state; 0: Q's alone."""
+    q: QFit = QFit(td_lambda=0.9)
+    """Of `linear`, only `discount` and `td_lambda` count: the λ of what was said."""
+    improvement: Improvement = Improvement(
+        epochs=1, minibatch_conversations=8, kl=KL(coefficient=0.0, kind="k2", place="loss"), kl_limit=0.02
+    )
+    """Of `linear`, without `estimator`, `whiten`, and the critic's settings."""
 
     @model_validator(mode="after")
     def _possible(self) -> "IterativePPOSettings":
-        if self.improvement.estimator == "grpo" and self.responses < 2:
+        kl = self.improvement.kl
+        if self.critic == "linear" and self.responses < 2 and not self.logged:
+            raise ValueError("critic is linear, logged is 0 and responses is 1; a group needs at least 2 responses")
+        if self.critic == "linear" and kl.place == "reward" and kl.coefficient:
+            raise ValueError(
+                "critic is linear, which has no rewards of tokens to take a KL from; use improvement.kl.place: loss"
+            )
+        if self.critic == "network" and self.improvement.estimator == "grpo" and self.responses < 2:
             raise ValueError("improvement.estimator is grpo and responses is 1; a group needs at least 2 responses")
         if self.q.target == "expected":
             raise ValueError(
@@ -62,16 +89,31 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
     settings_class: ClassVar[type[Section]] = IterativePPOSettings
 
     def iterate(self, system: "System") -> None:
-        """One pass of the loop. Q is fitted while the responses are sampled: neither needs the other."""
+        """One pass of the loop."""
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples)
-        system.learn(settings.q, logged.window(settings.window), metrics="q")
+        if settings.critic == "network":
+            system.learn(settings.q, logged.window(settings.window, settings.older), metrics="q")
         system.learn(Snapshot())
         every, answers = measurements(settings.ranking, settings.contexts * settings.samples, settings.responses)
         for round_number in range(settings.rounds):
-            states = logged.states(settings.states, round_number)
-            responses = system.respond(states, settings.responses)
-            if every and not round_number and logged.iteration % every == 0:
-                measure(system, logged, responses, answers)
-            system.learn(settings.improvement, logged.window(1), responses, metrics="improve")
+            responses = system.respond(logged.states(settings.states, round_number), settings.responses)
+            measured = answers if every and not round_number and logged.iteration % every == 0 else 0
+            self._improve(system, logged, responses, measured)
             system.publish()
+
+    def _improve(self, system: "System", logged: "Logged", responses: Ref[pa.Table], measured: int) -> None:
+        """One improvement; `measured`: of so many of the responses, how well Q ranks them is measured before it."""
+        settings, newest = self.settings, logged.window(1)
+        if settings.critic == "network":
+            if measured:
+                measure(system, logged, responses, measured)
+            system.learn(settings.improvement, newest, responses, metrics="improve")
+            return
+        fit = LinearQ(settings.q.discount, settings.q.td_lambda)
+        older = logged.earlier(settings.window, settings.older)
+        scores, _ = system.learn(fit, newest, older, responses, metrics="q")
+        if measured:
+            measure(system, logged, responses, measured, ScoreLinearly(), scores)
+        improvement = SingleTurnImprovement(settings.improvement, settings.logged)
+        system.learn(improvement, newest, responses, scores, metrics="improve")

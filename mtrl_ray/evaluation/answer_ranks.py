@@ -61,12 +61,13 @@ def measure(
     responses: Ref[pa.Table],
     answers: int,
     scorer: Operation[np.ndarray] | None = None,
+    *given: object,
 ) -> None:
     """Record the family `ranking` of this iteration, on about `answers` of the responses.
 
-    responses: `System.respond` in states of `logged`, from the newest policy. scorer: an operation on conversations and
-    responses; None: Q, as the learner's calls so far leave it. Nothing is recorded if the answers in each state are alike, or
-    if too few users are restored, which is noted.
+    responses: `System.respond` in states of `logged`, from the newest policy. scorer: an operation on conversations, responses
+    and what is `given`; None: Q, as the learner's calls so far leave it. Nothing is recorded if the answers in each state are
+    alike, or if too few users are restored, which is noted.
     """
     settings = system.settings
     environment = make(settings.environment.name, **settings.environment.options)
@@ -77,7 +78,7 @@ def measure(
     picked = system.fetch(chosen, "the answers to continue")
     if not picked.num_rows:
         return
-    scores, _ = system.learn(scorer or ScoreResponses(), conversations, chosen)
+    scores, _ = system.learn(scorer or ScoreResponses(), conversations, chosen, *given)
     starts = _starts(logged, system.fetch(conversations, "the conversations to continue"), picked)
     begun = time.perf_counter()
     try:

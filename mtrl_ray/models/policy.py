@@ -80,14 +80,35 @@ class PolicyReader(nn.Module):
         slots: int64 [reads] into the flattened `[rows * slots]` of `inputs`; targets: int64 [reads]. Entropies have a
         gradient if `entropy_gradient` is set. Raises ConfigurationError for a temperature that is not above 0.
         """
-        states = hidden_states(self.decoder, inputs) if self.linear_head else self.all_logits(inputs)
-        return self.read(states.index_select(0, slots), targets, temperature, entropy_gradient)
+        states = self.states(inputs, slots) if self.linear_head else None
+        return self.read(inputs, slots, states, targets, temperature, entropy_gradient)
 
-    def read(self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> dict[str, Tensor]:
-        """`forward`, given the hidden states (of a model without a linear head, the logits) at the slots, [reads, width]."""
+    @property
+    def width(self) -> int:
+        """Of the hidden states."""
+        width: int = self.model.config.get_text_config().hidden_size
+        return width
+
+    def states(self, inputs: ModelInputs, slots: Tensor) -> Tensor:
+        """The decoder's last hidden states at the slots, float [reads, width]."""
+        return hidden_states(self.decoder, inputs).index_select(0, slots)
+
+    def read(
+        self,
+        inputs: ModelInputs,
+        slots: Tensor,
+        states: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> dict[str, Tensor]:
+        """`forward`, given what `states` returned; a model without a linear head needs another pass and does not read them."""
         if temperature <= 0:
             raise ConfigurationError(f"temperature is {temperature}; it has to be above 0")
-        head = self.model.get_output_embeddings() if self.linear_head else nn.Identity()
+        if self.linear_head and states is not None:
+            head = self.model.get_output_embeddings()
+        else:
+            states, head = self._all_logits(inputs).index_select(0, slots), nn.Identity()
         chunk = max(1, LOGIT_BUDGET // self.model.config.vocab_size)
         if len(targets) <= chunk:
             logprobs, entropies = _read(head, states, targets, temperature, entropy_gradient)
@@ -99,7 +120,7 @@ class PolicyReader(nn.Module):
         logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
         return {"logprobs": logprobs, "entropies": entropies}
 
-    def all_logits(self, inputs: ModelInputs) -> Tensor:
+    def _all_logits(self, inputs: ModelInputs) -> Tensor:
         """The model's logits, float [rows * slots, vocabulary]."""
         arguments = {} if inputs.mask is None else {"attention_mask": inputs.mask, "position_ids": inputs.positions}
         logits: Tensor = self.model(input_ids=inputs.tokens, use_cache=False, **arguments).logits

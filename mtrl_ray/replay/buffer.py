@@ -136,6 +136,12 @@ class ReplayBuffer:
             index = index.take(pa.array(np.sort(np.concatenate([chosen, np.flatnonzero(newest)]))))
         return self._memory.gather(index)
 
+    def earlier(self, iterations: int, most: int | None, seed: int) -> pa.Table | None:
+        """What `window` would return, without the newest iteration; None if there is nothing."""
+        window = self.window(iterations, most, seed)
+        table = window.filter(pc.less(window["iteration"], pc.max(window["iteration"])))
+        return table if table.num_rows else None
+
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.
 

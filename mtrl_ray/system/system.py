@@ -73,6 +73,12 @@ class Logged:
         table: Ref[pa.Table] = self.system.buffer.window.remote(iterations, older, seed)
         return table
 
+    def earlier(self, iterations: int, most: int | None = None) -> Ref[pa.Table | None]:
+        """The conversations of `window` without this iteration's; a ref of None if there are none."""
+        seed = derive_seed(self.system.settings.run.seed, "replay", self.iteration)
+        table: Ref[pa.Table | None] = self.system.buffer.earlier.remote(iterations, most, seed)
+        return table
+
     def states(self, count: int, round_number: int = 0) -> States:
         """About `count` of this iteration's states: all those of conversations drawn uniformly without replacement.
 

@@ -74,6 +74,29 @@ class Passes:
             merged[:, batch.items.cpu().numpy()] = torch.stack([outputs[name] for name in names]).cpu().numpy()
         return dict(zip(names, self.collective.merge(merged), strict=True))
 
+    @torch.no_grad()
+    def read_policy(
+        self, model: PolicyReader, rows: Rows, options: ForwardOptions, wanted: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """`evaluate`, and the last hidden states at the slots of the items `wanted` (int64 [wanted]): float32 [wanted, width].
+
+        Raises EngineError if a partner is gone.
+        """
+        merged = np.zeros((len(model.outputs), len(rows.items)), dtype=np.float32)
+        hidden = np.zeros((len(wanted), model.width), dtype=np.float32)
+        for batch in self._mine(rows, np.arange(len(rows))):
+            with self._precision():
+                states = model.states(batch.inputs, batch.slots)
+                outputs = model.read(batch.inputs, batch.slots, states, batch.targets, options.temperature, False)
+            items = batch.items.cpu().numpy()
+            merged[:, items] = torch.stack([outputs[name] for name in model.outputs]).cpu().numpy()
+            slot = np.full(len(rows.items), -1, dtype=np.int64)
+            slot[items] = np.arange(len(items))
+            here = slot[wanted] >= 0
+            hidden[here] = states[torch.from_numpy(slot[wanted[here]]).to(states.device)].float().cpu().numpy()
+        outputs_by_name = dict(zip(model.outputs, self.collective.merge(merged), strict=True))
+        return outputs_by_name, self.collective.merge(hidden)
+
     def update(
         self,
         model: PolicyReader | ValueModel,

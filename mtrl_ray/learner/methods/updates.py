@@ -134,8 +134,9 @@ class PolicySteps:
     """The optimiser steps of one update.
 
     `advantages`: [tokens]. `lengths`: int64, tokens of each of the parts that count alike (responses, turns, conversations),
-    in the order of the tokens; None: each token counts alike. `signal`: factor of the learning rate, for Adam's steps do not
-    shrink with the advantages (see `objectives.advantages.signal`).
+    in the order of the tokens; None: each token counts alike. `weights`: [tokens], how much each counts besides; None: 1.
+    `signal`: factor of the learning rate, for Adam's steps do not shrink with the advantages (see
+    `objectives.advantages.signal`).
     """
 
     def __init__(
@@ -147,9 +148,12 @@ class PolicySteps:
         lengths: Tensor | None,
         update: PolicyUpdate,
         signal: float = 1.0,
+        weights: Tensor | None = None,
     ) -> None:
         self.core, self.rows, self.measured, self.advantages, self.update = core, rows, measured, advantages, update
-        self._per_token = None if lengths is None else torch.repeat_interleave(1.0 / lengths, lengths)
+        self._per_token = weights if lengths is None else torch.repeat_interleave(1.0 / lengths, lengths)
+        if weights is not None and lengths is not None:
+            self._per_token = self._per_token * weights
         self._step = replace(update.step, learning_rate=update.learning_rate * signal)
 
     def run(self, stream: str) -> Numbers:

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TypeAlias
 
@@ -159,6 +159,46 @@ class Responses:
         _refuse(table, np.diff(version_starts) != lengths, "has another number of versions than of tokens")
         truncated = _equal(_one(table["finish"]), Finish.LENGTH.value)
         return cls(conversation, turn, attach, _numpy(tokens), _numpy(logprobs), _numpy(versions), starts, truncated)
+
+    @classmethod
+    def logged(cls, dialogues: Dialogues, logprobs: np.ndarray, versions: np.ndarray) -> "Responses":
+        """What the agent said, each agent turn as a response in its state; `logprobs`, `versions`: [agent tokens]."""
+        turns = dialogues.agent_turns
+        conversation = dialogues.turn_conversation[turns]
+        attach = dialogues.turn_starts[turns] - dialogues.starts[conversation]
+        starts = starts_of(dialogues.turn_lengths[turns])
+        tokens, truncated = dialogues.tokens[dialogues.agent_tokens], dialogues.truncated[turns]
+        return cls(conversation, turns, attach, tokens, logprobs, versions, starts, truncated)
+
+    def take(self, rows: np.ndarray) -> "Responses":
+        """Some of them, by number, in this order."""
+        tokens = ranges(self.starts[rows], self.lengths[rows])
+        return Responses(
+            conversation=self.conversation[rows],
+            turn=self.turn[rows],
+            attach=self.attach[rows],
+            tokens=self.tokens[tokens],
+            logprobs=self.logprobs[tokens],
+            versions=self.versions[tokens],
+            starts=starts_of(self.lengths[rows]),
+            truncated=self.truncated[rows],
+        )
+
+    def __add__(self, others: "Responses") -> "Responses":
+        """These and then the others, on states of the same dialogues."""
+        names = [field.name for field in fields(self) if field.name != "starts"]
+        joined = {name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in names}
+        return Responses(**joined, starts=np.concatenate([self.starts, self.starts[-1] + others.starts[1:]]))
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the responses that no earlier one on the same state equals, token by token; and of each response, which of
+        these it equals: int64 [distinct], int64 [responses]."""
+        found: dict[tuple[int, bytes], int] = {}
+        kinds = np.empty(len(self), dtype=np.int64)
+        for number in range(len(self)):
+            said = self.tokens[self.starts[number] : self.starts[number + 1]].tobytes()
+            kinds[number] = found.setdefault((int(self.turn[number]), said), len(found))
+        return np.unique(kinds, return_index=True)[1].astype(np.int64), kinds
 
     def __len__(self) -> int:
         return len(self.attach)
