@@ -44,8 +44,6 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32)
     """What Q is: see above."""
     window: int = Field(8, ge=1)
     """Iterations of conversations that Q is fitted on."""
-    older: int | None = Field(None, ge=0)
-    """Conversations of earlier iterations in that window, at most, drawn uniformly; None: all."""
     states: int = Field(64, ge=1)
     """Logged states per round of improvement, drawn uniformly from the iteration's conversations."""
     responses: int = Field(4, ge=1)
@@ -93,7 +91,7 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
         settings = self.settings
         logged = system.rollout(settings.contexts, settings.samples)
         if settings.critic == "network":
-            system.learn(settings.q, logged.window(settings.window, settings.older), metrics="q")
+            system.learn(settings.q, logged.window(settings.window), metrics="q")
         system.learn(Snapshot())
         every, answers = measurements(settings.ranking, settings.contexts * settings.samples, settings.responses)
         for round_number in range(settings.rounds):
@@ -111,7 +109,7 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
             system.learn(settings.improvement, newest, responses, metrics="improve")
             return
         fit = LinearQ(settings.q.discount, settings.q.td_lambda)
-        older = logged.earlier(settings.window, settings.older)
+        older = logged.earlier(settings.window)
         scores, _ = system.learn(fit, newest, older, responses, metrics="q")
         if measured:
             measure(system, logged, responses, measured, ScoreLinearly(), scores)

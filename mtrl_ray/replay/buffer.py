@@ -121,26 +121,16 @@ class ReplayBuffer:
             LOG.warning("not taken into the replay buffer: %s", sentence)
         return appended
 
-    def window(self, iterations: int, older: int | None = None, seed: int = 0) -> pa.Table:
-        """The conversations in memory of the newest `iterations` iterations, in the index's order.
-
-        older: how many to take of those before the newest iteration, drawn uniformly without replacement (None, or fewer are
-        there: all).
-        """
+    def window(self, iterations: int) -> pa.Table:
+        """All conversations in memory of the newest `iterations` iterations."""
         index = self._memory.index
-        index = index.filter(_recent(index, iterations))
-        newest = _recent(index, 1).to_numpy(zero_copy_only=False)
-        before = np.flatnonzero(~newest)
-        if older is not None and older < len(before):
-            chosen = np.random.default_rng(seed).choice(before, older, replace=False)
-            index = index.take(pa.array(np.sort(np.concatenate([chosen, np.flatnonzero(newest)]))))
-        return self._memory.gather(index)
+        return self._memory.gather(index.filter(_recent(index, iterations)))
 
-    def earlier(self, iterations: int, most: int | None, seed: int) -> pa.Table | None:
+    def earlier(self, iterations: int) -> pa.Table | None:
         """What `window` would return, without the newest iteration; None if there is nothing."""
-        window = self.window(iterations, most, seed)
-        table = window.filter(pc.less(window["iteration"], pc.max(window["iteration"])))
-        return table if table.num_rows else None
+        index = self._memory.index
+        index = index.filter(pc.and_(_recent(index, iterations), pc.invert(_recent(index, 1))))
+        return self._memory.gather(index) if index.num_rows else None
 
     def take(self, ids: Sequence[str]) -> pa.Table:
         """The conversations with these ids, in their order, from memory or else from the journal.

@@ -90,7 +90,10 @@ def migrate(tree: dict[str, Any], source: str, version: str) -> list[str]:
             )
         if gone.default is not ... and value != gone.default:
             notes.append(f"{key} ({value!r}) is no setting any more: {gone.now}")
-    notes += _sized(tree.get("algorithm"))
+    algorithm = tree.get("algorithm")
+    if _numbers(made) < (0, 2) and isinstance(algorithm, dict) and algorithm.get("name") == "iterative_ppo":
+        algorithm.setdefault("critic", "network")
+    notes += _sized(algorithm)
     for key, values in RENAMED_VALUES.items():
         held = _get(tree, key)
         if isinstance(held, str) and held in values:

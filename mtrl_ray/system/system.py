@@ -67,16 +67,14 @@ class Logged:
         table: Ref[pa.Table] = self.system.buffer.take.remote(self.ids)
         return table
 
-    def window(self, iterations: int, older: int | None = None) -> Ref[pa.Table]:
-        """The conversations of the newest `iterations` iterations; at most `older` of the earlier ones, drawn uniformly."""
-        seed = derive_seed(self.system.settings.run.seed, "replay", self.iteration)
-        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations, older, seed)
+    def window(self, iterations: int) -> Ref[pa.Table]:
+        """The conversations of the newest `iterations` iterations."""
+        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations)
         return table
 
-    def earlier(self, iterations: int, most: int | None = None) -> Ref[pa.Table | None]:
+    def earlier(self, iterations: int) -> Ref[pa.Table | None]:
         """The conversations of `window` without this iteration's; a ref of None if there are none."""
-        seed = derive_seed(self.system.settings.run.seed, "replay", self.iteration)
-        table: Ref[pa.Table | None] = self.system.buffer.earlier.remote(iterations, most, seed)
+        table: Ref[pa.Table | None] = self.system.buffer.earlier.remote(iterations)
         return table
 
     def states(self, count: int, round_number: int = 0) -> States:

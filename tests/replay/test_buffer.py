@@ -31,18 +31,14 @@ def test_a_window_is_the_newest_iterations_as_they_were(tmp_path: Path) -> None:
     assert from_table(Journal(tmp_path).read(2)) == batches[2]
 
 
-def test_of_older_conversations_so_many_are_drawn(tmp_path: Path) -> None:
+def test_the_earlier_ones_of_a_window(tmp_path: Path) -> None:
     buffer = ReplayBuffer(tmp_path)
+    assert buffer.earlier(3) is None
     batches = [batch(iteration) for iteration in range(4)]
     for conversations in batches:
         buffer.append([ref(conversations)])
-    drawn = [from_table(buffer.window(3, 4, seed)) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    for table in drawn:
-        assert table[4:] == batches[3] and len(table) == 8
-        assert all(one in batches[1] + batches[2] for one in table[:4]) and len({one.id for one in table}) == 8
-    assert from_table(buffer.window(99, 0)) == batches[3]
-    assert from_table(buffer.window(2, 99)) == batches[2] + batches[3]
+    assert from_table(buffer.earlier(3)) == batches[1] + batches[2]
+    assert buffer.earlier(1) is None
 
 
 def test_a_conversation_counts_once_by_id(tmp_path: Path) -> None:

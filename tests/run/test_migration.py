@@ -45,6 +45,7 @@ def test_settings_of_version_0_1_are_those_of_this_version(tmp_path: Path, name:
 def test_a_number_of_minibatches_becomes_their_size(tmp_path: Path, caplog):
     ippo, single = (resumed_settings(shutil.copytree(DATA / name, tmp_path / name)) for name in ("ippo", "single"))
     assert ippo.algorithm["improvement"]["minibatch_conversations"] == 6
+    assert ippo.algorithm["critic"] == "network", "a run goes on with the Q that it began with"
     assert single.algorithm["model"]["first"]["fit"]["minibatch_conversations"] == 1
     assert "minibatches (2 per pass) is now minibatch_conversations (6 per step)" in caplog.text
     with pytest.raises(

@@ -164,6 +164,8 @@ def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempP
 
 
 VARIANTS = [
+    {"critic": "linear", "window": 2},
+    {"critic": "linear", "responses": 1, "rounds": 2},
     {"improvement": {"estimator": "grpo"}},
     {"improvement": {"estimator": "reinforce"}, "responses": 1},
     {"q": {"target": "td_lambda"}, "window": 2},
@@ -172,9 +174,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=["grpo", "reinforce", "td_lambda", "sarsa", "single turn"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=["linear", "what was said", "grpo", "reinforce", "td_lambda", "sarsa", "single turn"])
 def test_every_variant_of_the_algorithm_learns(stepping, variant):
-    tree = stepping.settings.algorithm | {"improvement": {"minibatch_conversations": 1000}} | variant
+    tree = stepping.settings.algorithm | {"critic": "network", "improvement": {"minibatch_conversations": 1000}} | variant
     stepping.algorithm = make_algorithm(tree)
     version, before = stepping.system.version, ray.get(stepping.system.learner.weights(900)).buffer
     metrics = stepping.step()
