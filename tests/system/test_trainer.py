@@ -174,9 +174,13 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=["linear", "what was said", "grpo", "reinforce", "td_lambda", "sarsa", "single turn"])
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=["linear", "what was said", "grpo", "reinforce", "td_lambda", "sarsa", "single turn"]
+)
 def test_every_variant_of_the_algorithm_learns(stepping, variant):
-    tree = stepping.settings.algorithm | {"critic": "network", "improvement": {"minibatch_conversations": 1000}} | variant
+    tree = (
+        stepping.settings.algorithm | {"critic": "network", "improvement": {"minibatch_conversations": 1000}} | variant
+    )
     stepping.algorithm = make_algorithm(tree)
     version, before = stepping.system.version, ray.get(stepping.system.learner.weights(900)).buffer
     metrics = stepping.step()
