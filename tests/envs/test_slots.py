@@ -95,9 +95,9 @@ def test_the_environment_keeps_its_promises(name: str) -> None:
     ("options", "said"),
     [
         ({"horizon": 0}, "whole number of turns"),
-        ({"horizon": True}, "whole number of turns"),
+        ({"horizon": True}, "valid integer"),
         ({"bernoulli": True}, "without a horizon"),
-        ({"horizon": 3, "bernoulli": 1}, "true or false"),
+        ({"horizon": 3, "bernoulli": 1}, "valid boolean"),
         ({"horizon": 3, "table": True}, "exclude one another"),
     ],
 )
