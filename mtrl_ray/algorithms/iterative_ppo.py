@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from mtrl_ray.system.system import Logged, System
 
 
+class BoundedImprovement(
+    Improvement,
+    epochs=1,
+    minibatch_conversations=8,
+    kl=KL(coefficient=0.0, kind="k2", place="loss"),
+    kl_limit=0.02,
+):
+    """Small steps, and the way that they lead has a bound."""
+
+
 class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32):
     """The `algorithm:` section."""
 
@@ -55,11 +65,9 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32)
     collected; 0: none."""
     logged: float = Field(1.0, ge=0)
     """Of `linear`: weight of what was said, with its λ-return, beside the responses sampled in its state; 0: Q's alone."""
-    q: QFit = QFit(td_lambda=0.9)
+    q: QFit = QFit()
     """Of `linear`, only `discount` and `td_lambda` count: the λ of what was said."""
-    improvement: Improvement = Improvement(
-        epochs=1, minibatch_conversations=8, kl=KL(coefficient=0.0, kind="k2", place="loss"), kl_limit=0.02
-    )
+    improvement: BoundedImprovement = BoundedImprovement()
     """Of `linear`, without `estimator`, `whiten`, and the critic's settings."""
 
     @model_validator(mode="after")

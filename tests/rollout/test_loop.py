@@ -49,6 +49,7 @@ class Scripted:
     """`sales` with users of our own: `user(context, seed)` is a plain function."""
 
     name, max_turns = "scripted", 4
+    turn_limit = max_turns
 
     def __init__(self, user) -> None:
         self.context, self._user = make("sales").context, user

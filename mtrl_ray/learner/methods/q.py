@@ -59,7 +59,7 @@ class QFit(Fit, Operation[None], epochs=4):
     backup from the mean Q of responses sampled in the next states, for data of another policy."""
     discount: float = Field(0.95, ge=0, le=1)
     """γ per agent turn."""
-    td_lambda: float = Field(0.8, ge=0, le=1)
+    td_lambda: float = Field(0.9, ge=0, le=1)
     """λ of the target `td_lambda`: 0 is sarsa, 1 is monte_carlo."""
     target_rate: float = Field(1.0, gt=0, le=1)
     """Share of the new weights that backups move to before each pass; 1: backups use the weights at its start."""
