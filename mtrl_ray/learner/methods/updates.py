@@ -45,8 +45,8 @@ class PolicyUpdate(Fit, learning_rate=5e-4):
     clip_high: float = Field(0.2, ge=0)
     dual_clip: float | None = Field(None, gt=1)
     """Bound of the loss of tokens with a negative advantage, in advantages; None: unbounded."""
-    entropy_bonus: float = Field(0.0, ge=0)
-    """Weight of the entropy, per nat."""
+    entropy_bonus: float = 0.0
+    """Weight of the entropy, per nat; below 0 it sharpens the policy instead."""
     kl: KL = KL()
     previous_kl: float = Field(0.0, ge=0)
     """Weight of KL(π‖π_old) in the loss (k2), π_old the policy that this improvement started from: the proximal term of
@@ -186,7 +186,7 @@ class PolicySteps:
             selection,
             policy_loss(self.measured, self.advantages, self._shares(self.core.tensor(items)), update),
             self._step,
-            ForwardOptions(self.core.temperature, entropy_gradient=update.entropy_bonus > 0),
+            ForwardOptions(self.core.temperature, entropy_gradient=update.entropy_bonus != 0),
         )
         return statistics | {"tokens": float(len(items))}
 
