@@ -107,7 +107,7 @@ def _sized(algorithm: Any) -> list[str]:
     """`minibatches`, the number of steps of a pass, becomes `minibatch_conversations`, the size of one, in all sections of the
     algorithm; notes about it."""
     notes = []
-    for section, conversations in _sections(algorithm if isinstance(algorithm, dict) else {}):
+    for section, conversations in _sections(algorithm):
         if MINIBATCHES in section:
             number = int(section.pop(MINIBATCHES))
             size = max(1, -(-conversations // number))
@@ -116,14 +116,16 @@ def _sized(algorithm: Any) -> list[str]:
     return notes
 
 
-def _sections(node: dict[str, Any], conversations: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+def _sections(node: Any, conversations: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """The section and all below it, each with the number of conversations (or pairs) that are drawn for it."""
-    if "contexts" in node:
-        conversations = int(node["contexts"]) * int(node.get("samples", 1))
+    if not isinstance(node, dict):
+        return
+    contexts, samples = node.get("contexts"), node.get("samples", 1)
+    if isinstance(contexts, int) and isinstance(samples, int):
+        conversations = contexts * samples
     yield node, conversations
     for value in node.values():
-        if isinstance(value, dict):
-            yield from _sections(value, conversations)
+        yield from _sections(value, conversations)
 
 
 def refuse_old(tree: dict[str, Any], source: str) -> None:
@@ -131,7 +133,7 @@ def refuse_old(tree: dict[str, Any], source: str) -> None:
     for key in _old(tree):
         now = f"it is called {RENAMED[key]} now" if key in RENAMED else f"leave it out: {GONE[key].now}"
         raise ConfigurationError(f"{source}: {key} is a setting of an earlier version; {now}")
-    if any(MINIBATCHES in section for section, _ in _sections(tree.get("algorithm") or {})):
+    if any(MINIBATCHES in section for section, _ in _sections(_get(tree, "algorithm"))):
         raise ConfigurationError(
             f"{source}: {MINIBATCHES} is a setting of an earlier version; minibatch_conversations gives the size "
             "of a step, not their number"

@@ -38,7 +38,11 @@ def test_an_algorithm_is_found_by_name_or_by_class(monkeypatch):
             {"name": "iterative_ppo", "improvement": {"estimator": "sarsa"}},
             r"algorithm.improvement.estimator is 'sarsa'",
         ),
-        ({"name": "iterative_ppo", "responses": 1, "improvement": {"estimator": "grpo"}}, r"a group needs at least 2"),
+        (
+            {"name": "iterative_ppo", "critic": "network", "responses": 1, "improvement": {"estimator": "grpo"}},
+            r"a group needs at least 2",
+        ),
+        ({"name": "iterative_ppo", "responses": 1, "logged": 0}, r"a group needs at least 2"),
         (
             {"name": "iterative_ppo", "q": {"target": "expected"}},
             r"q.target is expected.*use monte_carlo, td_lambda or sarsa",

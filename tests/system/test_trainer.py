@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_that_explains_it(finished_run: Path):
     assert (finished_run / "command.txt").read_text() == "mtrl train sales run.name=finished\n"
     summary = json.loads((finished_run / "summary.json").read_text())
     spoken = {name: summary.pop(f"{name}_well_formed") for name in ("start", "end")}
-    assert summary.keys() == {"start", "expert", "greedy", "random", "end"}
+    assert summary.keys() == {"start", "start_greedy", "expert", "greedy", "random", "end", "end_greedy"}
     for estimate in summary.values():
         assert estimate["low"] <= estimate["mean"] <= estimate["high"] and estimate["n"] == 8
     assert summary["expert"]["mean"] == 1.0 and summary["greedy"]["mean"] == 0.5
@@ -95,8 +95,9 @@ def test_every_iteration_has_its_metrics(finished_run: Path):
         assert row["improve/policy_steps"] > 0 and 0 < row["improve/entropy"] < 10
         assert row["collect/score_low"] < row["collect/score_mean"] < row["collect/score_high"]
         assert row["collect/seconds"] + row["respond/seconds"] < row["iteration/seconds"]
-    assert "q/r" not in rows[0], "nothing was fitted before the first iteration that could predict it"
-    assert -1 <= rows[1]["q/r"] <= 1 and rows[1]["q/calibration"] >= 0
+    for row in rows:
+        assert 0 <= row["q/confidence"] <= 1 and row["q/calibration"] >= 0
+        assert row["q/conversations"] == 12 * row["iteration"], "Q is fitted on the newest and the earlier ones"
 
 
 def test_the_checkpoint_is_a_model_that_transformers_opens_and_that_has_learned(finished_run: Path, blank_sales: Path):
@@ -200,7 +201,7 @@ def test_going_back_to_a_checkpoint_repeats_the_iteration(stepping):
     assert (stepping.system.iteration, stepping.system.version) == place
     again = stepping.step()
     assert again["faults/reused"] == 12, "the journal has that iteration already"
-    same = ("collect/score_mean", "q/loss", "q/r", "improve/policy_loss", "improve/entropy")
+    same = ("collect/score_mean", "q/calibration", "q/value_r", "improve/policy_loss", "improve/entropy")
     assert {key: again[key] for key in same} == pytest.approx({key: first[key] for key in same}, rel=1e-4)
 
 

@@ -37,7 +37,7 @@ class SingleTurnImprovement(Operation[None]):
     run: conversations; responses sampled in their states; their `Scores`.
     Numbers: those of `PolicySteps.run`; `score` (Q of the sampled responses), `score_deviation` (within a state),
     `logged_deviation` (of what was said, before scaling), `distinct` (different responses per state), `truncated` (share of
-    the sampled responses that ended at the token limit), `response_tokens` (mean length), `responses`.
+    the sampled responses that ended at the token limit), `response_tokens` (mean length), `responses`, `importance_weight`.
     """
 
     doing: ClassVar[str] = "improving the policy"
@@ -95,7 +95,8 @@ class SingleTurnImprovement(Operation[None]):
             torch.repeat_interleave(core.tensor(values.astype(np.float32)), lengths) for values in (advantages, weights)
         )
         alike = None if self.update.aggregation == "token" else lengths
-        return PolicySteps(core, rows, measured, per_token, alike, self.update, weights=shares).run("improve")
+        steps = PolicySteps(core, rows, measured, per_token, alike, self.update, weights=shares)
+        return steps.run("improve") | {"importance_weight": float(measured.weights.mean())}
 
 
 def _centred(scores: np.ndarray, counts: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, float]:
