@@ -6,10 +6,9 @@ A target lets a fast machine stop when it is done, and gives a slow one the time
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import View
 
@@ -50,19 +49,19 @@ class Target:
             self.add(metrics)
 
     @classmethod
-    def of(cls, share: float | None, folder: Path) -> "Target":
+    def of(cls, share: float | None, folder: Path, note: Callable[[str], None]) -> "Target":
         """The target of a run: `share` of the gap between its start's held-out score and the scripted expert's.
 
-        Raises ConfigurationError if the environment has no expert.
+        None, and a note, if the environment has no expert.
         """
         if share is None:
             return cls(None)
         summary = json.loads((folder / "summary.json").read_text())
         if "expert" not in summary:
-            raise ConfigurationError(
-                f"run.until_gap is {share:g}, but the environment has no scripted agent 'expert' to measure the gap to; "
-                "leave it out, or give the environment one"
+            note(
+                f"run.until_gap ({share:g}) ends nothing: the environment has no scripted agent 'expert' to measure a gap to"
             )
+            return cls(None)
         start, expert = summary["start"]["mean"], summary["expert"]["mean"]
         return cls(start + share * (expert - start), read_metrics(folder))
 

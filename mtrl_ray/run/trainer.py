@@ -226,7 +226,7 @@ def _whole(trainer: Trainer, budget: Budget, stop: StopSignal) -> None:
 def _train(trainer: Trainer, budget: Budget, stop: StopSignal) -> None:
     run_settings = trainer.settings.run
     budget.begin(trainer.view)
-    target = Target.of(run_settings.until_gap, trainer.folder)
+    target = Target.of(run_settings.until_gap, trainer.folder, trainer.view.note)
     while trainer.system.iteration < run_settings.iterations and not budget.spent() and not target.reached:
         begun = time.monotonic()
         with stop.answered("grace"):
