@@ -208,6 +208,7 @@ class Babel:
     """`sales` with such users for half of its contexts."""
 
     name, max_turns = "babel", 3
+    turn_limit = max_turns
 
     def __init__(self, hostile: bool) -> None:
         self.context, self._hostile = make("sales").context, hostile
