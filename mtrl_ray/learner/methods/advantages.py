@@ -134,7 +134,7 @@ class Advantages(Section, Operation[np.ndarray]):
 
 
 def _predicted(core: Core, name: str, rows: Rows, rewards: Tensor, mask: Tensor) -> Tensor:
-    """A critic's values at the items of rows; the returns of the rewards set its scale if nothing has yet."""
+    """A critic's values at the items of rows; its scale follows the returns of the rewards."""
     core.calibrate(name, _numpy(discounted_sums(rewards, mask, 1.0)[mask]))
     return core.tensor(core.evaluate(name, rows)["values"])
 

@@ -24,10 +24,11 @@ from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.rows.packing import response_tokens
 from mtrl_ray.learner.rows.tables import Responses, Tables
-from mtrl_ray.objectives.advantages import SCORE_FLOOR
+from mtrl_ray.objectives.advantages import SCORE_FLOOR, group_centred
+from mtrl_ray.statistics.ranking import spread
 
 BOUND = 3.0
-"""Deviations."""
+"""Largest advantage, in deviations."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class SingleTurnImprovement(Operation[None]):
     """Policy improvement on responses in logged states.
 
     run: conversations; responses sampled in their states; their `Scores`.
-    Numbers: those of `PolicySteps.run`; `score` (Q of the sampled responses), `score_deviation` (within a state),
-    `logged_deviation` (of what was said, before scaling), `distinct` (different responses per state), `truncated` (share of
-    the sampled responses that ended at the token limit), `response_tokens` (mean length), `responses`, `importance_weight`.
+    Numbers: those of `PolicySteps.run`; `score` (Q of the sampled responses), `score_within` and `score_between` (see
+    `statistics.ranking.Spread`), `logged_deviation` (of what was said, before scaling), `truncated` (share of the sampled
+    responses that ended at the token limit), `responses`, `importance_weight`. No step is taken if Q is sure of nothing and
+    what was said does not count.
     """
 
     doing: ClassVar[str] = "improving the policy"
@@ -56,25 +58,21 @@ class SingleTurnImprovement(Operation[None]):
         if len(scores.logged) != len(said):
             raise DataError(f"{len(said)} logged responses need as many advantages; {len(scores.logged)} were given")
         some, kind = sampled.distinct()
-        counts = np.bincount(kind, minlength=len(some))
-        among, within = _centred(scores.responses[some], counts, sampled.state[some])
-        per_state = np.bincount(sampled.state, minlength=1)[sampled.state[some]]
-        known = np.isfinite(scores.logged) & (self.logged > 0)
-        told = scores.logged[known]
-        deviation = float(told.std()) if len(told) else 0.0
-        everything = sampled.take(some) + said.take(np.flatnonzero(known))
-        advantages = np.concatenate(
-            [_scaled(among, within), _scaled(told - told.mean() if len(told) else told, deviation)]
+        among = group_centred(torch.from_numpy(scores.responses), torch.from_numpy(sampled.state)).numpy()
+        among_weights = np.bincount(kind) / np.bincount(sampled.state)[sampled.state[some]] * scores.confidence
+        known = np.flatnonzero(np.isfinite(scores.logged))
+        told = scores.logged[known] - scores.logged[known].mean() if len(known) else scores.logged[known]
+        numbers = self._improve(
+            core,
+            batch,
+            sampled.take(some) + said.take(known),
+            np.concatenate([_scaled(among)[some], _scaled(told)]),
+            np.concatenate([among_weights, np.full(len(known), self.logged)]),
         )
-        weights = np.concatenate([counts / per_state * scores.confidence, np.full(len(told), self.logged)])
-        numbers = self._improve(core, batch, everything, advantages, weights)
-        return None, numbers | {
-            "score": float(scores.responses.mean()) if len(sampled) else 0.0,
-            "score_deviation": within,
-            "logged_deviation": deviation,
-            "distinct": float(len(some) / max(len(np.unique(sampled.state)), 1)),
-            "truncated": float(sampled.truncated.mean()) if len(sampled) else 0.0,
-            "response_tokens": float(sampled.lengths.mean()) if len(sampled) else 0.0,
+        return None, numbers | spread(scores.responses, sampled.state).numbers("score") | {
+            "score": float(scores.responses.mean()),
+            "logged_deviation": float(told.std()) if len(told) else 0.0,
+            "truncated": float(sampled.truncated.mean()),
             "responses": float(len(sampled)),
         }
 
@@ -85,9 +83,7 @@ class SingleTurnImprovement(Operation[None]):
         counted = np.flatnonzero(weights > 0)
         responses, advantages, weights = responses.take(counted), advantages[counted], weights[counted]
         if not len(responses):
-            raise DataError(
-                "there are no responses to improve the policy on: Q is not sure of any, and none was logged"
-            )
+            return {"policy_steps": 0.0, "trained_tokens": 0.0}
         rows = response_tokens(batch.dialogues, responses, core.branch_tokens)
         measured = measure(core, rows, responses.logprobs, responses.versions, self.update)
         lengths = core.tensor(responses.lengths)
@@ -99,13 +95,7 @@ class SingleTurnImprovement(Operation[None]):
         return steps.run("improve") | {"importance_weight": float(measured.weights.mean())}
 
 
-def _centred(scores: np.ndarray, counts: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, float]:
-    """Score less its state's mean, and the deviation of that; each response counts `counts` times."""
-    total = np.bincount(state, weights=counts)
-    centred = scores - (np.bincount(state, weights=counts * scores) / np.maximum(total, 1))[state]
-    return centred, float(np.sqrt((counts * np.square(centred)).sum() / max(counts.sum(), 1)))
-
-
-def _scaled(advantages: np.ndarray, deviation: float) -> np.ndarray:
-    """Advantages in deviations, clipped; what hardly varies (`SCORE_FLOOR`) stays small."""
+def _scaled(advantages: np.ndarray) -> np.ndarray:
+    """Centred advantages in their deviations, clipped; what hardly varies (`SCORE_FLOOR`) stays small."""
+    deviation = float(advantages.std()) if len(advantages) else 0.0
     return np.clip(advantages / max(deviation, SCORE_FLOOR), -BOUND, BOUND)

@@ -168,6 +168,6 @@ def _account(core: Core, batch: Batch, earned: np.ndarray, alpha: float) -> Acco
 
 
 def _values(core: Core, name: str, rows: Rows, calibration: Tensor) -> Tensor:
-    """A value model's predictions, [items]; `calibration` sets its scale if nothing has yet."""
+    """A value model's predictions, [items]; its scale follows `calibration`."""
     core.calibrate(name, calibration.cpu().numpy())
     return core.tensor(core.evaluate(name, rows)["values"])

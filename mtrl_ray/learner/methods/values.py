@@ -1,6 +1,6 @@
 """Regression of a value model on targets at the items of rows: agent tokens, or the states before agent turns.
 
-The loss is half the squared error in units of the model's scale, which the first targets set (`ValueModel.calibrate`).
+The loss is half the squared error in units of the model's scale, which follows the targets (`ValueModel.calibrate`).
 """
 
 import numpy as np

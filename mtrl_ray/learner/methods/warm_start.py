@@ -18,7 +18,7 @@ from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.methods.sft import Supervision, imitated
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import turn_tokens
-from mtrl_ray.learner.rows.tables import Dialogues, Tables
+from mtrl_ray.learner.rows.tables import Dialogues, Tables, starts_of
 
 STRETCH = 100
 """Steps between two trials of the model."""
@@ -77,7 +77,7 @@ def right_answers(core: Core, pairs: Tables) -> float:
     dialogues = Dialogues.read(pairs)
     rows = turn_tokens(dialogues)
     logprobs = core.passes.evaluate(core.models.policy, rows)["logprobs"].astype(np.float64)
-    turns = np.add.reduceat(logprobs, _firsts(dialogues))
+    turns = np.add.reduceat(logprobs, starts_of(dialogues.turn_lengths[dialogues.agent_turns])[:-1])
     owner = dialogues.turn_conversation[dialogues.agent_turns]
     last = turns[np.flatnonzero(np.append(owner[1:] != owner[:-1], True))]
     margin = last[0::2] - last[1::2]
@@ -94,9 +94,3 @@ def stopped_falling(losses: list[float]) -> bool:
     """Whether the best of the last `PATIENCE` losses is not `LEAST_FALL` below the best before them."""
     before, recent = losses[:-PATIENCE], losses[-PATIENCE:]
     return bool(before) and min(recent) > (1 - LEAST_FALL) * min(before)
-
-
-def _firsts(dialogues: Dialogues) -> np.ndarray:
-    """Number of the first token of each agent turn, among the agent's tokens."""
-    lengths = dialogues.turn_lengths[dialogues.agent_turns]
-    return np.cumsum(lengths) - lengths
