@@ -1,7 +1,5 @@
 """ITPO on a real Ray: every way it can be set, groups that lost members, a run on `sales` that is resumed."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +15,17 @@ from mtrl_ray.feedback.turn_weights import judge_turns
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import checkpoint, trainer
-from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
-from mtrl_ray.run.recipes import load
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.run.folder import resumed_settings, write_settings
+from tests.support.algorithms import settings_with
 
 TREE: dict[str, Any] = {"name": "itpo", "contexts": 4, "samples": 3, "improvement": {"minibatch_conversations": 6}}
-
-
-def settings_of(quick: list[str], folder: Path, name: str, *overrides: str) -> Settings:
-    """A recipe's settings with this algorithm in place of its own."""
-    mine = [f"run.folder={folder}", f"run.name={name}", f"algorithm={json.dumps(TREE)}", *overrides]
-    settings = load("sales", [*quick, *mine])
-    prepare(settings, fresh=False, command="mtrl train")
-    return settings
 
 
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
     overrides = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.data_errors=1"]
-    settings = settings_of(quick, tmp_path_factory.mktemp("itpo"), "stepping", *overrides)
+    settings = settings_with(TREE, quick, tmp_path_factory.mktemp("itpo"), "stepping", *overrides)
     made = trainer.Trainer(settings)
     yield made
     made.stop()
@@ -103,7 +92,7 @@ def test_an_environment_without_a_record_cannot_judge(stepping):
 
 
 def test_a_run_on_sales_keeps_its_reward_model_and_goes_on(ray_cluster, quick, tmp_path):
-    settings = settings_of(quick, tmp_path, "sales", "environment.name=sales", "algorithm.turn_scores_every=1")
+    settings = settings_with(TREE, quick, tmp_path, "sales", "environment.name=sales", "algorithm.turn_scores_every=1")
     summary = trainer.run(settings, Silent())
     assert summary["end"]["n"] == 8
     rows = read_metrics(settings.run_folder)

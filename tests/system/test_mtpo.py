@@ -2,7 +2,6 @@
 from a folder."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.feedback.preferences import compare_pairs, pair_up
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import trainer
-from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
-from mtrl_ray.settings.tree import Settings
 from mtrl_ray.tabular.updates import learning_rate
+from tests.support.algorithms import settings_with
 from tests.support.endpoint import Endpoint
 
 TREE: dict[str, Any] = {
@@ -32,14 +30,6 @@ TREE: dict[str, Any] = {
 RIVALS = "environment.name=tests.support.rival_letters:RivalLetters"
 
 
-def settings_of(quick: list[str], folder: Path, name: str, tree: dict[str, Any], *overrides: str) -> Settings:
-    """A recipe's settings with this algorithm in place of its own."""
-    mine = [f"run.folder={folder}", f"run.name={name}", f"algorithm={json.dumps(tree)}", RIVALS, *overrides]
-    settings = load("sales", [*quick, *mine])
-    prepare(settings, fresh=False, command="mtrl train")
-    return settings
-
-
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
@@ -49,7 +39,7 @@ def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempP
         "rollout.data_errors=1",
         "rollout.reference=true",
     ]
-    settings = settings_of(quick, tmp_path_factory.mktemp("mtpo"), "stepping", TREE, *overrides)
+    settings = settings_with(TREE, quick, tmp_path_factory.mktemp("mtpo"), "stepping", RIVALS, *overrides)
     made = trainer.Trainer(settings)
     yield made
     made.stop()

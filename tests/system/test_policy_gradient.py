@@ -1,7 +1,5 @@
 """`policy_gradient` on a real Ray: every estimator, and a run that is resumed."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,8 @@ from mtrl_ray.algorithms.registry import make_algorithm
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import trainer
-from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
-from mtrl_ray.run.recipes import load
-from mtrl_ray.settings.tree import Settings
+from mtrl_ray.run.folder import resumed_settings, write_settings
+from tests.support.algorithms import settings_with
 
 TREE: dict[str, Any] = {
     "name": "policy_gradient",
@@ -25,17 +22,10 @@ TREE: dict[str, Any] = {
 }
 
 
-def settings_of(quick: list[str], folder: Path, *overrides: str) -> Settings:
-    mine = [f"run.folder={folder}", "run.name=stepping", f"algorithm={json.dumps(TREE)}", *overrides]
-    settings = load("sales", [*quick, *mine])
-    prepare(settings, fresh=False, command="mtrl train")
-    return settings
-
-
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves."""
-    made = trainer.Trainer(settings_of(quick, tmp_path_factory.mktemp("policy_gradient")))
+    made = trainer.Trainer(settings_with(TREE, quick, tmp_path_factory.mktemp("policy_gradient"), "stepping"))
     yield made
     made.stop()
 
@@ -59,7 +49,7 @@ def test_every_estimator_learns(stepping, estimator):
 
 def test_a_run_on_sales_goes_on_with_its_critic(ray_cluster, quick, tmp_path):
     tree = TREE | {"advantages": {"estimator": "turn_ppo", "gae_lambda": 0.9}}
-    settings = settings_of(quick, tmp_path, "environment.name=sales", f"algorithm={json.dumps(tree)}")
+    settings = settings_with(tree, quick, tmp_path, "whole", "environment.name=sales")
     summary = trainer.run(settings, Silent())
     assert summary["end"]["n"] == 8
     write_settings(resumed_settings(settings.run_folder, ["run.iterations=3"]))

@@ -1,8 +1,6 @@
 """REFUEL on a real Ray: pairs from branches, steps, and a run that is killed between conversations and branches."""
 
-import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ from mtrl_ray.feedback.futures import branches
 from mtrl_ray.monitoring.recorder import read_metrics
 from mtrl_ray.monitoring.view import Silent
 from mtrl_ray.run import checkpoint, trainer
-from mtrl_ray.run.folder import prepare, resumed_settings, write_settings
-from mtrl_ray.run.recipes import load
+from mtrl_ray.run.folder import resumed_settings, write_settings
+from tests.support.algorithms import settings_with
 
 TREE: dict[str, Any] = {
     "name": "refuel",
@@ -25,18 +23,11 @@ TREE: dict[str, Any] = {
 }
 
 
-def settings_of(quick: list[str], folder: Path, name: str, *overrides: str):
-    mine = [f"run.folder={folder}", f"run.name={name}", f"algorithm={json.dumps(TREE)}", *overrides]
-    settings = load("sales", [*quick, *mine])
-    prepare(settings, fresh=False, command="mtrl train")
-    return settings
-
-
 @pytest.fixture(scope="module")
 def stepping(ray_cluster: None, quick: list[str], tmp_path_factory: pytest.TempPathFactory):
     """A trainer whose iterations the tests make themselves; about every third conversation fails for good."""
     trouble = ["environment.options={trouble: some}", "rollout.retries=0", "rollout.data_errors=1"]
-    made = trainer.Trainer(settings_of(quick, tmp_path_factory.mktemp("refuel"), "stepping", *trouble))
+    made = trainer.Trainer(settings_with(TREE, quick, tmp_path_factory.mktemp("refuel"), "stepping", *trouble))
     yield made
     made.stop()
 
@@ -54,7 +45,7 @@ def test_an_iteration_learns_from_pairs(stepping):
 
 
 def test_a_killed_run_recalls_branches_too(ray_cluster, quick, tmp_path):
-    settings = settings_of(quick, tmp_path, "whole", "environment.name=sales")
+    settings = settings_with(TREE, quick, tmp_path, "whole", "environment.name=sales")
     trainer.run(settings, Silent())
     rows = read_metrics(settings.run_folder)
     assert [row["collect/conversations"] for row in rows] == [24, 24] and rows[1]["improve/pairs"] > 0
