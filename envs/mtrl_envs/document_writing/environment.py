@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.base import Agent, Context, Probe, User
 from mtrl_envs.document_writing.agents import OTHERS, Writer
 from mtrl_envs.document_writing.llm import client as llm_client
 from mtrl_envs.document_writing.moves import writer_move
@@ -21,7 +21,7 @@ from mtrl_envs.document_writing.user import Client
 from mtrl_envs.llm.options import user_kind
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
-from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
+from mtrl_envs.scripted.slots import SLOTS, Horizon, HorizonEnvironment, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 from mtrl_ray.dialogue.conversation import Role
 
@@ -37,7 +37,7 @@ LONGEST_RESPONSE = 80
 """Longest well-formed response, in words."""
 
 
-class DocumentWriting(Environment):
+class DocumentWriting(HorizonEnvironment):
     """Short documents.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `templates` (whether the system
@@ -65,11 +65,6 @@ class DocumentWriting(Environment):
         self._llm = user_kind(self.name, user, llm)
         apart = ["user: llm"] * (self._llm is not None) + ["templates"] * templates
         self._horizon = Horizon.parse(self.name, horizon, bernoulli, apart)
-
-    @property
-    def turn_limit(self) -> int:
-        """See `Environment.turn_limit`."""
-        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th document of a split."""

@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.base import Agent, Context, Probe, User
 from mtrl_envs.llm.options import user_kind
 from mtrl_envs.math_tutoring.agents import OTHERS, Tutor
 from mtrl_envs.math_tutoring.llm import pupil as llm_pupil
@@ -20,7 +20,7 @@ from mtrl_envs.math_tutoring.problems import TOPICS, sample_problem
 from mtrl_envs.math_tutoring.user import Pupil
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
-from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
+from mtrl_envs.scripted.slots import SLOTS, Horizon, HorizonEnvironment, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 from mtrl_ray.dialogue.conversation import Role
 
@@ -42,7 +42,7 @@ LONGEST_RESPONSE = 60
 """Longest well-formed response, in words."""
 
 
-class MathTutoring(Environment):
+class MathTutoring(HorizonEnvironment):
     """Word problems.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `horizon` and `bernoulli`
@@ -66,11 +66,6 @@ class MathTutoring(Environment):
         self._noise = share(self.name, "noise", noise)
         self._llm = user_kind(self.name, user, llm)
         self._horizon = Horizon.parse(self.name, horizon, bernoulli, ["user: llm"] * (self._llm is not None))
-
-    @property
-    def turn_limit(self) -> int:
-        """See `Environment.turn_limit`."""
-        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th problem of a split."""

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mtrl_envs.base import Agent, Context, Environment, Probe, User
+from mtrl_envs.base import Agent, Context, Probe, User
 from mtrl_envs.llm.options import user_kind
 from mtrl_envs.medical.agents import OTHERS, Doctor
 from mtrl_envs.medical.consultations import check_file, consultations
@@ -23,7 +23,7 @@ from mtrl_envs.medical.recorded import RecordedDoctor, RecordedPatient, recorded
 from mtrl_envs.medical.user import Patient
 from mtrl_envs.scripted.intents import clean, template_markers
 from mtrl_envs.scripted.options import share
-from mtrl_envs.scripted.slots import SLOTS, Horizon, SlotAgent, SlotUser
+from mtrl_envs.scripted.slots import SLOTS, Horizon, HorizonEnvironment, SlotAgent, SlotUser
 from mtrl_envs.scripted.splits import draw
 from mtrl_ray.dialogue.conversation import Role
 
@@ -40,7 +40,7 @@ LONGEST_RESPONSE = 80
 """Longest well-formed response, in words."""
 
 
-class Medical(Environment):
+class Medical(HorizonEnvironment):
     """A doctor and a patient.
 
     Options: `noise` (probability that an answer of the scripted user is vague or wrong); `table` (whether the system prompt
@@ -71,11 +71,6 @@ class Medical(Environment):
         taken = {"user: llm": self._llm is not None, "table": table, "contexts": contexts is not None}
         apart = [option for option, used in taken.items() if used]
         self._horizon = Horizon.parse(self.name, horizon, bernoulli, apart)
-
-    @property
-    def turn_limit(self) -> int:
-        """See `Environment.turn_limit`."""
-        return self.max_turns if self._horizon is None else self._horizon.turns
 
     def context(self, split: str, index: int) -> Context:
         """The `index`-th patient of a split."""

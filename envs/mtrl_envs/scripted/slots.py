@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtrl_envs.base import Context, Outcome, Reply, User
+from mtrl_envs.base import Context, Environment, Outcome, Reply, User
 from mtrl_envs.scripted.asking import GREETINGS, AskingAgent
 from mtrl_envs.scripted.splits import Profile, draw
 from mtrl_envs.scripted.telling import SAYINGS, TellingUser
@@ -77,6 +77,17 @@ class Horizon:
             task = draw(environment, split, index * self.turns + turn, sample)
             slots.append(task | {"told": rng.sample(topics, len(topics) - 1), "patience": 1})
         return Context(f"{split}-{index}", split, index, SYSTEM, {SLOTS: slots})
+
+
+class HorizonEnvironment(Environment):
+    """An environment with the option `horizon`."""
+
+    _horizon: Horizon | None
+
+    @property
+    def turn_limit(self) -> int:
+        """See `Environment.turn_limit`."""
+        return self.max_turns if self._horizon is None else self._horizon.turns
 
 
 class SlotUser(User):
