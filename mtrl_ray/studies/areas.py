@@ -7,12 +7,12 @@
 3. The figure has a panel for each combination of the axes other than the lines', and a line for each of its values.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mtrl_ray.statistics.drawing import drawing, legend_outside
 from mtrl_ray.statistics.estimates import mean_interval, paired_difference
 from mtrl_ray.statistics.power import runs_needed, smallest_difference
 from mtrl_ray.studies.definition import Definition
@@ -20,7 +20,6 @@ from mtrl_ray.studies.table import Run
 
 EFFECT = 0.03
 """The difference that a study should be able to show."""
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mtrl study", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
 
 Row = dict[str, Any]
 
@@ -62,26 +61,20 @@ def _against(ours: dict[int, float], theirs: dict[int, float]) -> Row:
 
 def draw(definition: Definition, metric: str, rows: Sequence[Row]) -> str:
     """The areas of a metric with their intervals, as SVG: the last of the other axes is the horizontal one."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     axis = definition.line_axis
     *kept, across = [name for name in definition.axes if name != axis] or [axis]
     chosen = [row for row in rows if row["metric"] == metric]
     panels = list(dict.fromkeys(tuple(row[name] for name in kept) for row in chosen))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(panels) + 1.5, 3.6), layout="constrained")
-        drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    with drawing("mtrl study", 4.2 * len(panels) + 1.5, 3.6) as made:
+        drawn = made.figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for panel, names in zip(drawn, panels, strict=True):
             _panel(panel, definition, [row for row in chosen if tuple(row[name] for name in kept) == names], across)
             panel.set(
                 title=", ".join(f"{name} {value}" for name, value in zip(kept, names, strict=True)), xlabel=across
             )
         drawn[0].set(ylabel=f"area of {metric}")
-        figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "mtrl study"})
-    return text.getvalue()
+        legend_outside(made.figure, drawn[0], "right upper")
+    return made.svg
 
 
 def _panel(panel: Any, definition: Definition, rows: Sequence[Row], across: str) -> None:
@@ -96,7 +89,6 @@ def _panel(panel: Any, definition: Definition, rows: Sequence[Row], across: str)
             [place + shift for place, _ in found], means, np.transpose(ends), fmt="o", markersize=3, label=name
         )
     panel.set_xticks(range(len(places)), places)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _end(row: Row, key: str) -> float:

@@ -6,21 +6,17 @@
    initial policy, for preferences that the score does not express.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mtrl_ray.statistics.drawing import drawing, legend_outside
 from mtrl_ray.studies.definition import Definition
 
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mtrl study", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
 Row = dict[str, Any]
 
 
 def draw(definition: Definition, rows: Sequence[Row]) -> str | None:
     """The figure as SVG; None if no row has the metric."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     metric = definition.against
     known = [row for row in rows if metric is not None and row["metrics"].get(metric) is not None]
     if not known:
@@ -30,9 +26,8 @@ def draw(definition: Definition, rows: Sequence[Row]) -> str | None:
     measured: list[tuple[str, Callable[[Row], Row | None]]] = [("score", lambda row: row)]
     if definition.over_start:
         measured.append(("win rate over start", lambda row: row.get("over_start")))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.2 * len(panels) + 1.5, 2.8 * len(measured) + 0.4), layout="constrained")
-        drawn = figure.subplots(len(measured), len(panels), squeeze=False, sharex=True, sharey="row")
+    with drawing("mtrl study", 3.2 * len(panels) + 1.5, 2.8 * len(measured) + 0.4) as made:
+        drawn = made.figure.subplots(len(measured), len(panels), squeeze=False, sharex=True, sharey="row")
         for line, (name, number) in zip(drawn, measured, strict=True):
             for panel, names in zip(line, panels, strict=True):
                 chosen = [row for row in known if tuple(row[axis] for axis in kept) == names]
@@ -41,10 +36,8 @@ def draw(definition: Definition, rows: Sequence[Row]) -> str | None:
             line[0].set_ylabel(name)
         for panel in drawn[-1]:
             panel.set_xlabel(metric)
-        figure.legend(*drawn[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "mtrl study"})
-    return text.getvalue()
+        legend_outside(made.figure, drawn[0][0], "right upper")
+    return made.svg
 
 
 def _panel(panel: Any, definition: Definition, rows: Sequence[Row], number: Callable[[Row], Row | None]) -> None:
@@ -69,7 +62,6 @@ def _panel(panel: Any, definition: Definition, rows: Sequence[Row], number: Call
                 linewidth=1,
                 label=name,
             )
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _bars(numbers: Sequence[Row]) -> list[list[float]]:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
+from mtrl_ray.statistics.drawing import drawing
 from mtrl_ray.tabular.checks.convergence import MTPO_FACTOR, MTPO_TAU_FACTOR, theorem_bound
 from mtrl_ray.tabular.checks.iterative_ppo import improvement_curve
 from mtrl_ray.tabular.checks.rlhf import rlhf_gap
@@ -15,22 +14,19 @@ from mtrl_ray.tabular.checks.suite import Run, Suite
 from mtrl_ray.tabular.mdp import Array
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2f6db3", "#d98218", "#3a8f5c", "#777777", "#b3413a"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mtrl theory", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
 
 
 def draw(suite: Suite, path: Path) -> None:
     """Write the figure: divergence of MTPO and MTPO-τ with their bounds, duality gaps on cycles, Iterative PPO."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 6.4), layout="constrained")
-        panels = figure.subplots(2, 2)
+    with drawing("mtrl theory", 9.0, 6.4) as made:
+        panels = made.figure.subplots(2, 2)
         _convergence(panels[0, 0], suite, "MTPO", suite.mtpo, MTPO_FACTOR, BLUE)
         _convergence(panels[0, 1], suite, "MTPO-τ", suite.mtpo_tau, MTPO_TAU_FACTOR, ORANGE)
         _gaps(panels[1, 0], suite)
         _improvement(panels[1, 1], suite)
         for panel in panels.flat:
-            panel.spines[["top", "right"]].set_visible(False)
             panel.legend(frameon=False, fontsize=8)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "mtrl theory"})
+    path.write_text(made.svg)
 
 
 def _convergence(panel: Any, suite: Suite, name: str, runs: Sequence[Run], factor: float, colour: str) -> None:

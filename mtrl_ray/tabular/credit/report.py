@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
+from mtrl_ray.statistics.drawing import drawing, legend_outside
 from mtrl_ray.statistics.estimates import Estimate, mean_interval, paired_difference
 from mtrl_ray.statistics.power import smallest_difference
 from mtrl_ray.tabular.credit.learning import RATES, Curves, train
@@ -18,7 +16,6 @@ from mtrl_ray.tabular.credit.task import Task
 PAGE, FIGURE = "credit.md", "credit.svg"
 TURNS, NOISE, DRAWN = (3, 6, 12), (0.0, 0.3), (False, True)
 BASELINE = "outcome"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mtrl credit", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25}
 COLOURS = ("#777777", "#3a8f5c", "#1d4d30", "#d98218", "#8a5210", "#2f6db3", "#c77cb5", "#b3413a", "#6b2622")
 
 
@@ -104,20 +101,18 @@ def shown(rows: Sequence[Row]) -> dict[str, Row]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Areas against the number of turns, a panel per noise and kind of outcome."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 6.6), layout="constrained")
-        panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    with drawing("mtrl credit", 9.5, 6.6) as made:
+        panels = made.figure.subplots(2, 2, sharex=True, sharey=True)
         for panel, (drawn, noise) in zip(panels.flat, itertools.product(DRAWN, NOISE), strict=True):
             chosen = [shown([row for row in rows if row.task == Task(turns, noise, drawn)]) for turns in TURNS]
             for colour, name in zip(COLOURS, chosen[0], strict=True):
                 _line(panel, [one[name] for one in chosen], name, colour)
             panel.set(title=f"outcome: {'a draw' if drawn else 'the share'}; noise {noise:g}", xticks=TURNS)
-            panel.spines[["top", "right"]].set_visible(False)
         panels[0, 0].set(ylabel="area under the curve")
         panels[1, 0].set(ylabel="area under the curve", xlabel="turns")
         panels[1, 1].set(xlabel="turns")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "mtrl credit"})
+        legend_outside(made.figure, panels[0, 0], "right center")
+    path.write_text(made.svg)
 
 
 def _line(panel: Any, rows: Sequence[Row], name: str, colour: str) -> None:
