@@ -128,8 +128,34 @@ def test_a_conversation_that_was_cut_is_neither_fitted_nor_improved_on(
         learner.run(FIT, to_table(talks), None, None)
 
 
+def test_what_was_said_is_worth_its_lambda_return_less_the_value_of_its_state(
+    policy_folder: Path, settings: LearnerSettings
+) -> None:
+    """V is what is left of the return if λ is 1; with it the advantages of any λ follow, one conversation at a time."""
+    newest = rewarded(4, 48, "new")
+
+    def advantages(td_lambda: float) -> list[np.ndarray]:
+        found = Learner(settings, policy_folder, seed=3).run(LinearQ(0.9, td_lambda), newest, None, None)[0].logged
+        counts = np.cumsum([len(one.agent_turns) for one in talks])[:-1]
+        return np.split(found.astype(np.float64), counts)
+
+    talks = from_table(newest)
+    rewards = [np.array([one.turns[turn].reward for turn in one.agent_turns]) for one in talks]
+    returns = [np.array([sum(0.9**k * r for k, r in enumerate(one[j:])) for j in range(len(one))]) for one in rewards]
+    values = [total - advantage for total, advantage in zip(returns, advantages(1.0), strict=True)]
+    assert np.std(np.concatenate(values)) > 0.1 * np.std(np.concatenate(returns)), "V says something"
+    assert np.mean(np.concatenate(values)) == pytest.approx(np.mean(np.concatenate(returns)), rel=0.1)
+    for found, earned, value in zip(advantages(0.7), rewards, values, strict=True):
+        expected, following = np.zeros(len(earned)), 0.0
+        for place in reversed(range(len(earned))):
+            after = value[place + 1] if place + 1 < len(earned) else 0.0
+            following = expected[place] = earned[place] + 0.9 * after - value[place] + 0.9 * 0.7 * following
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "turn"])
 def test_the_first_gradient_is_the_policy_gradient(
-    learner: Learner, policy_folder: Path, conversations: pa.Table, responses: pa.Table
+    learner: Learner, policy_folder: Path, conversations: pa.Table, responses: pa.Table, aggregation: str
 ) -> None:
     """Against sums over single sequences, equal responses counted each for itself."""
     generator = np.random.default_rng(0)
@@ -139,7 +165,14 @@ def test_the_first_gradient_is_the_policy_gradient(
     worth = {(row["conversation_id"], row["turn"], tuple(row["tokens"])): generator.random() for row in rows}
     sampled = np.array([worth[row["conversation_id"], row["turn"], tuple(row["tokens"])] for row in rows])
     logged = generator.standard_normal(len(said))
-    update = PolicyUpdate(minibatch_conversations=1000, importance_cap=None, max_gradient_norm=None, epochs=1, kl=NO_KL)
+    update = PolicyUpdate(
+        minibatch_conversations=1000,
+        importance_cap=None,
+        max_gradient_norm=None,
+        epochs=1,
+        kl=NO_KL,
+        aggregation=aggregation,
+    )
     spec = SingleTurnImprovement(update, logged=0.5)
     metrics = learner.run(spec, conversations, twice, scores_of(sampled, logged, 0.7))[1]
 
@@ -152,6 +185,8 @@ def test_the_first_gradient_is_the_policy_gradient(
     parts += [(one.history(turn), one.turns[turn].tokens) for one, turn in said]
     advantages = np.concatenate([among / among.std(), (logged - logged.mean()) / logged.std()]).clip(-BOUND, BOUND)
     weights = np.concatenate([[0.7 / states.count(state) for state in states], np.full(len(said), 0.5)])
+    if aggregation == "turn":
+        weights = weights / [len(tokens) for _, tokens in parts]
     total = sum(weight * len(tokens) for weight, (_, tokens) in zip(weights, parts, strict=True))
     model = LlamaForCausalLM.from_pretrained(policy_folder)
     for (history, tokens), advantage, weight in zip(parts, advantages, weights, strict=True):
