@@ -14,13 +14,13 @@
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from mtrl_envs.base import Agent, Context, Environment, Outcome, Reply, User
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, visible_text
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, visible_history
 from mtrl_ray.errors import DataError, MtrlError
 from mtrl_ray.settings.outside import raised
 
@@ -149,14 +149,7 @@ class Driver:
     @property
     def history(self) -> list[tuple[Role, str]]:
         """What the agent reads, as (role, text): with a note of what was sent in place of an edited suggestion."""
-        before: Sequence[Turn | None] = [None, *self.turns]
-        return [
-            (
-                turn.role,
-                visible_text(turn.text, last.sent) if last is not None and turn.role == Role.USER else turn.text,
-            )
-            for last, turn in zip(before, self.turns, strict=False)
-        ]
+        return visible_history(self.turns)
 
     @property
     def where(self) -> str:

@@ -140,6 +140,15 @@ def visible_text(text: str, sent: str | None) -> str:
     return text if sent is None else f"(sent: {sent}) {text}"
 
 
+def visible_history(turns: Sequence[Turn]) -> list[tuple[Role, str]]:
+    """What the agent reads of these turns, as (role, text): each user turn as `visible_text` has it."""
+    sent = [None, *(turn.sent for turn in turns)]
+    return [
+        (turn.role, visible_text(turn.text, before) if turn.role == Role.USER else turn.text)
+        for turn, before in zip(turns, sent, strict=False)
+    ]
+
+
 GAIN = "gain_{}"
 """Optional metric of a simulated user: the information gain of an agent turn (from 0), at least 0."""
 EXPECTED = "expected"

@@ -20,7 +20,7 @@ from pathlib import Path
 from mtrl_envs.base import Environment
 from mtrl_envs.measure import MIXTURE
 from mtrl_ray.dialogue.chat import chat_format
-from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, to_table, visible_text
+from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, to_table, visible_history
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.evaluation.holdout import scripted_conversations
 from mtrl_ray.models.blank import blank_model
@@ -141,22 +141,13 @@ def probes(environment: Environment, spoken: list[Conversation]) -> list[Convers
     pairs = []
     for held in spoken:
         for place in held.agent_turns:
-            found = environment.probe(read_before(held, place))
+            found = environment.probe(visible_history(held.turns[:place]))
             if found is not None:
                 before = held.turns[:place]
                 answers = [Turn(Role.AGENT, text) for text in (found.right, found.wrong)]
                 pairs += [replace(held, turns=[*before, answer]) for answer in answers]
                 break
     return pairs
-
-
-def read_before(held: Conversation, place: int) -> list[tuple[Role, str]]:
-    """What the agent reads before `held.turns[place]`, as (role, text) pairs."""
-    sent = [None, *(turn.sent for turn in held.turns)]
-    return [
-        (turn.role, visible_text(turn.text, earlier) if turn.role == Role.USER else turn.text)
-        for turn, earlier in zip(held.turns[:place], sent, strict=False)
-    ]
 
 
 def _scripted(

@@ -10,8 +10,8 @@ from mtrl_envs.education.moves import student_signs, teacher_move
 from mtrl_envs.registry import ENVIRONMENTS, make
 from mtrl_envs.sales.agents import known
 from mtrl_envs.sales.moves import CATALOGUE, fitting, seller_move
-from mtrl_ray.dialogue.conversation import Conversation, Role
-from mtrl_ray.run.tiny_model import probes, read_before
+from mtrl_ray.dialogue.conversation import Conversation, Role, visible_history
+from mtrl_ray.run.tiny_model import probes
 
 NAMES = sorted(ENVIRONMENTS)
 
@@ -34,13 +34,13 @@ def test_pairs_differ_in_their_last_turn_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_probe_depends_on_the_history_alone(name: str) -> None:
     first, second = make(name), make(name)
-    histories = [read_before(held, place) for held in spoken(name, 20) for place in held.agent_turns]
+    histories = [visible_history(held.turns[:place]) for held in spoken(name, 20) for place in held.agent_turns]
     assert [first.probe(one) for one in histories] == [second.probe(one) for one in reversed(histories)][::-1]
 
 
 def states(name: str) -> list[tuple[list[tuple[Role, str]], Probe]]:
     environment = make(name)
-    histories = [read_before(held, place) for held in spoken(name) for place in held.agent_turns]
+    histories = [visible_history(held.turns[:place]) for held in spoken(name) for place in held.agent_turns]
     return [(one, found) for one in histories if (found := environment.probe(one)) is not None]
 
 
