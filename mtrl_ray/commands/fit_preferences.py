@@ -32,6 +32,9 @@ def fit_preferences(
         typer.Option(help="Share of contexts to draw for judging; by default the log's own split, or else 0.2."),
     ] = None,
     context_length: Annotated[int, typer.Option(help="Longest pair, in tokens.")] = 1024,
+    cut_long: Annotated[
+        bool, typer.Option("--cut-long", help="Keep the ends of longer pairs instead of leaving them out.")
+    ] = False,
     vocabulary: Annotated[int, typer.Option(help="Of the tiny model's tokenizer.")] = 768,
     seed: Annotated[int, typer.Option(help="Of the split, the models and the order.")] = 0,
     save: Annotated[str | None, typer.Option(help="Folder for the models, which algorithm.model.folder takes.")] = None,
@@ -66,7 +69,7 @@ def fit_preferences(
         )
     if failed + failed_too:
         warn(f"{failed + failed_too} pairs could not be compared and are left out")
-    result = fit_logged_preferences(split, settings, spec, SFT(epochs=2), seed, save, warn)
+    result = fit_logged_preferences(split, settings, spec, SFT(epochs=2), seed, save, warn, cut_long)
     for kind in KINDS:
         for part in ("train", "held_out"):
             found = result[kind][part]

@@ -26,7 +26,7 @@ from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, from_table, sources, to_table
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.evaluation.logged import LeftOut, Parts, encoded, parts
+from mtrl_ray.evaluation.logged import LeftOut, Parts, encoded, ending, parts
 from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.pair_models import PairFit, PairModel, Preferences, quality
@@ -86,10 +86,12 @@ def fit_logged_preferences(
     seed: int,
     save: str | None,
     say: Callable[[str], None] = lambda sentence: None,
+    cut: bool = False,
 ) -> dict[str, Any]:
     """Fit both models on a part of the pairs, figures of both parts for `--json`; `save`: a folder for the models.
 
-    `say`: told what is left out, before anything is fitted. Raises DataError if too little is left.
+    `say`: told what is left out, before anything is fitted. `cut`: keep the ends of pairs that are too long. Raises DataError
+    if too little is left.
     """
     with tempfile.TemporaryDirectory(prefix="mtrl-pairs-") as scratch:
         path, left_out = model.path, LeftOut("pairs")
@@ -98,7 +100,7 @@ def fit_logged_preferences(
             blank_model(Path(path), model, [side for pair in pairs.train for side in (pair.first, pair.second)])
         chat = chat_format(path)
         (seen, given), (unseen, unseen_given) = (
-            _encoded(part, chat, model.context_length, left_out) for part in (pairs.train, pairs.test)
+            _encoded(part, chat, model.context_length, left_out, cut) for part in (pairs.train, pairs.test)
         )
         for sentence in left_out.sentences(model.context_length):
             say(sentence)
@@ -110,7 +112,12 @@ def fit_logged_preferences(
         learner = Learner(LearnerSettings(gpus=int(torch.cuda.is_available())), path, seed=seed)
         if model.path == TINY:
             learner.run(sft, seen)
-        counts = {"train": len(given) // 2, "held_out": len(unseen_given) // 2, "left_out": left_out.count}
+        counts = {
+            "train": len(given) // 2,
+            "held_out": len(unseen_given) // 2,
+            "left_out": left_out.count,
+            "cut": left_out.cut,
+        }
         result: dict[str, Any] = {"pairs": counts, "split": pairs.split.how}
         for kind in KINDS:
             _, fitted = learner.run(spec, seen, given, kind)
@@ -153,9 +160,12 @@ def _context(talked: Conversation) -> tuple[str, str, str]:
 
 
 def _encoded(
-    pairs: list[Pair], chat: ChatFormat, context_length: int, left_out: LeftOut
+    pairs: list[Pair], chat: ChatFormat, context_length: int, left_out: LeftOut, cut: bool = False
 ) -> tuple[pa.Table, np.ndarray]:
-    """Pairs' table and the preferences of its members, without pairs that are too long together or that `chat` refuses."""
+    """Pairs' table and the preferences of its members, without pairs that `chat` refuses or that are too long together.
+
+    `cut`: of the latter, both sides lose their beginning, if an agent's turn is left of each.
+    """
     talks, given = [], []
     for pair in pairs:
         sides = LeftOut()
@@ -164,6 +174,10 @@ def _encoded(
         left_out.total += 1
         if sides.causes:
             left_out.causes[next(iter(sides.causes))] += 1
+        elif length > context_length and (shorter := _ends(both, chat, context_length) if cut else None) is not None:
+            left_out.cut += 1
+            talks += shorter
+            given += [pair.preference, 1.0 - pair.preference]
         elif length > context_length:
             left_out.too_long += 1
             left_out.longest = max(left_out.longest, length)
@@ -171,3 +185,12 @@ def _encoded(
             talks += both
             given += [pair.preference, 1.0 - pair.preference]
     return to_table(talks), np.array(given, dtype=np.float32)
+
+
+def _ends(both: Sequence[Conversation], chat: ChatFormat, limit: int) -> list[Conversation] | None:
+    """The ends of a pair, together at most `limit` tokens: half for each, and what a shorter side leaves for the other."""
+    room = [max(limit // 2, limit - len(other.tokens)) for other in reversed(both)]
+    kept = [
+        side if len(side.tokens) <= most else ending(side, chat, most) for side, most in zip(both, room, strict=True)
+    ]
+    return None if any(side is None for side in kept) else [side for side in kept if side is not None]

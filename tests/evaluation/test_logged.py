@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, from_table, to_table
 from mtrl_ray.dialogue.tokens import ChatFormat
 from mtrl_ray.errors import DataError
 from mtrl_ray.evaluation.logged import LeftOut, encoded, ending, parts
-from mtrl_ray.evaluation.logged_preferences import figures, pair_parts
+from mtrl_ray.evaluation.logged_preferences import _encoded, figures, pair_parts
 from mtrl_ray.evaluation.logged_q import _by_turn, _quality
 from mtrl_ray.feedback.pairs import Pair
 from mtrl_ray.replay.split import held_out
@@ -110,6 +110,24 @@ def test_nothing_is_kept_of_a_conversation_whose_last_turn_alone_is_too_long(cha
     own = chat.encode(long)
     assert ending(own, chat, 100) is None
     assert ending(own, chat, len(own.tokens)) is not None, "it drops a turn all the same, when it is asked"
+
+
+@pytest.mark.parametrize("turns", [(8, 8), (8, 1), (1, 8)])
+def test_long_pairs_are_left_out_and_said_or_keep_their_ends(chat, turns):
+    sides = [talk(f"{place}", turns=count) for place, count in enumerate(turns)]
+    lengths = [len(chat.owned(side).tokens) for side in sides]
+    limit = sum(lengths) - 1
+    pair = Pair(sides[0], sides[1], 0.75)
+    table, given = _encoded([pair], chat, limit, out := LeftOut("pairs"))
+    assert (table.num_rows, len(given), out.too_long, out.longest) == (0, 0, 1, limit + 1)
+    table, given = _encoded([pair], chat, limit, out := LeftOut("pairs"), cut=True)
+    kept = from_table(table)
+    assert sum(len(side.tokens) for side in kept) <= limit and (out.cut, out.count) == (1, 0)
+    assert given.tolist() == [0.75, 0.25]
+    assert [side.turns[-1].text for side in kept] == [side.turns[-1].text for side in sides]
+    assert [len(side.turns) == len(own.turns) for side, own in zip(kept, sides, strict=True)].count(True) <= 1
+    table, _ = _encoded([pair], chat, 8, out := LeftOut("pairs"), cut=True)
+    assert table.num_rows == 0 and out.too_long == 1
 
 
 def predictions(rng, dialogues: int, turns: int) -> tuple[pa.Table, np.ndarray]:
