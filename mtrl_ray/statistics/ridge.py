@@ -50,18 +50,17 @@ def fit(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> tuple[R
 
 
 def _path(features: np.ndarray, targets: np.ndarray) -> list[Ridge]:
-    """The regression with each of `STRENGTHS`, from one decomposition."""
+    """The regression with each of `STRENGTHS`, from one decomposition.
+
+    It is of the features' covariances, not of the features: several times as fast with many observations, and the digits that
+    squaring costs lie far below the smallest penalty.
+    """
     mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + LEAST_DEVIATION
-    left, singular, right = np.linalg.svd((features - mean) / scale, full_matrices=False)
     intercept = float(targets.mean(dtype=np.float64))
-    along = left.T @ (targets - intercept)
+    standardised = (features - mean) / scale
+    variances, directions = np.linalg.eigh(standardised.T @ standardised)
+    along = directions.T @ (standardised.T @ (targets - intercept))
     return [
-        Ridge(
-            mean,
-            scale,
-            right.T @ (along * singular / (np.square(singular) + strength * features.shape[1])),
-            intercept,
-            strength,
-        )
+        Ridge(mean, scale, directions @ (along / (variances + strength * features.shape[1])), intercept, strength)
         for strength in STRENGTHS
     ]
