@@ -11,7 +11,8 @@
 4. `Environment.agent(name, seed)` gives the scripted agents `expert`, `greedy` and `random`, as many of them as there are;
    they read what the policy reads (the conversation's text, never the context's hidden part). Reports compare the policy
    with them, and the tiny model is warm-started on a mixture of them; a pretrained model needs none.
-5. An environment may have a probe, `Environment.probe`: pairs of answers that show whether a model takes up what it was told.
+5. An environment may have a probe, `Environment.probe`: pairs of answers that show, and teach, whether a model takes up
+   what it was told.
 6. An environment may have a preference oracle, `Environment.prefer`: which of two finished conversations on the same
    context is better (see `mtrl_envs.preferences`).
 """

@@ -31,11 +31,13 @@ BATCH_CONVERSATIONS, LEARNING_RATE = 16, 3e-3
 """Of a supervised step."""
 HELD_OUT = 400
 """Further scripted conversations, on which the model is tried while it is trained."""
+TAUGHT = 1500
+"""Most pairs of answers that it learns from."""
 ENDING = "warm_start.json"
 """File of the model's folder with the numbers of its supervised fine-tuning."""
 FIRST = 8
 """Conversations whose texts are part of the cache's key."""
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when the way the model is made changes, so that cached ones are not taken for new ones."""
 
 
@@ -108,12 +110,14 @@ def make_tiny(
     view.part("warm start", f"SFT on {len(spoken)} conversations, {warm.steps} steps at most")
     if warm.probe is None or not held_out:
         sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
-        metrics = sft_in_processes(folder, encoded, sft, seed=warm.seed)
+        metrics = sft_in_processes(folder, sft, encoded, seed=warm.seed)
     else:
-        pairs = probes(environment, held_out)
-        tried = to_table(chat.encode(conversation) for conversation in pairs or held_out)
+        pairs, taught = probes(environment, held_out), probes(environment, spoken)[: 2 * TAUGHT]
+        tables = [
+            to_table(chat.encode(conversation) for conversation in some) for some in (pairs or held_out, taught) if some
+        ]
         start = WarmStart(warm.steps, warm.probe, bool(pairs), BATCH_CONVERSATIONS, LEARNING_RATE)
-        metrics = sft_in_processes(folder, encoded, start, tried, warm.seed)
+        metrics = sft_in_processes(folder, start, encoded, *tables, seed=warm.seed)
     view.part("warm start", "")
     (folder / ENDING).write_text(json.dumps(metrics))
     return metrics

@@ -8,8 +8,11 @@ from mtrl_ray.errors import EngineError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.learner.methods.sft_processes import sft_in_processes
+from mtrl_ray.learner.methods.warm_start import WarmStart
 from mtrl_ray.models.policy import load_policy
 from mtrl_ray.settings.tree import LearnerSettings
+from tests.learner.test_sft import echoes
+from tests.learner.test_warm_start import pairs
 
 FEW = SFT(steps=4, minibatch_conversations=4)
 
@@ -19,7 +22,7 @@ def test_processes_of_its_own_give_what_one_gives(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(policy_folder, folder)
-    found = sft_in_processes(folder, conversations, FEW)
+    found = sft_in_processes(folder, FEW, conversations)
     alone = Learner(settings, policy_folder)
     expected = alone.run(FEW, conversations)[1]
     assert {name: found[name] for name in ("steps", "skipped", "trained_tokens")} == {
@@ -33,4 +36,19 @@ def test_processes_of_its_own_give_what_one_gives(
 
 def test_a_process_that_fails_is_named_and_ends_the_others(tmp_path: Path, conversations: pa.Table) -> None:
     with pytest.raises(EngineError, match=r"process [01] of the warm start ended with status 1: .*no model"):
-        sft_in_processes(tmp_path / "nowhere", conversations, FEW)
+        sft_in_processes(tmp_path / "nowhere", FEW, conversations)
+
+
+def test_a_warm_start_in_processes_learns_from_pairs(
+    tmp_path: Path, policy_folder: Path, settings: LearnerSettings
+) -> None:
+    """Both answers of a pair are in one process, whatever its share of the rows."""
+    folder = tmp_path / "model"
+    shutil.copytree(policy_folder, folder)
+    start = WarmStart(steps=6, until=1.0, minibatch_conversations=4)
+    tables = (echoes(16), pairs(8), pairs(24))
+    found = sft_in_processes(folder, start, *tables)
+    expected = Learner(settings, policy_folder).run(start, *tables)[1]
+    assert found["pair_steps"] == expected["pair_steps"] == 4
+    assert found["probe"] == pytest.approx(expected["probe"], abs=1e-4)
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)

@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from mtrl_ray.dialogue.conversation import Conversation, from_table, to_table
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods import warm_start
-from mtrl_ray.learner.methods.warm_start import WarmStart, right_answers, stopped_falling
+from mtrl_ray.learner.methods.warm_start import PAIRS, Contrasts, WarmStart, right_answers, stopped_falling
+from mtrl_ray.learner.rows.packing import turn_tokens
+from mtrl_ray.learner.rows.tables import Dialogues
 from tests.learner.examples import agent_turn
 from tests.learner.test_sft import echoes
 
@@ -26,7 +29,7 @@ def pairs(count: int) -> pa.Table:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"STRETCH": 10, "RISE": 5, "DECAY": 6}.items():
+    for name, value in {"STRETCH": 10, "RISE": 5, "DECAY": 6, "LEAST": 10}.items():
         monkeypatch.setattr(warm_start, name, value)
 
 
@@ -37,6 +40,41 @@ def test_it_ends_when_the_model_takes_up_what_it_heard(learner: Learner) -> None
     assert metrics["passed"] == 1.0 and metrics["probe"] > 0.9
     assert metrics["steps"] % 10 == 6 and metrics["steps"] < 600
     assert right_answers(learner.core, pairs(32)) == pytest.approx(metrics["probe"])
+
+
+def mumbles(count: int) -> pa.Table:
+    """Echoes in which the agent says one of two tokens, whatever it heard: nothing can be learned of listening."""
+    talks = []
+    for number, talk in enumerate(from_table(echoes(count))):
+        turns = [agent_turn([5 + number % 2, 1]) if turn.tokens[-1] == 1 else turn for turn in talk.turns]
+        talks.append(replace(talk, turns=turns))
+    return to_table(talks)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("taught", [None, pairs(96)], ids=["conversations alone", "pairs beside them"])
+def test_pairs_teach_what_the_conversations_do_not(learner: Learner, taught: pa.Table | None) -> None:
+    """Here nobody in the conversations gives the right answer of a pair."""
+    metrics = learner.run(WarmStart(steps=200, until=0.9), mumbles(64), pairs(32), taught)[1]
+    if taught is None:
+        assert metrics["passed"] == 0.0 and metrics["steps"] == 200 and metrics["pair_steps"] == 0
+    else:
+        assert metrics["passed"] == 1.0 and metrics["steps"] < 200 and metrics["pair_steps"] == metrics["steps"] - 6
+
+
+def test_the_loss_of_pairs_is_that_of_their_margins(learner: Learner) -> None:
+    """Computed from the log-probabilities of whole conversations; a minibatch's parts add up to its mean."""
+    table = pairs(PAIRS)
+    dialogues = Dialogues.read(table)
+    logprobs = learner.core.evaluate("policy", turn_tokens(dialogues))["logprobs"]
+    margin = logprobs.reshape(PAIRS, 2, 2).sum(axis=2) @ np.array([1.0, -1.0])
+    contrasts = Contrasts(dialogues)
+    found = torch.from_numpy(learner.core.evaluate("policy", contrasts.rows)["logprobs"])
+    items, loss = torch.arange(len(found)), contrasts.loss(PAIRS)
+    halves = [items[contrasts.answer < PAIRS], items[contrasts.answer >= PAIRS]]
+    parts = [loss({"logprobs": found[half]}, half)[0].item() for half in halves]
+    assert sum(parts) == pytest.approx(np.log1p(np.exp(-margin)).mean(), abs=1e-5)
+    assert loss({"logprobs": found[:0]}, items[:0])[0].item() == 0.0
 
 
 @pytest.mark.usefixtures("short")
@@ -54,12 +92,13 @@ def test_without_pairs_it_ends_when_the_held_out_loss_has_stopped_falling(learne
 
 
 def test_the_probe_reads_the_last_turn_alone(learner: Learner) -> None:
-    """Two conversations that differ in an earlier turn too have the margin of their last answers."""
-    rows = learner.core
-    two = [replace(talk, turns=talk.turns[:4]) for talk in from_table(echoes(2))]
-    first = right_answers(rows, to_table(two))
-    second = right_answers(rows, to_table(two[::-1]))
+    """What the agent said before is the pair's state; exchanged, the two answers have the other probability."""
+    two = from_table(pairs(1))
+    before = from_table(echoes(2))[1].turns
+    longer = [replace(talk, turns=[*before, *talk.turns]) for talk in two]
+    first, second = (right_answers(learner.core, to_table(some)) for some in (longer, longer[::-1]))
     assert first == pytest.approx(1 - second) and first != pytest.approx(0.5, abs=1e-6)
+    assert first != pytest.approx(right_answers(learner.core, to_table(two)), abs=1e-6)
 
 
 def test_when_a_loss_has_stopped_falling() -> None:

@@ -76,13 +76,17 @@ class Supervision:
         """One step on the next minibatch."""
         selection = next(self._passes)
         count = len(self._rows.items_of(selection))
-        step, core = Step(learning_rate, self._max_norm), self._core
-        statistics = core.passes.update(
-            core.models.policy, self._optimiser, self._rows, selection, likelihood(count), step
-        )
+        statistics = self.step_on(self._rows, selection, likelihood(count), learning_rate)
         self.losses.append(statistics["loss"])
         self._tokens += count
+
+    def step_on(self, rows: Rows, selection: np.ndarray, loss: LossFunction, learning_rate: float) -> Numbers:
+        """One step on something else, with the same optimiser; its statistics."""
+        core = self._core
+        step = Step(learning_rate, self._max_norm)
+        statistics = core.passes.update(core.models.policy, self._optimiser, rows, selection, loss, step)
         self._skipped += statistics["skipped"]
+        return statistics
 
     def settle(self) -> None:
         """Make the trained policy the starting point: drop the references, their copies and the optimiser's moments."""

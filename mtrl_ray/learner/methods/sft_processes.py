@@ -32,12 +32,10 @@ PARTNER_SECONDS = 120.0
 _HOST = "127.0.0.1"
 
 
-def sft_in_processes(
-    folder: Path, conversations: pa.Table, sft: SFT | WarmStart, held_out: pa.Table | None = None, seed: int = 0
-) -> dict[str, float]:
+def sft_in_processes(folder: Path, sft: SFT | WarmStart, *tables: pa.Table, seed: int = 0) -> dict[str, float]:
     """Train the model in `folder` on the agent's tokens of encoded conversations; the folder then holds the trained one.
 
-    held_out: of `WarmStart`. seed: of the order of the conversations. Returns the numbers of the operation.
+    tables: the operation's. seed: of the order of the conversations. Returns the numbers of the operation.
     Raises EngineError if a process fails, with the last line of its output.
     """
     from mtrl_ray.learner.compute.collective import listen
@@ -45,9 +43,8 @@ def sft_in_processes(
     meeting = listen(_HOST, PROCESSES, PARTNER_SECONDS)
     with tempfile.TemporaryDirectory(prefix="mtrl-sft-") as scratch:
         task = Path(scratch)
-        pq.write_table(conversations, task / "conversations.parquet")
-        if held_out is not None:
-            pq.write_table(held_out, task / "held_out.parquet")
+        for number, table in enumerate(tables):
+            pq.write_table(table, task / f"{number}.parquet")
         (task / "sft.pickle").write_bytes(pickle.dumps((sft, seed)))
         arguments = [
             sys.executable,
@@ -97,8 +94,7 @@ def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     group = join(store, rank, PROCESSES, torch.device("cpu"), PARTNER_SECONDS)
     operation, seed = pickle.loads((task / "sft.pickle").read_bytes())
     learner = Learner(settings, folder, collective=group, seed=seed)
-    files = [task / f"{name}.parquet" for name in ("conversations", "held_out")]
-    tables = [pq.read_table(path) for path in files if path.is_file()]
+    tables = [pq.read_table(path) for path in sorted(task.glob("*.parquet"))]
     _, metrics = learner.run(operation, *tables)
     if rank == 0:
         learner.core.models.network.save_pretrained(folder)

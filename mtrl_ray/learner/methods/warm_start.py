@@ -1,29 +1,44 @@
 """Supervised fine-tuning that ends by what the model can do, not by its steps.
 
-1. Some abilities come late and all at once: the loss hardly falls for hundreds of steps, until the model has found out that
-   the last thing the user said decides the answer. When this happens differs between seeds and between machines.
-2. So the model is tried every `STRETCH` steps on held-out conversations. With pairs of answers (`mtrl_envs.base.Probe`) the
-   measure is the mean probability of the right one of the two; training ends when it reaches `until`. Without pairs it is
-   the held-out loss; training ends when it has stopped falling.
-3. The learning rate rises, is constant, and falls over the last `DECAY` steps, which begin when the probe is passed or the
-   steps run out. Such a schedule does not need to know its end.
+Some abilities come late and all at once: the loss hardly falls for hundreds or thousands of steps, until the model has found
+out that something the user said decides the answer. When this happens differs between seeds and between machines. Two things
+make it come every time:
+
+- *Pairs.* If the environment has pairs of answers of which only the user's words tell which is right (`mtrl_envs.base.Probe`),
+  every step on conversations is followed by one on pairs, -log σ(log π(right) - log π(wrong)), until the model tells them
+  apart. What decides between two answers is a small part of the likelihood's gradient, and all of this one's.
+- *Trials.* The model is tried every `STRETCH` steps on held-out conversations. With pairs the measure is the mean probability
+  of the right one of the two; training ends when it reaches `until`, after `LEAST` steps, in which the model learns to
+  speak. Without pairs it is the held-out loss; training ends when it has stopped falling.
+
+The learning rate rises, is constant, and falls over the last `DECAY` steps, which begin when the trial is passed or the steps
+run out. Such a schedule does not need to know its end.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
+from mtrl_ray.learner.compute.epochs import minibatches
+from mtrl_ray.learner.compute.passes import LossFunction, Outputs
 from mtrl_ray.learner.methods.sft import Supervision, imitated
 from mtrl_ray.learner.operation import Numbers, Operation
-from mtrl_ray.learner.rows.packing import turn_tokens
-from mtrl_ray.learner.rows.tables import Dialogues, Tables, starts_of
+from mtrl_ray.learner.rows.packing import Rows, response_tokens
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables, starts_of
 
 STRETCH = 100
 """Steps between two trials of the model."""
 RISE, DECAY, FLOOR = 60, 150, 0.05
 """Steps in which the learning rate rises at the beginning, and falls at the end; and the share of it that is left."""
+LEAST = 800
+"""Steps before the last `DECAY`, with pairs; a model of the project needs about as many to say what people say."""
+PAIRS = 8
+"""Pairs of a step on pairs."""
 MAX_NORM = 1.0
 """Bound of the gradient's norm."""
 PATIENCE, LEAST_FALL = 4, 0.01
@@ -37,8 +52,9 @@ class WarmStart(Operation[None]):
     until: probability of the right answers at which the trial is passed. pairs: whether the held-out conversations are pairs
     that differ in their last turn alone, the one with the right answer first.
 
-    run: conversations; held-out conversations. Numbers: those of `SFT`; `passed` (1 or 0); with pairs `probe`, the mean
-    probability of the right answer at the end, otherwise `held_out_loss`. Raises DataError if there is nothing to imitate.
+    run: conversations; held-out conversations; further pairs of the same kind, to learn from, or None. Numbers: those of
+    `SFT`; `passed` (1 or 0); with pairs `probe` (mean probability of the right answer at the end) and `pair_steps`, otherwise
+    `held_out_loss`. Raises DataError if there is nothing to imitate.
     """
 
     steps: int
@@ -49,38 +65,87 @@ class WarmStart(Operation[None]):
 
     doing: ClassVar[str] = "warm start"
 
-    def run(self, core: Core, conversations: Tables, held_out: Tables) -> tuple[None, Numbers]:
+    def run(
+        self, core: Core, conversations: Tables, held_out: Tables, taught: Tables | None = None
+    ) -> tuple[None, Numbers]:
         """See the class."""
         training = Supervision(core, imitated(conversations), self.minibatch_conversations, MAX_NORM)
+        lessons = None if taught is None else _lessons(core, Contrasts(Dialogues.read(taught)))
         decay = min(DECAY, self.steps // 3)
+        longest = self.steps - decay
         trials: list[float] = []
-        passed = False
-        while not passed and len(training.losses) < self.steps - decay:
-            training.step(self.learning_rate * min(1.0, (len(training.losses) + 1) / RISE))
+        passed, on_pairs = False, 0
+        while len(training.losses) < longest and not (passed and len(training.losses) >= self._least):
+            rate = self.learning_rate * min(1.0, (len(training.losses) + 1) / RISE)
+            training.step(rate)
+            if lessons is not None and not passed:
+                training.step_on(*next(lessons), rate)
+                on_pairs += 1
             if len(training.losses) % STRETCH == 0:
                 trials.append(self._trial(core, held_out))
                 passed = trials[-1] >= self.until if self.pairs else stopped_falling(trials)
         for left in range(decay, 0, -1):
             training.step(self.learning_rate * max(FLOOR, left / decay))
         training.settle()
+        numbers = training.numbers()
         last = self._trial(core, held_out)
-        passed = last >= self.until if self.pairs else passed
-        name = "probe" if self.pairs else "held_out_loss"
-        return None, {**training.numbers(), "passed": float(passed), name: last}
+        if not self.pairs:
+            return None, numbers | {"passed": float(passed), "held_out_loss": last}
+        return None, numbers | {"passed": float(last >= self.until), "probe": last, "pair_steps": float(on_pairs)}
+
+    @property
+    def _least(self) -> int:
+        """Steps without which training does not end, even if the trial is passed."""
+        return LEAST if self.pairs else 0
 
     def _trial(self, core: Core, held_out: Tables) -> float:
         return right_answers(core, held_out) if self.pairs else loss(core, held_out)
 
 
+class Contrasts:
+    """Pairs of answers in one state each, as trees: both are branches of what was said before. `rows`; `answer`: int64
+    [tokens], the answer of each token; answers 2k and 2k + 1 are pair k, the right one first."""
+
+    def __init__(self, dialogues: Dialogues) -> None:
+        """dialogues: two by two, which differ in their last turn alone, the agent's."""
+        turns = dialogues.agent_turns
+        unread = np.zeros(len(dialogues.agent_tokens))
+        owner = dialogues.turn_conversation[turns]
+        last = np.flatnonzero(np.append(owner[1:] != owner[:-1], True))
+        said = Responses.logged(dialogues, unread, unread).take(last)
+        answers = replace(said, conversation=said.conversation // 2 * 2, turn=np.repeat(said.turn[::2], 2))
+        self.rows: Rows = response_tokens(dialogues, answers)
+        self.answer = np.repeat(np.arange(len(answers), dtype=np.int64), answers.lengths)
+        self.starts = starts_of(answers.lengths)
+
+    def loss(self, count: int) -> LossFunction:
+        """-log σ(log π(right) - log π(wrong)), in nats, a mean over the minibatch's `count` pairs."""
+        answer = torch.from_numpy(self.answer)
+
+        def loss(outputs: Outputs, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs = outputs["logprobs"]
+            of = answer.to(items.device)[items]
+            sums = logprobs.new_zeros(len(self.starts) - 1).index_add(0, of, logprobs)
+            present = torch.unique(of[of % 2 == 0])
+            total = torch.nn.functional.softplus(sums[present + 1] - sums[present]).sum() / count
+            return total, {"loss": total}
+
+        return loss
+
+
+def _lessons(core: Core, contrasts: Contrasts) -> Iterator[tuple[Rows, np.ndarray, LossFunction]]:
+    """Minibatches of pairs, in endless passes."""
+    while True:
+        for selection in minibatches(contrasts.rows, core.generator("pairs"), PAIRS):
+            yield contrasts.rows, selection, contrasts.loss(len(selection))
+
+
 def right_answers(core: Core, pairs: Tables) -> float:
     """Mean probability of the first of two answers, given that it is one of them (see `WarmStart`)."""
-    dialogues = Dialogues.read(pairs)
-    rows = turn_tokens(dialogues)
-    logprobs = core.passes.evaluate(core.models.policy, rows)["logprobs"].astype(np.float64)
-    turns = np.add.reduceat(logprobs, starts_of(dialogues.turn_lengths[dialogues.agent_turns])[:-1])
-    owner = dialogues.turn_conversation[dialogues.agent_turns]
-    last = turns[np.flatnonzero(np.append(owner[1:] != owner[:-1], True))]
-    margin = last[0::2] - last[1::2]
+    contrasts = Contrasts(Dialogues.read(pairs))
+    logprobs = core.passes.evaluate(core.models.policy, contrasts.rows)["logprobs"].astype(np.float64)
+    answers = np.add.reduceat(logprobs, contrasts.starts[:-1])
+    margin = answers[0::2] - answers[1::2]
     return float(np.mean(1.0 / (1.0 + np.exp(-np.clip(margin, -50.0, 50.0)))))
 
 
