@@ -15,8 +15,36 @@ from mtrl_ray.monitoring.view import View
 BUDGET_SLACK = 1.0
 """An iteration is begun while at least this many times the last one's duration is left of `run.minutes`."""
 SCORE = "collect/score_mean"
-ITERATIONS = 4
-"""Iterations over whose training conversations the score is averaged: single ones are noisy."""
+CONVERSATIONS = "collect/conversations"
+ENOUGH = 128
+"""Conversations, of the newest iterations, over which the score is averaged: its standard error is .04 at most."""
+
+
+class Recent:
+    """Mean score of the training conversations of the newest iterations that have `ENOUGH` of them together."""
+
+    def __init__(self) -> None:
+        self._iterations: deque[tuple[float, float]] = deque()
+
+    def add(self, metrics: Mapping[str, float | None]) -> None:
+        """Count an iteration; one without conversations does not count."""
+        score, count = metrics.get(SCORE), metrics.get(CONVERSATIONS)
+        if score is None or not count:
+            return
+        self._iterations.append((score, count))
+        while self.conversations - self._iterations[0][1] >= ENOUGH:
+            self._iterations.popleft()
+
+    @property
+    def conversations(self) -> float:
+        """How many conversations the mean is over."""
+        return sum(count for _, count in self._iterations)
+
+    @property
+    def mean(self) -> float | None:
+        """None if there are fewer than `ENOUGH` conversations."""
+        total = self.conversations
+        return sum(score * count for score, count in self._iterations) / total if total >= ENOUGH else None
 
 
 class Budget:
@@ -39,12 +67,12 @@ class Budget:
 
 
 class Target:
-    """A score of the training conversations, a mean over `ITERATIONS` iterations, at which training ends; None: never."""
+    """A score of the newest training conversations (`Recent`) at which training ends; None: never."""
 
     def __init__(self, score: float | None, before: Iterable[Mapping[str, float]] = ()) -> None:
         """before: metrics of the iterations that were done before."""
         self._score = score
-        self._recent: deque[float] = deque(maxlen=ITERATIONS)
+        self._recent = Recent()
         for metrics in before:
             self.add(metrics)
 
@@ -66,23 +94,19 @@ class Target:
         return cls(start + share * (expert - start), read_metrics(folder))
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Count an iteration; one without conversations does not count."""
-        if metrics.get(SCORE) is not None:
-            self._recent.append(metrics[SCORE])
-
-    @property
-    def mean(self) -> float:
-        """Mean score of the last iterations; NaN before the first."""
-        return sum(self._recent) / len(self._recent) if self._recent else float("nan")
+        """Count an iteration."""
+        self._recent.add(metrics)
 
     @property
     def reached(self) -> bool:
         """Whether training is done."""
-        return self._score is not None and len(self._recent) == ITERATIONS and self.mean >= self._score
+        mean = self._recent.mean
+        return self._score is not None and mean is not None and mean >= self._score
 
     def said(self) -> str:
         """Why training ended, in a sentence."""
+        recent = self._recent
         return (
-            f"training ends: the score of the last {ITERATIONS} iterations' conversations is {self.mean:.3f}, the target "
-            f"{self._score:.3f}"
+            f"training ends: the score of the last {recent.conversations:,.0f} conversations is {recent.mean or 0.0:.3f}, "
+            f"the target {self._score:.3f}"
         )

@@ -24,7 +24,7 @@ class RunSettings(Section):
     minutes: float | None = Field(None, gt=0)
     """Wall-clock budget of the training loop; None: no bound but `iterations`."""
     until_gap: float | None = Field(None, gt=0)
-    """Training ends when the training conversations of the last 4 iterations score at least this share of the way from the
+    """Training ends when the last 128 training conversations score at least this share of the way from the
     start's held-out score to the scripted expert's; None: never. Sampling hotter than the evaluation lowers that score."""
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints; the last iteration always has one."""

@@ -1,8 +1,8 @@
 """How fast each run of a study closes the gap between its own start and the scripted expert.
 
 1. The gap of a run goes from its start's held-out score to the expert's. A run has reached a share of it when the score of
-   its training conversations, a mean over the last `ITERATIONS` iterations, has; how many conversations and how many
-   seconds of training this took is counted at the end of that iteration.
+   its newest training conversations has (`run.ending.Recent`); how many conversations and how many seconds of training
+   this took is counted at the end of that iteration.
 2. `area` is the mean share over the conversations of the run: 1 if it was at the expert from the first on.
 3. The share at the end is that of the held-out score.
 """
@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtrl_ray.run.ending import ITERATIONS, SCORE
+from mtrl_ray.run.ending import CONVERSATIONS, SCORE, Recent
 from mtrl_ray.run.tiny_model import ENDING
 from mtrl_ray.studies.runs import SECONDS, read_summary
 from mtrl_ray.studies.table import Run
 
 SHARES = (0.5, 0.7, 0.9)
-CONVERSATIONS = "collect/conversations"
 
 
 def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -27,15 +26,14 @@ def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def reached(metrics: Sequence[Mapping[str, Any]], score: float) -> tuple[int, float] | None:
-    """Conversations and seconds until the mean score of `ITERATIONS` iterations is at least `score`; None: never."""
-    recent: list[float] = []
+    """Conversations and seconds until the newest conversations' mean score is at least `score`; None: never."""
+    recent = Recent()
     conversations, seconds = 0, 0.0
     for row in metrics:
         conversations += int(row.get(CONVERSATIONS) or 0)
         seconds += row.get(SECONDS) or 0.0
-        if row.get(SCORE) is not None:
-            recent = [*recent, row[SCORE]][-ITERATIONS:]
-        if len(recent) == ITERATIONS and sum(recent) / ITERATIONS >= score:
+        recent.add(row)
+        if recent.mean is not None and recent.mean >= score:
             return conversations, seconds
     return None
 

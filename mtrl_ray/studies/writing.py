@@ -40,7 +40,7 @@ AREAS = (
 SPEEDS = (
     "*Probe*: how likely the start takes up what the user said. *Greedy*: with the likeliest tokens. The gap goes from the "
     "run's own start to the expert. *Area*: the mean share of it over the run's conversations. *To 70 %*: conversations, or "
-    "seconds of training, until the training conversations of four iterations score that much."
+    "seconds of training, until the last 128 training conversations score that much."
 )
 
 

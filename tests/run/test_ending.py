@@ -5,33 +5,49 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_ray.run.ending import SCORE, Target
+from mtrl_ray.run.ending import CONVERSATIONS, SCORE, Recent, Target
 
 
-def test_a_target_is_a_mean_over_iterations() -> None:
+def iteration(score: float, conversations: int = 32) -> dict[str, float]:
+    return {SCORE: score, CONVERSATIONS: conversations}
+
+
+def test_a_target_is_a_mean_over_the_newest_conversations() -> None:
     target = Target(0.8)
     for score in (0.9, 0.9, 0.9):
-        target.add({SCORE: score})
-        assert not target.reached  # too few iterations
-    target.add({SCORE: 0.4})
-    assert not target.reached and target.mean == pytest.approx(0.775)
-    target.add({"seconds": 3.0})  # no conversations
-    assert target.mean == pytest.approx(0.775)
-    target.add({SCORE: 0.7})
+        target.add(iteration(score))
+        assert not target.reached  # too few conversations
+    target.add(iteration(0.4))
     assert not target.reached
-    target.add({SCORE: 1.2})
-    assert target.reached and "0.800, the target 0.800" in target.said()
+    target.add({"seconds": 3.0})  # no conversations
+    target.add(iteration(0.7))
+    assert not target.reached
+    target.add(iteration(1.2))
+    assert target.reached
+    assert target.said() == "training ends: the score of the last 128 conversations is 0.800, the target 0.800"
+
+
+def test_iterations_count_by_their_conversations() -> None:
+    recent = Recent()
+    recent.add(iteration(0.2, 96))
+    assert recent.mean is None
+    recent.add(iteration(0.8, 48))
+    assert recent.mean == pytest.approx(0.4) and recent.conversations == 144
+    recent.add(iteration(1.0, 256))  # enough by itself
+    assert recent.mean == 1.0
+    recent.add(iteration(0.5, 64))  # together with the one before
+    assert recent.mean == pytest.approx(0.9)
 
 
 def test_without_a_target_training_goes_on() -> None:
-    assert not Target(None, [{SCORE: 1.0}] * 9).reached
+    assert not Target(None, [iteration(1.0)] * 9).reached
 
 
 def test_the_target_of_a_run_is_a_share_of_its_gap(tmp_path: Path) -> None:
     summary = {"start": {"mean": 0.5}, "expert": {"mean": 0.9}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"iteration": number, SCORE: 0.86}) + "\n" for number in range(1, 5))
+        "".join(json.dumps({"iteration": number} | iteration(0.86)) + "\n" for number in range(1, 5))
     )
     assert Target.of(0.89, tmp_path, print).reached
     assert not Target.of(0.91, tmp_path, print).reached

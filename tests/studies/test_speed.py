@@ -1,24 +1,24 @@
 """Conversations and seconds until a run has closed a share of its gap."""
 
-from mtrl_ray.run.ending import SCORE
+from mtrl_ray.run.ending import CONVERSATIONS, SCORE
 from mtrl_ray.studies.runs import SECONDS
-from mtrl_ray.studies.speed import CONVERSATIONS, failing, reached, shown
+from mtrl_ray.studies.speed import failing, reached, shown
 
 
-def row(score: float | None, conversations: int = 64, seconds: float = 2.0) -> dict[str, float | None]:
+def row(score: float | None, conversations: int = 32, seconds: float = 2.0) -> dict[str, float | None]:
     return {SCORE: score, CONVERSATIONS: conversations, SECONDS: seconds}
 
 
-def test_a_score_is_reached_when_the_mean_of_four_iterations_is() -> None:
+def test_a_score_is_reached_when_the_mean_of_enough_conversations_is() -> None:
     metrics = [row(0.2), row(0.9), row(0.6), row(0.6), row(0.8), row(0.9)]
-    assert reached(metrics, 0.7) == (5 * 64, 10.0)
-    assert reached(metrics, 0.57) == (4 * 64, 8.0)
+    assert reached(metrics, 0.7) == (5 * 32, 10.0)
+    assert reached(metrics, 0.57) == (4 * 32, 8.0)
     assert reached(metrics, 0.95) is None
     assert reached(metrics[:3], 0.1) is None
 
 
 def test_an_iteration_without_a_score_still_costs() -> None:
-    assert reached([row(0.8), row(None), row(0.8), row(0.8), row(0.8)], 0.8) == (5 * 64, 10.0)
+    assert reached([row(0.8), row(None), row(0.8), row(0.8), row(0.8)], 0.8) == (5 * 32, 10.0)
 
 
 def test_runs_that_close_too_little_fail() -> None:
