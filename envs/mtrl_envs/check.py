@@ -17,9 +17,9 @@ from functools import partial
 from typing import Literal
 
 from mtrl_envs.base import SPLITS, Environment
-from mtrl_envs.driver import Driver, explained, is_well_formed, make_context
+from mtrl_envs.driver import Driver, explained, is_well_formed, make_context, probe_of
 from mtrl_envs.measure import rollout, scripted_agents
-from mtrl_ray.dialogue.conversation import Conversation, Role, Turn
+from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, visible_history
 from mtrl_ray.errors import ConfigurationError, MtrlError
 
 State = Literal["ok", "warning", "failed"]
@@ -67,18 +67,25 @@ def check(
     """Look at the first `contexts` contexts of each split, and at `conversations` conversations of each agent.
 
     paid: whether users that wait for a network are talked to.
-    Ends after `seconds`, with what was found until then and the sentence that it did not come to an end.
+    Ends after `seconds`, with what was found until then and the sentence that it did not come to an end. What is no
+    Exception (KeyboardInterrupt) is raised as it is.
     """
     checked, last = Checked(), ["its contexts"]
+    raised: list[BaseException] = []
 
     def look() -> None:
-        checked.findings.append(_found("contexts", partial(_contexts, environment, contexts)))
-        last[0] = "conversations"
-        _conversations(environment, conversations, paid, checked, last)
+        try:
+            checked.findings.append(_found("contexts", partial(_contexts, environment, contexts)))
+            last[0] = "conversations"
+            _conversations(environment, conversations, paid, checked, last)
+        except BaseException as error:
+            raised.append(error)
 
     thread = threading.Thread(target=look, name="check", daemon=True)
     thread.start()
     thread.join(seconds)
+    if raised:
+        raise raised[0]
     if thread.is_alive():
         said = (
             f"{last[0]} did not come to an end within {seconds:g} s; a scripted user has to answer within milliseconds"
@@ -189,10 +196,21 @@ def _agent(environment: Environment, agent: str, count: int, checked: Checked) -
         said = f"{len(failed)} of {count} conversations failed; the first: {failed[0]}"
         return Finding(what, "failed", said, len(failed) / count)
     turns = [talk.turns[place].text for talk in spoken for place in talk.agent_turns]
-    formed = sum(is_well_formed(environment, text) for text in turns) / len(turns) if turns else 1.0
+    if not turns:
+        said = f"none of {count} conversations has a turn of the agent: the user ended each in its opening"
+        return Finding(what, "failed", said, 1.0)
+    _probe(environment, spoken)
+    formed = sum(is_well_formed(environment, text) for text in turns) / len(turns)
     score = sum(talk.score for talk in spoken) / len(spoken)
     said = f"score {score:.3f}, {len(turns) / count:.1f} turns, {formed:.0%} well-formed, {count} conversations"
     return Finding(what, "ok" if formed == 1 or agent == "random" else "warning", said)
+
+
+def _probe(environment: Environment, spoken: Sequence[Conversation]) -> None:
+    """Raises DataError if the environment's probe fails in a state of these conversations, or gives something else."""
+    for talk in spoken:
+        for place in talk.agent_turns:
+            probe_of(environment, visible_history(talk.turns[:place]))
 
 
 def _seeds(environment: Environment, agent: str, checked: Checked) -> Finding:

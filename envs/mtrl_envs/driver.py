@@ -14,12 +14,12 @@
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from mtrl_envs.base import Agent, Context, Environment, Outcome, Reply, User
+from mtrl_envs.base import Agent, Context, Environment, Outcome, Probe, Reply, User
 from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, visible_history
 from mtrl_ray.errors import DataError, MtrlError
 from mtrl_ray.settings.outside import raised
@@ -213,14 +213,29 @@ def is_well_formed(environment: Environment, response: str) -> bool:
     return found
 
 
+def probe_of(environment: Environment, history: Sequence[tuple[Role, str]]) -> Probe | None:
+    """`Environment.probe`, checked. Raises DataError."""
+    where = f"environment {environment.name!r}"
+    with explained(where, "probe()", environment):
+        found: Any = environment.probe(history)
+    if found is None:
+        return None
+    if not isinstance(found, Probe):
+        raise DataError(f"{where}: probe() gave {shown(found)}; it has to give an mtrl_envs.base.Probe, or None")
+    _check_text(found.right, f"{where}: Probe.right")
+    _check_text(found.wrong, f"{where}: Probe.wrong")
+    return found
+
+
 @contextmanager
 def explained(where: str, call: str, environment: object) -> Iterator[None]:
-    """An exception of the environment's code becomes a DataError: `where`, the call, the cause, its file and line."""
+    """An exception of the environment's code (`sys.exit` too) becomes a DataError: `where`, the call, the cause, its file
+    and line."""
     try:
         yield
     except MtrlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: {call} raised {raised(error, type(environment).__module__, __file__)}") from error
 
 

@@ -16,7 +16,7 @@ from mtrl_envs.base import Environment
 from mtrl_envs.driver import is_well_formed, make_context
 from mtrl_envs.measure import mean_score as measured
 from mtrl_ray.dialogue.conversation import Conversation, from_table, sources
-from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.processes.deadlines import Calls, Late
 from mtrl_ray.processes.failures import Failure, causes, stop_at_too_many
 from mtrl_ray.processes.writing import writing
@@ -114,10 +114,15 @@ def scripted_conversations(
 def well_formed(environment: Environment, table: pa.Table) -> Estimate:
     """Share of the agent's turns that are well-formed messages of the environment; `n` counts turns.
 
-    The turns of one conversation, and of conversations of one source, are a cluster.
+    The turns of one conversation, and of conversations of one source, are a cluster. Raises DataError if there are none.
     """
     talks = from_table(table)
     agents = [talk.turns[place] for talk in talks for place in talk.agent_turns]
+    if not agents:
+        raise DataError(
+            f"none of {len(talks)} conversations of environment {environment.name!r} has a turn of the agent: its users ended "
+            "them in their openings, so there is nothing to learn from"
+        )
     clusters = [name for name, talk in zip(sources(table), talks, strict=True) for _ in talk.agent_turns]
     return mean_interval([float(is_well_formed(environment, turn.text)) for turn in agents], clusters=clusters)
 

@@ -42,7 +42,7 @@ class Failure:
     message: str
 
     @classmethod
-    def of(cls, identity: str, error: Exception) -> "Failure":
+    def of(cls, identity: str, error: BaseException) -> "Failure":
         """The failure of a piece that raised."""
         name = type(error).__name__
         return cls(identity, name, str(error) or name)
@@ -61,13 +61,14 @@ class Failure:
 def attempt(identity: str, work: Callable[[int], T], retries: int) -> T | Failure:
     """What `work(trial)` gives, or why each of `retries` + 1 trials failed: the last failure.
 
-    Any exception is the piece's own failure; one that this project does not explain is logged with its traceback.
+    Any exception, `sys.exit` included, is the piece's own failure; one that this project does not explain is logged with its
+    traceback.
     """
     failure = Failure.of(identity, DataError("it was never tried"))
     for trial in range(retries + 1):
         try:
             return work(trial)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not isinstance(error, MtrlError):
                 logger.exception("%s failed", identity)
             failure = Failure.of(identity, error)

@@ -30,6 +30,10 @@ REACH_SECONDS = 10.0
 """For a head node to accept a connection."""
 
 
+SENTENCE = 400
+"""Longest cause shown, in characters."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """The connection of a run: the address, the dashboard's host and port, what the cluster lacks (None: nothing)."""
@@ -46,7 +50,7 @@ def connected(
     """Ray for `runs` runs of these settings at a time, shut down at the end.
 
     `prepare` is called once in each process of the cluster that works for this one, before anything else.
-    Raises EngineError if no cluster answers, ConfigurationError for an address that is not a cluster's.
+    Raises EngineError if no cluster answers or none can be started, ConfigurationError for an address that is no cluster's.
     """
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     # Whoever waits for a result gets its error as a sentence; Ray would also print the tracebacks of all that depended on it.
@@ -69,14 +73,21 @@ def connected(
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
         context = ray.init(address=target, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineError(f"no Ray cluster answers at {target!r}: {error}") from error
+    except Exception as error:  # Ray raises bare Exceptions, too, with the end of a log as their text
+        raise _not_connected(target, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_stop)  # Ray's own answer, set by now, is to end with its native stack
     try:
         yield Connection(target, context.dashboard_url, shortage(settings))
     finally:
         ray.shutdown()
+
+
+def _not_connected(target: str, error: Exception) -> EngineError:
+    """What `ray.init` raised, in one sentence; of a log, its last line."""
+    said = " ".join((str(error).strip().splitlines() or [type(error).__name__])[-1].split())[:SENTENCE]
+    what = "Ray cannot be started on this machine" if target == "local" else f"no Ray cluster answers at {target!r}"
+    return EngineError(f"{what}: {said}")
 
 
 def _check_reachable(target: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from mtrl_envs.driver import make_context
 from mtrl_envs.registry import make
 from mtrl_ray.dialogue.conversation import Conversation, from_table
 from mtrl_ray.evaluation.holdout import baselines, mean_score
@@ -47,7 +48,7 @@ def evaluate_model(
     conversations failed.
     """
     environment = make(settings.environment.name, **settings.environment.options)
-    environment.context(split, 0)  # says which splits there are, before anything starts
+    make_context(environment, split, 0)  # says which splits there are, before anything starts
     with connected(settings, address, prepare=prepare_processes):
         table = standalone_rollouts(settings, model, split, contexts)
     scores = {"policy": mean_score(table)}

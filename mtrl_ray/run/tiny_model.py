@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtrl_envs.base import Environment
+from mtrl_envs.driver import probe_of
 from mtrl_envs.measure import MIXTURE
 from mtrl_ray.dialogue.chat import chat_format
 from mtrl_ray.dialogue.conversation import Conversation, Role, Turn, to_table, visible_history
@@ -145,7 +146,7 @@ def probes(environment: Environment, spoken: list[Conversation]) -> list[Convers
     pairs = []
     for held in spoken:
         for place in held.agent_turns:
-            found = environment.probe(visible_history(held.turns[:place]))
+            found = probe_of(environment, visible_history(held.turns[:place]))
             if found is not None:
                 before = held.turns[:place]
                 answers = [Turn(Role.AGENT, text) for text in (found.right, found.wrong)]

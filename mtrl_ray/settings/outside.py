@@ -39,7 +39,7 @@ def named_class(setting: str, name: object, known: Mapping[str, str], base: type
     _search_current_folder(module_name)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"{setting} is {name!r}, which cannot be imported: {_import_error(error, module_name)}"
         ) from error
@@ -73,7 +73,7 @@ def build(setting: str, found: type[T], *given: Any, **options: Any) -> T:
         return found(*given, **options)
     except MtrlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{setting}: {found.__name__}() raised {raised(error, found.__module__)}") from error
 
 
@@ -154,7 +154,7 @@ def _search_current_folder(module: str) -> None:
         importlib.invalidate_caches()
 
 
-def _import_error(error: Exception, module: str) -> str:
+def _import_error(error: BaseException, module: str) -> str:
     top = module.partition(".")[0]
     if isinstance(error, SyntaxError):
         return f"{error.msg} ({error.filename}:{error.lineno})"

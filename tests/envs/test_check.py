@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import re
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,15 +11,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mtrl_envs.base import Context, Environment, Outcome, Reply, User
+from mtrl_envs import measure
+from mtrl_envs.base import Context, Environment, Outcome, Probe, Reply, User
 from mtrl_envs.check import ONLINE, check
 from mtrl_envs.registry import ENVIRONMENTS, make
 from mtrl_envs.sales.environment import Sales
 from mtrl_ray.cli import application
 from mtrl_ray.dialogue.conversation import StopReason
-from mtrl_ray.errors import ConfigurationError
+from mtrl_ray.errors import ConfigurationError, DataError
 from mtrl_ray.run.preflight import check_agents, preflight
 from mtrl_ray.run.recipes import load
+from mtrl_ray.run.tiny_model import probes
 
 COUNTER = itertools.count()
 
@@ -74,6 +78,18 @@ class Hanging(Fragile):
     def reply(self, response: str) -> Reply:
         time.sleep(600)
         return Reply("")
+
+
+class Quitting(Fragile):
+    """Ends the process, as code that was a script does."""
+
+    def reply(self, response: str) -> Reply:
+        sys.exit(3)
+
+
+class Interrupting(Fragile):
+    def reply(self, response: str) -> Reply:
+        raise KeyboardInterrupt
 
 
 class Waiting(Fragile):
@@ -158,12 +174,37 @@ def test_what_was_not_looked_at_is_neither_praised_nor_blamed() -> None:
 
     found = {finding.what for finding in check(With(Broken), 10, 6).findings}
     assert "agent expert" in found and not any(what.startswith("seeds") for what in found)
-    assert failed(With(Leaving)) == {}  # without an agent turn none is ill-formed
+
+
+def test_users_that_let_nobody_speak_are_said() -> None:
+    assert "none of 6 conversations has a turn of the agent" in failed(With(Leaving))["agent expert"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        (lambda history: history[99], "probe() raised IndexError: list index out of range ("),
+        (lambda history: ("yes", "no"), "probe() gave ('yes', 'no'); it has to give an mtrl_envs.base.Probe, or None"),
+        (lambda history: Probe("yes", None), "Probe.wrong is None; it has to be a str"),
+    ],
+)
+def test_a_probe_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, probe: Any, said: str) -> None:
+    environment = make("sales")
+    monkeypatch.setattr(environment, "probe", probe)
+    assert said in failed(environment)["agent expert"]
+    with pytest.raises(DataError, match=re.escape(said)):
+        probes(environment, list(measure.conversations(environment, "expert", 2)))
 
 
 def test_a_user_that_never_answers_is_said() -> None:
     said = failed(With(Hanging), seconds=0.5)["time"]
     assert said.startswith("conversations of the agent 'expert' did not come to an end within 0.5 s")
+
+
+def test_a_check_that_ends_early_is_no_check_that_passed() -> None:
+    assert "turn 1: reply() raised SystemExit: 3 (" in failed(With(Quitting))["agent expert"]
+    with pytest.raises(KeyboardInterrupt):
+        failed(With(Interrupting))
 
 
 def test_a_user_behind_a_network_is_asked_little_or_nothing() -> None:

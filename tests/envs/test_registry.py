@@ -211,12 +211,14 @@ def test_what_fits_an_annotation_or_has_none_is_taken(own_folder: Path, kind: st
         ),
         ("own_torn:Mine", {}, r"cannot be imported: .* \(.*own_torn.py:1\)"),
         ("own_faulty:Mine", {}, r"cannot be imported: NameError: .* \(.*own_faulty.py:2, in <module>\)"),
+        ("own_script:Mine", {}, r"cannot be imported: SystemExit: 2 \(.*own_script.py:2, in <module>\)"),
     ],
 )
 def test_what_is_wrong_with_an_own_class_is_one_sentence(
     own_folder: Path, name: str, options: dict, message: str
 ) -> None:
     (own_folder / "own_torn.py").write_text("class Mine(:")
+    (own_folder / "own_script.py").write_text("import sys\nsys.exit(2)")
     (own_folder / "own_faulty.py").write_text("\nMine = Yours")
     with pytest.raises(ConfigurationError, match=message) as refused:
         make(name, **options)

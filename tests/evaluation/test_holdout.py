@@ -8,8 +8,9 @@ import pytest
 
 from mtrl_envs.base import Environment
 from mtrl_envs.registry import make
+from mtrl_ray.dialogue.conversation import Conversation, Role, StopReason, Turn, to_table
 from mtrl_ray.errors import DataError, EngineError
-from mtrl_ray.evaluation.holdout import scripted
+from mtrl_ray.evaluation.holdout import scripted, well_formed
 from mtrl_ray.run.recipes import load
 from tests.support.endpoint import Endpoint
 from tests.support.letters import Letters
@@ -112,3 +113,20 @@ def test_a_user_that_never_answers_is_left_out_and_named(caplog):
     Silent.never.set()
     late = "letters: conversation expert/test/3 with its user did not answer within 0.3 s"
     assert "2 of 6 conversations of the agent 'expert' are left out" in caplog.text and late in caplog.text
+
+
+def test_conversations_in_which_nobody_spoke_are_a_sentence():
+    opening = Conversation(
+        id="0",
+        environment="letters",
+        split="test",
+        context_id="test-0",
+        sample=0,
+        iteration=0,
+        seed=0,
+        turns=[Turn(Role.SYSTEM, "Write."), Turn(Role.USER, "Never mind.")],
+        score=0.0,
+        stop=StopReason.USER_LEFT,
+    )
+    with pytest.raises(DataError, match="none of 1 conversations of environment 'letters' has a turn of the agent"):
+        well_formed(Letters(), to_table([opening]))

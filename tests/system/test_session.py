@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import ray
 
 from mtrl_ray.errors import ConfigurationError, EngineError
 from mtrl_ray.processes.session import connected, demand, shortage
@@ -72,6 +73,19 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address):
     with pytest.raises(EngineError, match=r"no Ray cluster answers at") as raised, connected(load("sales"), address):
         pass
     assert "\n" not in str(raised.value) and address in str(raised.value) and time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_ray_that_cannot_be_started_is_one_sentence(monkeypatch, address):
+    def init(**options):
+        raise Exception("\nINFO head.py:337 -- Loading modules\n  OSError: [Errno 28] No space left\n")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    what = "Ray cannot be started on this machine" if address is None else "no Ray cluster answers at 'auto'"
+    with pytest.raises(EngineError, match=rf"^{what}: OSError: \[Errno 28\] No space left$"):  # noqa: SIM117
+        with connected(load("sales"), address):
+            pass
 
 
 def test_other_kinds_of_address_are_refused_with_advice(monkeypatch):
