@@ -3,7 +3,7 @@
 1. `run` carries any `Operation`. Tables are Arrow tables (one or several): conversations of `conversation.SCHEMA`, responses
    of `responses.RESPONSES`.
 2. The same seed and the same calls give the same numbers. With several processes every process makes the same calls;
-   each computes its share and all end with the same models (see `passes`, `collective`).
+   each computes its share and all end with the same models (see `core`, `collective`).
 3. Models run in evaluation mode throughout: dropout would put noise into every ratio of probabilities.
 """
 
@@ -21,7 +21,6 @@ from mtrl_ray.learner.compute import randomness
 from mtrl_ray.learner.compute.collective import Collective
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.compute.models import Models
-from mtrl_ray.learner.compute.passes import Passes
 from mtrl_ray.learner.operation import Numbers, Operation, ValueT
 from mtrl_ray.settings.tree import LearnerSettings
 from mtrl_ray.weights.packed import PackedWeights, pack
@@ -48,8 +47,8 @@ class Learner:
         torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.processes))
         torch.manual_seed(seed)
         device = pick_device(settings)
-        passes = Passes(device, dtype, settings.tokens_per_microbatch, self.collective)
-        self.core = Core(Models(policy, device), passes, dtype, seed, temperature)
+        models = Models(policy, device)
+        self.core = Core(models, dtype, settings.tokens_per_microbatch, self.collective, seed, temperature)
 
     def run(self, operation: Operation[ValueT], *arguments: Any) -> tuple[ValueT, Numbers]:
         """The operation's value and numbers."""
@@ -61,7 +60,7 @@ class Learner:
 
     def weights(self, version: int) -> PackedWeights:
         """The policy's weights under checkpoint names, in the samplers' dtype, stamped `version`."""
-        self.core.published_version, self.core.published_at = version, self.core.policy_steps
+        self.core.references.publish(version)
         network = self.core.models.network
         tied = getattr(network, "all_tied_weights_keys", None) or {}
         state = {name: tensor for name, tensor in network.state_dict().items() if name not in tied}

@@ -5,7 +5,7 @@
 2. An operation that a recipe configures is a `Section` too; any other is a frozen dataclass. Either is pickled to the learner
    processes, so its module has to be importable there.
 3. `run` gets the learner's `Core` and the arguments of the call: Arrow tables, arrays, plain values, None. It is called on
-   every process with the same arguments, has to do the same on each, and leaves the same models on each (`compute.passes`).
+   every process with the same arguments, has to do the same on each, and leaves the same models on each (`compute.core`).
 4. It returns a value and numbers. The value (an array, a table, or None) is for the next operation, the numbers are metrics.
    The first process's are what the caller gets.
 

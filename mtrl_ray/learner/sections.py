@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrl_ray.learner.compute.passes import Step
+from mtrl_ray.learner.compute.optimisation import Step
 from mtrl_ray.settings.section import Section
 
 

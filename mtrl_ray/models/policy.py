@@ -11,6 +11,7 @@
    was sampled from: logits divided by the sampler's temperature.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,14 @@ from mtrl_ray.models.inputs import ModelInputs, hidden_states
 
 LOGIT_BUDGET = 2**25
 """Largest number of logits in memory at a time (128 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How a policy is evaluated: the sampler's temperature, and whether entropies carry a gradient."""
+
+    temperature: float = 1.0
+    entropy_gradient: bool = False
 
 
 def load_policy(path: str | Path, dtype: str | torch.dtype = torch.float32) -> PreTrainedModel:

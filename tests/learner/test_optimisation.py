@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl_ray.learner.compute.collective import Collective
-from mtrl_ray.learner.compute.epochs import minibatches
-from mtrl_ray.learner.compute.optimisation import STATISTICS, Optimiser
-from mtrl_ray.learner.compute.passes import Step
+from mtrl_ray.learner.compute.optimisation import STATISTICS, Optimiser, Step
 from mtrl_ray.learner.learner import Learner
+from mtrl_ray.learner.rows.minibatches import minibatches
 from mtrl_ray.learner.rows.packing import turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtrl_ray.dialogue.conversation import from_table
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.rows import packing
-from mtrl_ray.learner.rows.microbatches import PASS_COST, assemble, balance, share, tree_mask
+from mtrl_ray.learner.rows.minibatches import PASS_COST, assemble, balance, share, tree_mask
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.rows.tables import Dialogues, Responses
 

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.compute.reference_cache import KEPT
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.prm import ImplicitRewards, PRMFit, ScoreTurns
 from mtrl_ray.learner.methods.sft import SFT
 from mtrl_ray.learner.methods.snapshot import Snapshot
 from mtrl_ray.learner.rows.batch import Batch
+from mtrl_ray.models.policy import ForwardOptions
 from tests.learner.examples import grouped, talk
 
 
@@ -21,13 +21,13 @@ class Reader:
 
     def __init__(self, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
         self._core, self.passes = learner.core, 0
-        evaluate = learner.core.passes.evaluate
+        evaluate = learner.core.forward
 
         def counting(*given, **named):
             self.passes += 1
             return evaluate(*given, **named)
 
-        monkeypatch.setattr(learner.core.passes, "evaluate", counting)
+        monkeypatch.setattr(learner.core, "forward", counting)
 
     def __call__(self, name: str, conversations: pa.Table, temperature: float = 1.0) -> np.ndarray:
         return self._core.evaluate(name, Batch.read(conversations).token_rows, ForwardOptions(temperature))["logprobs"]
@@ -52,7 +52,7 @@ def test_the_same_rows_are_read_once_and_other_ones_anew(read: Reader, conversat
 
 
 def test_models_that_learn_are_read_every_time(learner: Learner, read: Reader, conversations: pa.Table) -> None:
-    learner.core.keep_reference()
+    learner.core.references.keep_initial()
     learner.core.models.copy("prm", "reference")
     for _ in range(2):
         read("policy", conversations)

@@ -59,7 +59,7 @@ def test_the_gradient_is_that_of_the_squared_error(learner: Learner, policy_fold
     norm = torch.cat([value.grad.flatten() for value in model.parameters()]).norm()
     table = pa.Table.from_pylist([{key: row[key] for key in RESPONSES.names} for row in rows], schema=RESPONSES)
     spec = RefuelUpdate(eta=ETA, epochs=1, minibatch_conversations=1000, max_gradient_norm=None)
-    learner.core.sampled_here = lambda versions: True  # take the log-probabilities in the table for the start's
+    learner.core.references.sampled = lambda versions: True  # take the log-probabilities in the table for the start's
     _, numbers = learner.run(spec, conversations, table, returns)
     assert numbers["loss"] == pytest.approx(expected.item(), rel=1e-3) and numbers["log_ratio"] > 0.01
     assert numbers["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)

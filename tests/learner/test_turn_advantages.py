@@ -137,7 +137,7 @@ def test_scores_end_a_conversation_where_nothing_else_does(learner, talks):
     given, _ = learner.run(spec("turn"), talks, scores, ALPHA)
     learner.core.models._made.clear()
     learner.core.models._optimisers.clear()
-    learner.core.forget_reference()
+    learner.core.references.forget_initial()
     np.testing.assert_array_equal(learner.run(spec("turn"), talks, None, ALPHA)[0], given)
 
 
@@ -224,7 +224,7 @@ def test_samples_of_a_mixture_are_corrected(learner, talks, terminal):
     advantages, _ = learner.run(spec("turn"), fresh, terminal, ALPHA)
     own = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages)[1]
     assert own["importance_weight"] == 1.0
-    learner.core.policy_steps = learner.core.published_at
+    learner.core.references.policy_steps = learner.core.references.published_at
     mixed = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages, None, 0.1)[1]
     assert mixed["importance_weight"] != 1.0
 

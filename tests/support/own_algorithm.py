@@ -12,9 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
 from mtrl_ray.learner.methods.conversations import ConversationImprovement
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch

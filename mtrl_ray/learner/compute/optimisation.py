@@ -11,6 +11,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ from mtrl_ray.learner.compute.collective import Collective
 
 STATISTICS = 32
 """Most statistics that one step can carry."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: learning rate and the bound of the gradient's norm (None: none)."""
+
+    learning_rate: float
+    max_norm: float | None = 1.0
 
 
 class Optimiser:

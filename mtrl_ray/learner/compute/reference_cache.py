@@ -15,15 +15,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.rows.packing import Rows
-from mtrl_ray.models.policy import PolicyReader
+from mtrl_ray.models.policy import ForwardOptions, PolicyReader
 
 KEPT = 4
 """Outputs per model, the most recently used: the iteration's conversations, and those that are scored every time."""
 
 Outputs = dict[str, np.ndarray]
-"""As `Passes.evaluate` returns them."""
+"""As `Core.evaluate` returns them."""
 
 
 class ReferenceCache:

@@ -76,7 +76,7 @@ class Advantages(Section, Operation[np.ndarray]):
             raise DataError(
                 f"{len(batch.logprobs)} agent tokens need as many finite rewards; {len(rewards)} were given"
             )
-        layout = Layout(batch.dialogues, core.passes.device)
+        layout = Layout(batch.dialogues, core.device)
         tokens, numbers = layout.tokens(core.tensor(rewards)), Numbers()
         if self.estimator in ("ppo", "turn_ppo"):
             estimate = self._with_critic if self.estimator == "ppo" else self._with_turn_critic

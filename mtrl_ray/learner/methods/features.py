@@ -12,9 +12,9 @@ All of it comes out of one pass, without gradients.
 import numpy as np
 
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.rows.packing import Rows, response_tokens, turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, starts_of
+from mtrl_ray.models.policy import ForwardOptions
 
 TURNS = 16
 """Turns that are told apart; later ones count as the last."""
@@ -50,8 +50,8 @@ class Features:
     def _read(cls, core: Core, rows: Rows, lengths: np.ndarray, turn: np.ndarray) -> "Features":
         """`lengths`: tokens of each response, whose items follow each other."""
         starts = starts_of(lengths)
-        tokens, states = core.passes.read_policy(
-            core.models.policy, rows, ForwardOptions(core.temperature), np.concatenate([starts[:-1], starts[1:] - 1])
+        tokens, states = core.read_policy(
+            rows, ForwardOptions(core.temperature), np.concatenate([starts[:-1], starts[1:] - 1])
         )
         logprobs, entropies = (np.add.reduceat(tokens[name], starts[:-1]) for name in ("logprobs", "entropies"))
         least = np.minimum.reduceat(tokens["logprobs"], starts[:-1])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtrl_ray.errors import DataError
 from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.passes import Step
+from mtrl_ray.learner.compute.optimisation import Step
 from mtrl_ray.learner.methods.q import score
 from mtrl_ray.learner.methods.updates import Measured, PolicySteps, PolicyUpdate, measure
 from mtrl_ray.learner.methods.values import explained_variance, squared_error

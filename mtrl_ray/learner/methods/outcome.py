@@ -39,7 +39,7 @@ class Outcome(Operation[np.ndarray]):
         """See the class."""
         batch = Batch.read(conversations)
         batch.require_scores()
-        layout = Layout(batch.dialogues, core.passes.device)
+        layout = Layout(batch.dialogues, core.device)
         overlong = batch.dialogues.overlong.astype(np.float32)
         costs = layout.of_turns(core.tensor(self.penalty * overlong))
         earned = on_last_turn(core.tensor(batch.scores), layout.present) - costs

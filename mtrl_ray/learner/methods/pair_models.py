@@ -22,9 +22,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
 from mtrl_ray.learner.methods.values import calibration_error
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, conversation_ends, conversation_pairs, response_ends
@@ -175,7 +173,7 @@ def _lengths(conversations: pa.Table) -> np.ndarray:
 def _longest(core: Core) -> int:
     """Most tokens that a model of pairs reads at once."""
     positions = getattr(core.models.network.config, "max_position_embeddings", None)
-    return core.passes.budget if positions is None else min(positions, core.passes.budget)
+    return core.budget if positions is None else min(positions, core.budget)
 
 
 def require(core: Core, model: PairModel) -> None:

@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.errors import ConfigurationError
-from mtrl_ray.learner.compute.core import REFERENCE, Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
+from mtrl_ray.learner.compute.references import REFERENCE
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.rows.tables import Tables, starts_of
@@ -49,7 +48,7 @@ class PRMFit(Fit, Operation[None], epochs=1, minibatch_conversations=32, max_gra
         started = time.perf_counter()
         batch = Batch.read(conversations)
         batch.require_scores()
-        core.keep_reference()
+        core.references.keep_initial()
         core.models.copy(PRM, REFERENCE)
         rows, scores = batch.token_rows, core.tensor(batch.scores)
         learned, frozen = (core.evaluate(name, rows)["logprobs"] for name in (PRM, REFERENCE))

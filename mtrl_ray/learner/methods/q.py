@@ -27,11 +27,10 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.errors import ConfigurationError, DataError
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import minibatches
-from mtrl_ray.learner.compute.passes import Outputs
+from mtrl_ray.learner.compute.core import Core, Outputs
 from mtrl_ray.learner.methods.values import calibration_error
 from mtrl_ray.learner.operation import Numbers, Operation
+from mtrl_ray.learner.rows.minibatches import minibatches
 from mtrl_ray.learner.rows.packing import Rows, response_ends, turn_ends
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
 from mtrl_ray.learner.sections import Fit

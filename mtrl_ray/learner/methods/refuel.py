@@ -21,15 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
 from mtrl_ray.learner.compute.models import POLICY
-from mtrl_ray.learner.compute.passes import ForwardOptions, LossFunction, Outputs
 from mtrl_ray.learner.methods.step_size import bounded
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
 from mtrl_ray.learner.sections import Fit
+from mtrl_ray.models.policy import ForwardOptions
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _read(core: Core, dialogues: Dialogues, answers: Responses, returns: np.ndar
         raise DataError(f"{len(answers)} responses are no pairs; they have to come two by two, each two in one state")
     rows = response_tokens(dialogues, answers, core.branch_tokens)
     old = answers.logprobs
-    if not core.sampled_here(answers.versions):
+    if not core.references.sampled(answers.versions):
         old = core.evaluate(POLICY, rows, ForwardOptions(core.temperature))["logprobs"]
     response = np.repeat(np.arange(len(answers), dtype=np.int64), answers.lengths)
     return _Pairs(rows, np.array(old), response, returns[::2] - returns[1::2])

@@ -13,11 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import minibatches
-from mtrl_ray.learner.compute.optimisation import Optimiser, warmup_cosine
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs, Step
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs
+from mtrl_ray.learner.compute.optimisation import Optimiser, Step, warmup_cosine
 from mtrl_ray.learner.operation import Numbers, Operation
+from mtrl_ray.learner.rows.minibatches import minibatches
 from mtrl_ray.learner.rows.packing import Rows, turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Tables
 from mtrl_ray.learner.sections import Fit
@@ -48,7 +47,7 @@ class SFT(Fit, Operation[None], epochs=1, minibatch_conversations=32, learning_r
         training = Supervision(core, rows, self.minibatch_conversations, self.max_gradient_norm)
         for number in range(steps):
             late = self.seconds is not None and training.elapsed > self.seconds
-            if self.seconds is not None and core.passes.collective.any(late):
+            if self.seconds is not None and core.collective.any(late):
                 break
             training.step(self.learning_rate * warmup_cosine((number + 1) / steps, WARMUP))
         training.settle()
@@ -84,15 +83,15 @@ class Supervision:
         """One step on something else, with the same optimiser; its statistics."""
         core = self._core
         step = Step(learning_rate, self._max_norm)
-        statistics = core.passes.update(core.models.policy, self._optimiser, rows, selection, loss, step)
+        statistics = core.descend(core.models.policy, self._optimiser, rows, selection, loss, step)
         self._skipped += statistics["skipped"]
         return statistics
 
     def settle(self) -> None:
         """Make the trained policy the starting point: drop the references, their copies and the optimiser's moments."""
         core = self._core
-        core.policy_steps += len(self.losses)
-        core.forget_reference()
+        core.references.policy_steps += len(self.losses)
+        core.references.forget_initial()
         core.models.forget("prm")
         core.models.reset_optimiser("policy")
 

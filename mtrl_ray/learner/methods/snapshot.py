@@ -11,6 +11,6 @@ class Snapshot(Operation[None]):
     """No arguments, no numbers."""
 
     def run(self, core: Core) -> tuple[None, Numbers]:
-        """See `Core.anchor`."""
-        core.anchor()
+        """See `References.take_current`."""
+        core.references.take_current()
         return None, {}

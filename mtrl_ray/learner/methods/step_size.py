@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.compute.models import POLICY
-from mtrl_ray.learner.compute.passes import ForwardOptions
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
+from mtrl_ray.models.policy import ForwardOptions
 
 MEASURED = 64
 """Conversations, drawn at random, on whose tokens the distance is measured."""

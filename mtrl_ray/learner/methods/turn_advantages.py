@@ -21,14 +21,15 @@ from pydantic import Field
 from torch import Tensor
 
 from mtrl_ray.errors import DataError
-from mtrl_ray.learner.compute.core import REFERENCE, Core
-from mtrl_ray.learner.compute.passes import ForwardOptions
+from mtrl_ray.learner.compute.core import Core
+from mtrl_ray.learner.compute.references import REFERENCE
 from mtrl_ray.learner.methods.values import explained_variance, regress
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.batch import Batch, Layout
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.rows.tables import Tables
 from mtrl_ray.learner.sections import Fit
+from mtrl_ray.models.policy import ForwardOptions
 from mtrl_ray.objectives.advantages import broadcast_turns, gae, signal, turn_gae, whiten
 from mtrl_ray.objectives.regularised_rewards import later_in_turn, on_arrival
 from mtrl_ray.objectives.turn_rewards import turn_sums
@@ -160,7 +161,7 @@ class TurnAdvantages(Section, Operation[np.ndarray]):
 
 
 def _account(core: Core, batch: Batch, earned: np.ndarray, alpha: float) -> Account:
-    layout = Layout(batch.dialogues, core.passes.device)
+    layout = Layout(batch.dialogues, core.device)
     reference = core.evaluate(REFERENCE, batch.token_rows, ForwardOptions(core.temperature))["logprobs"]
     tokens = layout.tokens(core.tensor(batch.logprobs - reference))
     turns = turn_sums(tokens, layout.turn_index, layout.mask, layout.turns)

@@ -80,7 +80,7 @@ class TurnRewards(Section, Operation[np.ndarray]):
         batch = Batch.read(conversations)
         if self.scheme != "environment":
             batch.require_scores()
-        layout = Layout(batch.dialogues, core.passes.device)
+        layout = Layout(batch.dialogues, core.device)
         scores, costs = core.tensor(batch.scores), layout.of_turns(self.length_penalty * core.tensor(batch.words))
         outcome = scores - costs.sum(dim=1)
         numbers = {"outcome": float(outcome.mean()), "words": float(batch.words.sum() / len(batch))}

@@ -20,13 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import ForwardOptions, LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
 from mtrl_ray.learner.methods.step_size import bounded
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.sections import KL, Fit
+from mtrl_ray.models.policy import ForwardOptions
 from mtrl_ray.objectives.losses import (
     Surrogate,
     clipped_surrogate,
@@ -81,15 +80,15 @@ def measure(
     """
     options = ForwardOptions(core.temperature)
     sampled = core.tensor(logprobs)
-    fresh = core.sampled_here(versions) and not mixture
+    fresh = core.references.sampled(versions) and not mixture
     old = sampled if fresh else core.tensor(core.evaluate("policy", rows, options)["logprobs"])
     weights = torch.ones_like(old)
     if update.importance_cap is not None and not fresh:
         everything = torch.ones(1, len(old), dtype=torch.bool, device=old.device)
         weights = truncated_importance_weights(sampled[None], old[None], everything, update.importance_cap, "token")[0]
     reference = old
-    if not core.is_reference(update.kl.reference):
-        reference = core.tensor(core.evaluate(core.reference_name(update.kl.reference), rows, options)["logprobs"])
+    if not core.references.is_policy(update.kl.reference):
+        reference = core.tensor(core.evaluate(core.references.name(update.kl.reference), rows, options)["logprobs"])
     return Measured(old, reference, weights)
 
 

@@ -6,9 +6,7 @@ The loss is half the squared error in units of the model's scale, which follows 
 import numpy as np
 from torch import Tensor
 
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import means, run_epochs
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs, means, run_epochs
 from mtrl_ray.learner.operation import Numbers
 from mtrl_ray.learner.rows.packing import Rows
 from mtrl_ray.learner.sections import Fit

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl_ray.learner.compute.core import Core
-from mtrl_ray.learner.compute.epochs import minibatches
-from mtrl_ray.learner.compute.passes import LossFunction, Outputs
+from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs
 from mtrl_ray.learner.methods.sft import Supervision, imitated
 from mtrl_ray.learner.operation import Numbers, Operation
+from mtrl_ray.learner.rows.minibatches import minibatches
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables, starts_of
 
@@ -143,7 +142,7 @@ def _lessons(core: Core, contrasts: Contrasts) -> Iterator[tuple[Rows, np.ndarra
 def right_answers(core: Core, pairs: Tables) -> float:
     """Mean probability of the first of two answers, given that it is one of them (see `WarmStart`)."""
     contrasts = Contrasts(Dialogues.read(pairs))
-    logprobs = core.passes.evaluate(core.models.policy, contrasts.rows)["logprobs"].astype(np.float64)
+    logprobs = core.evaluate("policy", contrasts.rows)["logprobs"].astype(np.float64)
     answers = np.add.reduceat(logprobs, contrasts.starts[:-1])
     margin = answers[0::2] - answers[1::2]
     return float(np.mean(1.0 / (1.0 + np.exp(-np.clip(margin, -50.0, 50.0)))))
@@ -152,7 +151,7 @@ def right_answers(core: Core, pairs: Tables) -> float:
 def loss(core: Core, conversations: Tables) -> float:
     """Mean negative log-likelihood of the agent's tokens, in nats."""
     rows = imitated(conversations)
-    return -float(core.passes.evaluate(core.models.policy, rows)["logprobs"].mean())
+    return -float(core.evaluate("policy", rows)["logprobs"].mean())
 
 
 def stopped_falling(losses: list[float]) -> bool:

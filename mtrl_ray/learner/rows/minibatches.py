@@ -1,11 +1,13 @@
-"""From rows to micro-batches: their assignment to processes, their grouping, and their tensors.
+"""From rows to minibatches, to each process's micro-batches, to tensors.
 
-1. Rows are sorted by length, chains and trees apart. Every process takes a run of neighbours of about equal token
-   count, so that balance does not cost padding.
-2. A process cuts its run into micro-batches where the padding saved outweighs another pass: the exact optimum, by
-   dynamic programming over the sorted rows, of padded tokens plus `PASS_COST` tokens per micro-batch. A
-   micro-batch's padded tokens stay within the budget (a single longer row goes alone).
-3. All this depends only on the lengths: the same rows give the same micro-batches everywhere.
+A pass over the rows is cut into minibatches of about equally many tokens. The conversations come in random order, and the
+rows of one conversation stay together.
+
+A minibatch is divided among the processes: its rows are sorted by length, chains and trees apart, and every process takes a
+run of neighbours of about equal token count. It cuts its run into micro-batches where the padding saved outweighs another
+pass: the exact optimum, by dynamic programming over the sorted rows, of padded tokens plus `PASS_COST` tokens per
+micro-batch. A micro-batch's padded tokens stay within the budget; a single longer row goes alone. All this depends only on
+the lengths: the same rows give the same micro-batches everywhere.
 """
 
 from dataclasses import dataclass
@@ -33,6 +35,26 @@ class MicroBatch:
     slots: Tensor
     items: Tensor
     targets: Tensor
+
+
+def minibatches(rows: Rows, generator: np.random.Generator, size: int) -> list[np.ndarray]:
+    """One pass in random order: row numbers of minibatches of about `size` conversations and equally many tokens."""
+    units = np.unique(rows.unit)
+    return balance(rows, generator.permutation(units), -(-len(units) // size))
+
+
+def balance(rows: Rows, units: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Row numbers of `parts` minibatches: the units, in the order given, dealt so that tokens are about equal.
+
+    `units`: the conversations in random order. Rows of one unit stay together; minibatches without rows are left out.
+    """
+    weight = np.bincount(rows.unit, weights=rows.lengths, minlength=int(units.max(initial=-1)) + 1)[units]
+    number = np.zeros(int(units.max(initial=-1)) + 1, dtype=np.int64)
+    edges = starts_of(weight.astype(np.int64))
+    number[units] = (edges[:-1] + edges[1:]) * parts // max(2 * int(edges[-1]), 1)
+    chosen = number[rows.unit]
+    groups = [np.flatnonzero(chosen == part) for part in range(parts)]
+    return [group for group in groups if len(group)]
 
 
 def share(rows: Rows, selection: np.ndarray, rank: int, world: int, budget: int) -> list[np.ndarray]:
@@ -94,20 +116,6 @@ def tree_mask(branch: Tensor, reach: Tensor) -> Tensor:
     slot = torch.arange(branch.shape[1], device=branch.device)
     own = (branch[:, :, None] == branch[:, None, :]) & (slot <= slot[:, None])
     return (own | (slot < reach[:, :, None]))[:, None]
-
-
-def balance(rows: Rows, units: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Row numbers of `parts` minibatches: the units, in the order given, dealt so that tokens are about equal.
-
-    `units`: the conversations in random order. Rows of one unit stay together; minibatches without rows are left out.
-    """
-    weight = np.bincount(rows.unit, weights=rows.lengths, minlength=int(units.max(initial=-1)) + 1)[units]
-    number = np.zeros(int(units.max(initial=-1)) + 1, dtype=np.int64)
-    edges = starts_of(weight.astype(np.int64))
-    number[units] = (edges[:-1] + edges[1:]) * parts // max(2 * int(edges[-1]), 1)
-    chosen = number[rows.unit]
-    groups = [np.flatnonzero(chosen == part) for part in range(parts)]
-    return [group for group in groups if len(group)]
 
 
 def _padded(values: np.ndarray, filled: np.ndarray, empty: int, device: torch.device) -> Tensor:
