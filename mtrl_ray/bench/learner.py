@@ -56,14 +56,14 @@ def bench_learner(
         learner = Learner(LearnerSettings(threads=threads), folder, seed=seed)
         bare = Bare(Path(folder), tokens, conversations, share, seed)
     once = SFT(minibatch_conversations=MINIBATCH)
-    trained, dense = alternate({"learner": lambda: learner.run(once, talks), "bare model": bare.run}, rounds, say)
+    trained, dense = alternate({"learner": lambda: once.run(learner.core, talks), "bare model": bare.run}, rounds, say)
     responses = answer(talks, samples, seed)
     scores = np.random.default_rng(seed).random(responses.num_rows).astype(np.float32)
     whole = learner.core.branch_tokens
 
     def improve(branch_tokens: int) -> None:
         learner.core.branch_tokens = branch_tokens
-        learner.run(Improvement(estimator="reinforce", epochs=1), talks, responses, scores)
+        Improvement(estimator="reinforce", epochs=1).run(learner.core, talks, responses, scores)
 
     trees, sequences = alternate(
         {"responses as trees": lambda: improve(whole), "responses as sequences": lambda: improve(0)}, rounds, say

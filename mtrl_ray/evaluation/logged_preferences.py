@@ -111,7 +111,7 @@ def fit_logged_preferences(
             )
         learner = Learner(LearnerSettings(gpus=int(torch.cuda.is_available())), path, seed=seed)
         if model.path == TINY:
-            learner.run(sft, seen)
+            sft.run(learner.core, seen)
         counts = {
             "train": len(given) // 2,
             "held_out": len(unseen_given) // 2,
@@ -120,11 +120,11 @@ def fit_logged_preferences(
         }
         result: dict[str, Any] = {"pairs": counts, "split": pairs.split.how}
         for kind in KINDS:
-            _, fitted = learner.run(spec, seen, given, kind)
+            _, fitted = spec.run(learner.core, seen, given, kind)
             result[kind] = {
                 "fit_loss": fitted["loss"],
-                "train": figures(learner.run(Preferences(kind), seen)[0], given, sources(seen)[::2]),
-                "held_out": figures(learner.run(Preferences(kind), unseen)[0], unseen_given, sources(unseen)[::2]),
+                "train": figures(Preferences(kind).run(learner.core, seen)[0], given, sources(seen)[::2]),
+                "held_out": figures(Preferences(kind).run(learner.core, unseen)[0], unseen_given, sources(unseen)[::2]),
             }
             if save is not None:
                 learner.core.models.value(kind).save(Path(save) / kind)

@@ -67,9 +67,9 @@ def fit_logged_q(
                 f"{sum(left_out.causes.values())} cannot be read by the model"
             )
         learner = Learner(LearnerSettings(gpus=int(torch.cuda.is_available())), path, seed=seed)
-        _, tuned = learner.run(sft, train) if model.path == TINY else (None, {})
-        _, fitted = learner.run(spec, train)
-        seen, unseen = (learner.run(PredictQ(spec.discount), part)[0] for part in (train, test))
+        _, tuned = sft.run(learner.core, train) if model.path == TINY else (None, {})
+        _, fitted = spec.run(learner.core, train)
+        seen, unseen = (PredictQ(spec.discount).run(learner.core, part)[0] for part in (train, test))
     counts = {"train": train.num_rows, "held_out": test.num_rows, "left_out": left_out.count, "cut": left_out.cut}
     return {
         "conversations": counts,

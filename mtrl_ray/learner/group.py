@@ -1,11 +1,11 @@
 """The learners as Ray actors: one, or several that share every step and together give the same result as one.
 
-1. `LearnerGroup` starts `learner.processes` actors, `wait` waits for them. With more than one, rank 0 opens a meeting point on
-   a free port of its node, and all join one torch.distributed group; with one there is no group.
-2. `run` hands any `Operation` to all ranks with the same arguments, tables as refs, which each rank fetches itself. It
-   returns at once with the refs of rank 0's value and numbers; an actor runs its calls in order.
-3. When a rank fails, its partners' sums fail with an EngineError (at the latest after `COLLECTIVE_SECONDS`), and so does
-   the result.
+`LearnerGroup` starts `learner.processes` actors, and `wait` waits for them. With more than one, rank 0 opens a meeting point on
+a free port of its node, and all join one torch.distributed group; with one there is no group.
+
+`run` hands any `Operation` to all ranks with the same arguments; each rank fetches the tables that are given as refs. It
+returns at once with the refs of rank 0's value and numbers. An actor runs its calls in order. If a rank fails, the sums of its
+partners fail with an EngineError, at the latest after `COLLECTIVE_SECONDS`, and so does the result.
 """
 
 import gc
@@ -85,8 +85,8 @@ class LearnerActor:
         """Returns when all earlier calls are done."""
 
     def run(self, operation: Operation[Any], *arguments: Any) -> tuple[Any, Any]:
-        """See `Learner.run`; the result of rank 0 alone."""
-        result = self._learner.run(operation, *arguments)
+        """Run an operation; the result of rank 0 alone."""
+        result = operation.run(self._learner.core, *arguments)
         return result if self._rank == 0 else (None, None)
 
     def call(self, method: str, *arguments: Any) -> Any:

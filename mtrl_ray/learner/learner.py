@@ -1,16 +1,13 @@
-"""One learner process: it runs operations on its models, hands out the policy's weights, and writes checkpoints.
+"""The models of one learner process: how they are opened, published and kept in checkpoints.
 
-1. `run` carries any `Operation`. Tables are Arrow tables (one or several): conversations of `conversation.SCHEMA`, responses
-   of `responses.RESPONSES`.
-2. The same seed and the same calls give the same numbers. With several processes every process makes the same calls;
-   each computes its share and all end with the same models (see `core`, `collective`).
-3. Models run in evaluation mode throughout: dropout would put noise into every ratio of probabilities.
+Operations run on `Learner.core`. The same seed and the same calls give the same numbers. With several processes every process
+makes the same calls; each computes its share, and all end with the same models (`compute.core`, `compute.collective`). Models
+run in evaluation mode throughout: dropout would put noise into every ratio of probabilities.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +18,6 @@ from mtrl_ray.learner.compute import randomness
 from mtrl_ray.learner.compute.collective import Collective
 from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.compute.models import Models
-from mtrl_ray.learner.operation import Numbers, Operation, ValueT
 from mtrl_ray.settings.tree import LearnerSettings
 from mtrl_ray.weights.packed import PackedWeights, pack
 
@@ -49,10 +45,6 @@ class Learner:
         device = pick_device(settings)
         models = Models(policy, device)
         self.core = Core(models, dtype, settings.tokens_per_microbatch, self.collective, seed, temperature)
-
-    def run(self, operation: Operation[ValueT], *arguments: Any) -> tuple[ValueT, Numbers]:
-        """The operation's value and numbers."""
-        return operation.run(self.core, *arguments)
 
     def adopt(self, model: str, folder: str | Path) -> None:
         """Take a value model that was saved before, if there is none of this name yet. Raises CheckpointError."""

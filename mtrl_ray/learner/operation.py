@@ -1,13 +1,14 @@
 """Operations that a learner runs.
 
-1. An operation is one file: its settings, what it reads, what it returns, and its computation (`run`). `Learner.run`,
-   `LearnerGroup.run` and `System.learn` take any operation; a new one, or a new loss, changes nothing else.
-2. An operation that a recipe configures is a `Section` too; any other is a frozen dataclass. Either is pickled to the learner
-   processes, so its module has to be importable there.
-3. `run` gets the learner's `Core` and the arguments of the call: Arrow tables, arrays, plain values, None. It is called on
-   every process with the same arguments, has to do the same on each, and leaves the same models on each (`compute.core`).
-4. It returns a value and numbers. The value (an array, a table, or None) is for the next operation, the numbers are metrics.
-   The first process's are what the caller gets.
+An operation is one file: its settings, what it reads, what it returns, and its computation (`run`). `LearnerGroup.run` and
+`System.learn` take any operation; a new one, or a new loss, changes nothing else. An operation that a recipe configures is a
+`Section` too, any other is a frozen dataclass. Either is pickled to the learner processes, so its module has to be importable
+there.
+
+`run` gets the learner's `Core` and the arguments of the call: Arrow tables (one or several), arrays, plain values, None. It is
+called on every process with the same arguments, has to do the same on each, and leaves the same models on each
+(`compute.core`). It returns a value and numbers. The value (an array, a table, or None) is for the next operation, the numbers
+are metrics. The caller gets those of the first process.
 
     class SquaredValues(Fit, Operation[None]):
         def run(self, core: Core, conversations: Tables) -> tuple[None, Numbers]:

@@ -54,9 +54,9 @@ def rewards_of(learner: Learner, table: pa.Table, scheme: str, **more: Any) -> t
     spec = TurnRewards(scheme=scheme, length_penalty=PRICE, **more)
     implicit = None
     if scheme in ("prime", "itpo", "norm_itpo"):
-        learner.run(PRMFit(learning_rate=3e-3), table)
-        implicit = learner.run(ImplicitRewards(0.05), table)[0]
-    return learner.run(spec, table, implicit)
+        PRMFit(learning_rate=3e-3).run(learner.core, table)
+        implicit = ImplicitRewards(0.05).run(learner.core, table)[0]
+    return spec.run(learner.core, table, implicit)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -89,12 +89,12 @@ def test_every_scheme_places_what_it_splits(learner: Learner, judged: pa.Table, 
 
 def test_turn_sums_of_tokens_are_what_itpo_adds_to_the_outcome(policy_folder: Path, talks: pa.Table) -> None:
     learner = Learner(LearnerSettings(threads=1), policy_folder, seed=3)
-    learner.run(PRMFit(learning_rate=3e-3), talks)
-    implicit = learner.run(ImplicitRewards(0.5), talks)[0]
+    PRMFit(learning_rate=3e-3).run(learner.core, talks)
+    implicit = ImplicitRewards(0.5).run(learner.core, talks)[0]
     specs = [
         TurnRewards(scheme=name, rescale=False, length_penalty=0.0, outcome_weight=2.0) for name in ("itpo", "prime")
     ]
-    itpo, prime = (by_turn(talks, learner.run(spec, talks, implicit)[0]) for spec in specs)
+    itpo, prime = (by_turn(talks, spec.run(learner.core, talks, implicit)[0]) for spec in specs)
     for talked, tokens, turns, dense in zip(from_table(talks), by_turn(talks, implicit), itpo, prime, strict=True):
         for number, (own, placed, spread) in enumerate(zip(tokens, turns, dense, strict=True)):
             last = 2.0 * talked.score * (number == len(tokens) - 1)
@@ -109,8 +109,8 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, talks: p
         learner, found = Learner(settings, policy_folder, seed=3), []
         for scheme, estimator in (("norm_itpo", "rloo"), ("value", "ppo")):
             rewards, _ = rewards_of(learner, talks, scheme)
-            advantages, _ = learner.run(Advantages(estimator=estimator), talks, rewards)
-            metrics = learner.run(ConversationImprovement(aggregation="turn"), talks, advantages)[1]
+            advantages, _ = Advantages(estimator=estimator).run(learner.core, talks, rewards)
+            metrics = ConversationImprovement(aggregation="turn").run(learner.core, talks, advantages)[1]
             found += [rewards, advantages, np.array([metrics["policy_loss"], metrics["entropy"]])]
         return found
 
@@ -133,7 +133,7 @@ def test_the_first_gradient_is_the_policy_gradient(
         entropy_bonus=0.0,
         kl=KL(coefficient=0.1, kind="k3", place="loss"),
     )
-    metrics = learner.run(spec, talks, advantages)[1]
+    metrics = spec.run(learner.core, talks, advantages)[1]
     model = LlamaForCausalLM.from_pretrained(policy_folder)
     turns = sum(len(talked.agent_turns) for talked in held)
     for talked, parts in zip(held, by_turn(talks, advantages), strict=True):
@@ -163,7 +163,7 @@ def test_what_has_a_positive_advantage_becomes_likelier(learner: Learner, talks:
     before = learner.core.evaluate("policy", rows)["logprobs"]
     wanted = good.astype(np.float32) - bad.astype(np.float32)
     spec = ConversationImprovement(epochs=4, minibatch_conversations=-(-len(talks) // 4), learning_rate=3e-3)
-    metrics = learner.run(spec, talks, wanted)[1]
+    metrics = spec.run(learner.core, talks, wanted)[1]
     change = learner.core.evaluate("policy", rows)["logprobs"] - before
     assert change[good].mean() > 0.1 and change[bad].mean() < -0.1, (change[good].mean(), change[bad].mean())
     assert metrics["policy_steps"] == 16 and metrics["trained_tokens"] == 4 * len(tokens)
@@ -179,7 +179,7 @@ def test_partial_groups_are_compared_with_who_is_there(learner: Learner, talks: 
     """Every token's advantage is its return less the others' mean return from the same turn on; alone it is zero."""
     kept = talks.take([row for row in range(talks.num_rows) if row not in dropped])
     rewards = np.random.default_rng(1).random(count_tokens(kept)).astype(np.float32)
-    advantages, _ = learner.run(Advantages(whiten=False), kept, rewards)
+    advantages, _ = Advantages(whiten=False).run(learner.core, kept, rewards)
     held, parts = from_table(kept), by_turn(kept, rewards)
     returns = [naive_returns(turns) for turns in parts]
     for i, (talked, turns) in enumerate(zip(held, by_turn(kept, advantages), strict=True)):
@@ -194,7 +194,7 @@ def test_partial_groups_are_compared_with_who_is_there(learner: Learner, talks: 
 def test_a_turn_is_credited_with_its_own_reward_alone(learner: Learner, talks: pa.Table, estimator: str) -> None:
     rewards = np.random.default_rng(1).random(count_tokens(talks)).astype(np.float32)
     spec = Advantages(estimator=estimator, baseline="own_turn", whiten=False)
-    advantages, _ = learner.run(spec, talks, rewards)
+    advantages, _ = spec.run(learner.core, talks, rewards)
     held, parts = from_table(talks), by_turn(talks, rewards)
     own = [[float(turn.sum()) for turn in turns] for turns in parts]
     for i, (talked, turns) in enumerate(zip(held, by_turn(talks, advantages), strict=True)):
@@ -216,7 +216,7 @@ def test_exact_gains_are_taken_as_they_are(learner: Learner, talks: pa.Table) ->
         gains = {f"gain_{turn}": 0.1 * (turn + number % 2) for turn in range(len(talked.agent_turns))}
         talked.metrics = {"expected": sum(gains.values()), **gains}
     spec = TurnRewards(scheme="exact", length_penalty=PRICE)
-    rewards, _ = learner.run(spec, to_table(held))
+    rewards, _ = spec.run(learner.core, to_table(held))
     for talked, turns in zip(held, by_turn(talks, rewards), strict=True):
         for number, (turn, place) in enumerate(zip(turns, talked.agent_turns, strict=True)):
             words = len(talked.turns[place].text.split())
@@ -224,28 +224,28 @@ def test_exact_gains_are_taken_as_they_are(learner: Learner, talks: pa.Table) ->
             assert (turn[:-1] == 0).all()
     held[5].metrics["expected"] += 0.5
     with pytest.raises(DataError, match=r"sum to the metric 'expected'; those of conversation 'g5' sum to"):
-        learner.run(spec, to_table(held))
+        spec.run(learner.core, to_table(held))
     with pytest.raises(DataError, match="expected is nan: use an environment that knows them"):
-        learner.run(spec, talks)
+        spec.run(learner.core, talks)
 
 
 def test_gae_bridges_what_the_user_says(learner: Learner, talks: pa.Table) -> None:
     rewards = np.random.default_rng(1).random(count_tokens(talks)).astype(np.float32)
     spec = Advantages(estimator="ppo", gae_lambda=1.0, whiten=False, critic=Fit(epochs=1))
-    first, _ = learner.run(spec, talks, rewards)
+    first, _ = spec.run(learner.core, talks, rewards)
     values = []
     for turns, found in zip(by_turn(talks, rewards), by_turn(talks, first), strict=True):
         returns = np.cumsum(np.concatenate(turns)[::-1])[::-1]
         values.append(returns - np.concatenate(found))
     np.testing.assert_allclose(np.concatenate(values), values[0][0], atol=1e-4)
-    _, numbers = learner.run(spec, talks, rewards)
+    _, numbers = spec.run(learner.core, talks, rewards)
     assert numbers["explained_variance"] > 0 and numbers["critic_loss"] > 0
 
 
 def test_a_critic_learns_what_is_to_come(learner: Learner, talks: pa.Table) -> None:
     rewards, _ = rewards_of(learner, talks, "outcome")
     spec = Advantages(estimator="ppo", critic=Fit(epochs=8, learning_rate=3e-3))
-    found = [learner.run(spec, talks, rewards)[1]["explained_variance"] for _ in range(3)]
+    found = [spec.run(learner.core, talks, rewards)[1]["explained_variance"] for _ in range(3)]
     assert found[0] == pytest.approx(0.0, abs=1e-5) and found[-1] > 0.3, found
 
 
@@ -259,7 +259,7 @@ def test_kl_in_the_reward_is_not_this_methods() -> None:
 
 
 def test_the_environments_own_rewards_are_taken_as_they_are(learner: Learner, talks: pa.Table) -> None:
-    rewards, numbers = learner.run(TurnRewards(scheme="environment", length_penalty=PRICE), talks)
+    rewards, numbers = TurnRewards(scheme="environment", length_penalty=PRICE).run(learner.core, talks)
     for talked, turns in zip(from_table(talks), by_turn(talks, rewards), strict=True):
         for turn, own in zip(talked.agent_turns, turns, strict=True):
             said = talked.turns[turn]
@@ -277,12 +277,12 @@ def test_rewards_that_nobody_would_learn_from_are_no_silence(learner: Learner, t
         with pytest.raises(
             DataError, match=r"rewards turns, but all 12 conversations have score 0.*scheme: environment"
         ):
-            learner.run(operation, unscored)
-    assert learner.run(TurnRewards(scheme="environment"), unscored)[0].any()
+            operation.run(learner.core, unscored)
+    assert TurnRewards(scheme="environment").run(learner.core, unscored)[0].any()
     for talked in held:
         for turn in talked.turns:
             turn.reward = 0.0
-    learner.run(TurnRewards(scheme="outcome"), to_table(held))  # a policy that earns nothing yet
+    TurnRewards(scheme="outcome").run(learner.core, to_table(held))  # a policy that earns nothing yet
 
 
 def test_truncated_answers_are_counted(learner: Learner, talks: pa.Table) -> None:
@@ -290,7 +290,7 @@ def test_truncated_answers_are_counted(learner: Learner, talks: pa.Table) -> Non
     for talked in held:
         talked.turns[talked.agent_turns[0]].finish = Finish.LENGTH
     table, advantages = to_table(held), np.ones(count_tokens(talks), dtype=np.float32)
-    numbers = learner.run(ConversationImprovement(), table, advantages)[1]
+    numbers = ConversationImprovement().run(learner.core, table, advantages)[1]
     assert numbers["truncated"] == pytest.approx(12 / sum(len(talked.agent_turns) for talked in held))
 
 
@@ -303,18 +303,18 @@ def without(table: pa.Table, **changes: Any) -> pa.Table:
 
 def test_what_cannot_be_is_refused(learner: Learner, talks: pa.Table, judged: pa.Table) -> None:
     with pytest.raises(DataError, match=r"'g0' has an agent turn of \d+ tokens with 0 log-probabilities"):
-        learner.run(Advantages(), without(talks, logprobs=[], versions=[]), np.zeros(1, dtype=np.float32))
+        Advantages().run(learner.core, without(talks, logprobs=[], versions=[]), np.zeros(1, dtype=np.float32))
     with pytest.raises(DataError, match="need as many finite rewards; 1 were given"):
-        learner.run(Advantages(), talks, np.zeros(1, dtype=np.float32))
+        Advantages().run(learner.core, talks, np.zeros(1, dtype=np.float32))
     with pytest.raises(DataError, match="need as many finite advantages"):
-        learner.run(ConversationImprovement(), talks, np.full(count_tokens(talks), np.nan, dtype=np.float32))
+        ConversationImprovement().run(learner.core, talks, np.full(count_tokens(talks), np.nan, dtype=np.float32))
     with pytest.raises(ConfigurationError, match="'itpo' scores with implicit rewards; none were given"):
-        learner.run(TurnRewards(scheme="itpo"), talks)
+        TurnRewards(scheme="itpo").run(learner.core, talks)
     with pytest.raises(DataError, match="takes the column 'turn_weights'"):
-        learner.run(TurnRewards(scheme="judge"), talks)
+        TurnRewards(scheme="judge").run(learner.core, talks)
     wrong = pa.array([[1.0]] * judged.num_rows, pa.list_(pa.float32()))
     with pytest.raises(DataError, match="turn_weights gives another number"):
-        learner.run(TurnRewards(scheme="judge"), talks.append_column(TURN_WEIGHTS, wrong))
+        TurnRewards(scheme="judge").run(learner.core, talks.append_column(TURN_WEIGHTS, wrong))
 
 
 def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table) -> None:
@@ -322,8 +322,8 @@ def test_the_users_own_record_is_compared_with(learner: Learner, talks: pa.Table
     for talked in held:
         count = len(talked.agent_turns)
         talked.metrics = {f"gain_{turn}": float(turn == count - 1) for turn in range(count)}
-    _, numbers = learner.run(
-        TurnRewards(scheme="judge"),
+    _, numbers = TurnRewards(scheme="judge").run(
+        learner.core,
         to_table(held).append_column(
             TURN_WEIGHTS,
             pa.array([[1.0 + turn for turn in range(len(one.agent_turns))] for one in held], pa.list_(pa.float32())),

@@ -44,12 +44,12 @@ def talks() -> pa.Table:
 
 def advantages_of(learner: Learner, talks: pa.Table, rewards: np.ndarray, **settings) -> list[np.ndarray]:
     """Of each conversation, [agent tokens]."""
-    found, _ = learner.run(Advantages(**settings), talks, rewards)
+    found, _ = Advantages(**settings).run(learner.core, talks, rewards)
     return np.split(found, np.cumsum([int(one.mask.sum()) for one in from_table(talks)])[:-1])
 
 
 def test_the_outcome_is_with_the_last_token_and_an_overlong_answer_pays_with_its_own(learner, talks):
-    rewards, numbers = learner.run(Outcome(penalty=0.1), talks)
+    rewards, numbers = Outcome(penalty=0.1).run(learner.core, talks)
     expected = {
         "x0": [[0, 0], [0, 0, 0.0]],
         "x1": [[0.5 - 0.1]],
@@ -60,7 +60,7 @@ def test_the_outcome_is_with_the_last_token_and_an_overlong_answer_pays_with_its
     }
     np.testing.assert_allclose(rewards, [token for turns in expected.values() for turn in turns for token in turn])
     assert numbers["outcome"] == pytest.approx((2.75 - 0.4) / 6) and numbers["overlong"] == pytest.approx(4 / 11)
-    free, _ = learner.run(Outcome(), talks)
+    free, _ = Outcome().run(learner.core, talks)
     assert free.sum() == pytest.approx(2.75)
 
 
@@ -73,7 +73,7 @@ def test_rows_and_conversations_agree_on_what_is_overlong(talks):
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_group_baselines_are_those_of_verl(learner, talks, estimator):
     """verl: n/(n-1) (x - mean), and (x - mean) / (std + 1e-6) with n - 1. Alone there is no baseline, and no advantage."""
-    rewards, _ = learner.run(Outcome(), talks)
+    rewards, _ = Outcome().run(learner.core, talks)
     for one, found in zip(
         from_table(talks), advantages_of(learner, talks, rewards, estimator=estimator, whiten=False), strict=True
     ):
@@ -89,7 +89,7 @@ def test_group_baselines_are_those_of_verl(learner, talks, estimator):
 
 def test_reinforce_plus_plus_is_verls(learner, talks):
     """verl: returns of tokens, whitened over all tokens of the batch, variance with n - 1."""
-    rewards, _ = learner.run(Outcome(penalty=0.1), talks)
+    rewards, _ = Outcome(penalty=0.1).run(learner.core, talks)
     returns = np.concatenate(
         [
             np.cumsum(own[::-1])[::-1]
@@ -106,14 +106,14 @@ def test_reinforce_plus_plus_is_verls(learner, talks):
 def test_turn_ppo_is_gae_over_turns(learner: Learner):
     """Against a loop, and against `TurnAdvantages` without a KL."""
     table, lam = grouped(seed=4, contexts=5, samples=2), 0.9
-    rewards, _ = learner.run(Outcome(), table)
+    rewards, _ = Outcome().run(learner.core, table)
     spec = Advantages(estimator="turn_ppo", gae_lambda=lam, whiten=False, critic=Fit(epochs=4, learning_rate=1e-2))
-    learner.run(spec, table, rewards)
+    spec.run(learner.core, table, rewards)
     batch = Batch.read(table)
     values = learner.core.evaluate("turn_critic", batch.state_rows)["values"]
     assert values.std() > 0.01
     learner.core.models.copy("value", "turn_critic")
-    found, numbers = learner.run(spec, table, rewards)
+    found, numbers = spec.run(learner.core, table, rewards)
     expected, start = [], 0
     for one in from_table(table):
         turns = len(one.agent_turns)
@@ -128,7 +128,7 @@ def test_turn_ppo_is_gae_over_turns(learner: Learner):
             expected += [advantage] * len(one.turns[place].tokens)
         start += turns
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    other, _ = learner.run(TurnAdvantages(gae_lambda=lam, whiten=False), table)
+    other, _ = TurnAdvantages(gae_lambda=lam, whiten=False).run(learner.core, table)
     np.testing.assert_allclose(found, other, atol=1e-5)
     assert numbers["explained_variance"] > 0 and numbers["critic_loss"] > 0
 
@@ -150,4 +150,4 @@ def test_turn_rewards_without_scores_are_refused(learner):
     for one in (unscored := from_table(table)):
         one.score = 0.0
     with pytest.raises(DataError, match="the environment rewards turns, but all 4 conversations have score 0"):
-        learner.run(Outcome(), to_table(unscored))
+        Outcome().run(learner.core, to_table(unscored))

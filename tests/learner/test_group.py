@@ -66,16 +66,18 @@ def test_two_processes_give_the_result_of_one(ray_cluster: None, policy_folder: 
         ray.get(two.save(tmp_path / "saved"), timeout=60)
 
     alone = Learner(settings_for(1), policy_folder, seed=3)
-    alone.run(Snapshot())
-    expected = alone.run(SFT(steps=3, minibatch_conversations=8), talks)[1]
+    Snapshot().run(alone.core)
+    expected = SFT(steps=3, minibatch_conversations=8).run(alone.core, talks)[1]
     assert taught["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-    expected = alone.run(FIT, talks)[1]
+    expected = FIT.run(alone.core, talks)[1]
     assert fitted["loss"] == pytest.approx(expected["loss"], abs=1e-4)
-    np.testing.assert_allclose(scores, alone.run(ScoreResponses(), talks, responses)[0], atol=1e-4)
-    expected = alone.run(SPEC, talks, responses)[1]
+    np.testing.assert_allclose(scores, ScoreResponses().run(alone.core, talks, responses)[0], atol=1e-4)
+    expected = SPEC.run(alone.core, talks, responses)[1]
     for name in ("policy_loss", "critic_loss", "kl_reference", "kl_step", "entropy", "clip_fraction", "gradient_norm"):
         assert improved[name] == pytest.approx(expected[name], abs=1e-4), name
-    np.testing.assert_allclose(predicted["q"].to_numpy(), alone.run(PredictQ(), talks)[0]["q"].to_numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        predicted["q"].to_numpy(), PredictQ().run(alone.core, talks)[0]["q"].to_numpy(), atol=1e-4
+    )
     np.testing.assert_allclose(flat(weights), flat(alone.weights(1)), atol=1e-5)
 
     resumed = Learner(settings_for(1), policy_folder, seed=3)
@@ -102,24 +104,24 @@ def test_two_processes_learn_from_whole_conversations_as_one_does(
         ray.get(two.save(tmp_path / "saved"), timeout=60)
 
     alone = Learner(settings_for(1), policy_folder, seed=3)
-    assert alone.run(PRMFit(), talks)[1]["loss"] == pytest.approx(fitted["loss"], abs=1e-5)
-    np.testing.assert_allclose(alone.run(ImplicitRewards(0.05), talks)[0], implicit, atol=1e-4)
-    expected, their_numbers = alone.run(TurnRewards(), talks, implicit)
+    assert PRMFit().run(alone.core, talks)[1]["loss"] == pytest.approx(fitted["loss"], abs=1e-5)
+    np.testing.assert_allclose(ImplicitRewards(0.05).run(alone.core, talks)[0], implicit, atol=1e-4)
+    expected, their_numbers = TurnRewards().run(alone.core, talks, implicit)
     np.testing.assert_allclose(expected, rewards, atol=1e-5)
     assert numbers == pytest.approx(their_numbers)
-    np.testing.assert_allclose(alone.run(Advantages(), talks, rewards)[0], found, atol=1e-5)
-    expected = alone.run(WHOLE, talks, found)[1]
+    np.testing.assert_allclose(Advantages().run(alone.core, talks, rewards)[0], found, atol=1e-5)
+    expected = WHOLE.run(alone.core, talks, found)[1]
     for name in ("policy_loss", "kl_reference", "kl_step", "entropy", "gradient_norm"):
         assert improved[name] == pytest.approx(expected[name], abs=1e-4), name
-    split, _ = alone.run(TurnRewards(scheme="value"), talks)
-    np.testing.assert_allclose(alone.run(ppo, talks, split)[0], critical, atol=1e-3)
-    assert np.array_equal(alone.run(UNIFORM, talks)[0], random), "one seed, one split"
+    split, _ = TurnRewards(scheme="value").run(alone.core, talks)
+    np.testing.assert_allclose(ppo.run(alone.core, talks, split)[0], critical, atol=1e-3)
+    assert np.array_equal(UNIFORM.run(alone.core, talks)[0], random), "one seed, one split"
     np.testing.assert_allclose(flat(alone.weights(1)), flat(weights), atol=1e-5)
 
     resumed = Learner(settings_for(1), policy_folder, seed=3)
     resumed.load(tmp_path / "saved")
     np.testing.assert_allclose(
-        resumed.run(ImplicitRewards(0.05), talks)[0], alone.run(ImplicitRewards(0.05), talks)[0], atol=1e-4
+        ImplicitRewards(0.05).run(resumed.core, talks)[0], ImplicitRewards(0.05).run(alone.core, talks)[0], atol=1e-4
     )
 
 
@@ -129,7 +131,7 @@ def test_more_processes_than_rows(ray_cluster: None, policy_folder: Path) -> Non
     with group(2, policy_folder) as two:
         fitted = ray.get(two.run(spec, talks)[1], timeout=60)
     alone = Learner(settings_for(1), policy_folder, seed=3)
-    assert fitted["loss"] == pytest.approx(alone.run(spec, talks)[1]["loss"])
+    assert fitted["loss"] == pytest.approx(spec.run(alone.core, talks)[1]["loss"])
 
 
 def test_one_process_needs_no_group(ray_cluster: None, policy_folder: Path, tmp_path: Path) -> None:

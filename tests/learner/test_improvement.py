@@ -68,7 +68,7 @@ def test_the_first_gradient_is_the_policy_gradient(
 ) -> None:
     spec = Improvement(**ONE_STEP, estimator=estimator, aggregation=aggregation, whiten=estimator == "ppo")
     scores = np.random.default_rng(0).random(responses.num_rows).astype(np.float32)
-    metrics = learner.run(spec, conversations, responses, scores)[1]
+    metrics = spec.run(learner.core, conversations, responses, scores)[1]
     states = list(zip(responses["conversation_id"].to_pylist(), responses["turn"].to_pylist(), strict=True))
     within = [scores[[one == state for one in states]] for state in set(states)]
     squares = sum(float(np.square(group - group.mean()).sum()) for group in within)
@@ -95,7 +95,7 @@ def test_trees_and_sequences_learn_the_same(
     assert trees.core.branch_tokens > 0
     sequences.core.branch_tokens = 0
     spec = Improvement(epochs=2, minibatch_conversations=1000, learning_rate=1e-3)
-    first, second = (one.run(spec, conversations, responses, scores)[1] for one in (trees, sequences))
+    first, second = (spec.run(one.core, conversations, responses, scores)[1] for one in (trees, sequences))
     np.testing.assert_allclose(parameters_of(trees), parameters_of(sequences), atol=1e-5)
     for name in ("policy_loss", "critic_loss", "kl_reference", "entropy", "clip_fraction", "explained_variance"):
         assert first[name] == pytest.approx(second[name], abs=1e-5), name
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_numbers(
     def numbers(seed: int) -> tuple[dict[str, float], np.ndarray]:
         learner = Learner(settings, policy_folder, seed=seed)
         scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
-        metrics = learner.run(Improvement(minibatch_conversations=3), conversations, responses, scores)[1]
+        metrics = Improvement(minibatch_conversations=3).run(learner.core, conversations, responses, scores)[1]
         timed = {"seconds", "tokens_per_second"}
         return {name: value for name, value in metrics.items() if name not in timed}, parameters_of(learner)
 
@@ -130,7 +130,7 @@ def test_what_scores_becomes_likelier(
     for number in range(8):
         responses = sampled(learner, conversations, samples=6, seed=number)
         scores = np.array([prefers_seven(tokens) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
-        means.append(learner.run(spec, conversations, responses, scores)[1]["score"])
+        means.append(spec.run(learner.core, conversations, responses, scores)[1]["score"])
     assert means[-1] > means[0] + 0.3, means
 
 
@@ -143,7 +143,7 @@ def test_a_strong_penalty_keeps_the_policy_near_its_reference(
         for number in range(5):
             responses = sampled(learner, conversations, samples=6, seed=number)
             scores = np.array([prefers_seven(tokens) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
-            found = learner.run(spec, conversations, responses, scores)[1]["kl_reference"]
+            found = spec.run(learner.core, conversations, responses, scores)[1]["kl_reference"]
         return found
 
     free = divergence(coefficient=0.0)
@@ -154,13 +154,13 @@ def test_a_strong_penalty_keeps_the_policy_near_its_reference(
 def test_references(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
     current = Improvement(epochs=1, minibatch_conversations=1000, kl=KL(reference="current"))
-    learner.run(Snapshot())
-    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
-    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] > 1e-6
-    learner.run(Snapshot())
-    assert learner.run(current, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
+    Snapshot().run(learner.core)
+    assert current.run(learner.core, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
+    assert current.run(learner.core, conversations, responses, scores)[1]["kl_reference"] > 1e-6
+    Snapshot().run(learner.core)
+    assert current.run(learner.core, conversations, responses, scores)[1]["kl_reference"] == pytest.approx(0, abs=1e-7)
     initial = Improvement(epochs=1, minibatch_conversations=1000)
-    assert learner.run(initial, conversations, responses, scores)[1]["kl_reference"] > 1e-6
+    assert initial.run(learner.core, conversations, responses, scores)[1]["kl_reference"] > 1e-6
 
 
 def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, conversations: pa.Table) -> None:
@@ -168,12 +168,14 @@ def test_importance_weights_correct_for_stale_samplers_only(learner: Learner, co
     scores = np.linspace(0, 1, responses.num_rows, dtype=np.float32)
     spec = Improvement(epochs=1, minibatch_conversations=1000, importance_cap=1.5)
     learner.weights(4)
-    stale = learner.run(spec, conversations, responses, scores)[1]["importance_weight"]
+    stale = spec.run(learner.core, conversations, responses, scores)[1]["importance_weight"]
     assert 0 < stale < 1.5
     assert stale != 1.0
     learner.weights(5)
-    assert learner.run(spec, conversations, responses, scores)[1]["importance_weight"] == 1.0
-    assert learner.run(spec, conversations, responses, scores)[1]["importance_weight"] != 1.0, "the policy has moved"
+    assert spec.run(learner.core, conversations, responses, scores)[1]["importance_weight"] == 1.0
+    assert spec.run(learner.core, conversations, responses, scores)[1]["importance_weight"] != 1.0, (
+        "the policy has moved"
+    )
 
 
 def test_an_update_moves_the_policy_no_further_than_its_bound(
@@ -184,14 +186,14 @@ def test_an_update_moves_the_policy_no_further_than_its_bound(
     def update(limit: float | None) -> tuple[Numbers, Learner]:
         learner = Learner(settings, policy_folder, seed=3)
         spec = Improvement(epochs=10, minibatch_conversations=4, learning_rate=1e-2, kl_limit=limit)
-        return learner.run(spec, conversations, responses, scores)[1], learner
+        return spec.run(learner.core, conversations, responses, scores)[1], learner
 
     free, _ = update(None)
     assert free["kl_update"] > 0.1 and free["step_fraction"] == 1.0
     bound, learner = update(0.01)
     assert 0 < bound["kl_update"] <= 0.01 and bound["step_fraction"] < 1.0
     assert bound["policy_steps"] == free["policy_steps"]
-    numbers = learner.run(Improvement(learning_rate=1e-9), conversations, responses, scores)[1]
+    numbers = Improvement(learning_rate=1e-9).run(learner.core, conversations, responses, scores)[1]
     assert numbers["kl_update"] < 1e-5, "the distance of an update is measured from where it started"
     wide, _ = update(1e3)
     assert wide["step_fraction"] == 1.0 and wide["kl_update"] == free["kl_update"]
@@ -205,8 +207,8 @@ def test_a_policy_with_entropy_bonus_stays_more_random(
     def entropy(bonus: float) -> float:
         learner = Learner(settings, policy_folder, seed=3)
         spec = Improvement(epochs=4, learning_rate=3e-3, entropy_bonus=bonus)
-        learner.run(spec, conversations, responses, scores)
-        return learner.run(spec, conversations, responses, scores)[1]["entropy"]
+        spec.run(learner.core, conversations, responses, scores)
+        return spec.run(learner.core, conversations, responses, scores)[1]["entropy"]
 
     assert entropy(0.5) > entropy(0.0) + 0.02
 
@@ -216,17 +218,19 @@ def test_the_critic_learns_to_explain_its_returns(
 ) -> None:
     scores = np.array([float(tokens[0] > 30) for tokens in responses["tokens"].to_pylist()], dtype=np.float32)
     spec = Improvement(epochs=15, critic_learning_rate=3e-3, learning_rate=1e-6)
-    assert learner.run(spec, conversations, responses, scores)[1]["explained_variance"] == pytest.approx(0, abs=0.05)
-    assert learner.run(spec, conversations, responses, scores)[1]["explained_variance"] > 0.3
+    assert spec.run(learner.core, conversations, responses, scores)[1]["explained_variance"] == pytest.approx(
+        0, abs=0.05
+    )
+    assert spec.run(learner.core, conversations, responses, scores)[1]["explained_variance"] > 0.3
 
 
 def test_nonsense_is_refused(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     with pytest.raises(ConfigurationError, match="Q has not been fitted"):
-        learner.run(Improvement(), conversations, responses)
+        Improvement().run(learner.core, conversations, responses)
     with pytest.raises(DataError, match="finite scores"):
-        learner.run(Improvement(), conversations, responses, np.full(responses.num_rows, np.nan))
+        Improvement().run(learner.core, conversations, responses, np.full(responses.num_rows, np.nan))
     with pytest.raises(DataError, match="no responses"):
-        learner.run(Improvement(), conversations, responses.slice(0, 0), np.zeros(0))
+        Improvement().run(learner.core, conversations, responses.slice(0, 0), np.zeros(0))
     with pytest.raises(ValueError, match="k1 as a loss"):
         KL(place="loss", kind="k1")
 
@@ -238,6 +242,6 @@ def test_larger_micro_batches_give_the_same_step(policy_folder: Path, conversati
     weights = []
     for budget in (64, 100_000):
         learner = Learner(LearnerSettings(threads=1, tokens_per_microbatch=budget), policy_folder, seed=3)
-        learner.run(spec, conversations, responses, scores)
+        spec.run(learner.core, conversations, responses, scores)
         weights.append(parameters_of(learner))
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)

@@ -68,8 +68,7 @@ def test_features_are_those_of_a_sequence_of_its_own(
 
 def test_what_was_said_has_the_features_of_a_response(learner: Learner, conversations: pa.Table) -> None:
     dialogues = Dialogues.read(conversations)
-    tokens = len(dialogues.agent_tokens)
-    said = Responses.logged(dialogues, np.zeros(tokens, np.float32), np.zeros(tokens, np.int32))
+    said = Responses.logged(dialogues)
     of_turns, of_responses = (
         Features.of_turns(learner.core, dialogues),
         Features.of_responses(learner.core, dialogues, said),
@@ -80,11 +79,11 @@ def test_what_was_said_has_the_features_of_a_response(learner: Learner, conversa
 def test_q_predicts_conversations_that_it_was_not_fitted_on(learner: Learner) -> None:
     fit = LinearQ(discount=0.0, td_lambda=1.0)
     older, newest = rewarded(1, 96, "old"), rewarded(2, 32, "new")
-    scores, numbers = learner.run(fit, newest, older, None)
+    scores, numbers = fit.run(learner.core, newest, older, None)
     assert numbers["r"] > 0.7 and numbers["within_r"] > 0.7 and scores.confidence == 1.0
     assert numbers["value_r"] < numbers["r"], "a state says less than a state and the response"
     assert numbers["conversations"] == 128
-    few = learner.run(fit, newest, None, None)[1]
+    few = fit.run(learner.core, newest, None, None)[1]
     assert few["r"] < numbers["r"] and few["conversations"] == 32
 
 
@@ -92,9 +91,9 @@ def test_responses_are_scored_and_equal_ones_alike(learner: Learner) -> None:
     newest = rewarded(3, 96, "new")
     responses = answer(newest, seed=5, samples=3)
     count, twice = responses.num_rows, pa.concat_tables([responses, responses])
-    scores, _ = learner.run(LinearQ(0.0, 1.0), newest, None, twice)
+    scores, _ = LinearQ(0.0, 1.0).run(learner.core, newest, None, twice)
     np.testing.assert_array_equal(scores.responses[:count], scores.responses[count:])
-    again, _ = learner.run(ScoreLinearly(), newest, responses, scores)
+    again, _ = ScoreLinearly().run(learner.core, newest, responses, scores)
     np.testing.assert_allclose(again, scores.responses[:count], atol=1e-4)
     lengths = np.array([len(row) for row in responses["tokens"].to_pylist()])
     assert np.corrcoef(scores.responses[:count], lengths)[0, 1] > 0.8
@@ -108,7 +107,7 @@ def test_noise_inspires_no_confidence(learner: Learner) -> None:
             for turn in talked.agent_turns:
                 talked.turns[turn].reward = 0.0
             talked.turns[talked.agent_turns[-1]].reward = float(generator.random() < 0.5)
-        found.append(learner.run(FIT, to_table(talks), None, None)[0].confidence)
+        found.append(FIT.run(learner.core, to_table(talks), None, None)[0].confidence)
     assert np.mean(found) < 0.6, found
 
 
@@ -118,14 +117,14 @@ def test_a_conversation_that_was_cut_is_neither_fitted_nor_improved_on(
     talks = from_table(conversations)
     for talked in talks[::2]:
         talked.stop = StopReason.TOKEN_LIMIT
-    scores, numbers = learner.run(FIT, to_table(talks), None, None)
+    scores, numbers = FIT.run(learner.core, to_table(talks), None, None)
     cut = np.concatenate([[number % 2 == 0] * len(talked.agent_turns) for number, talked in enumerate(talks)])
     assert np.isnan(scores.logged[cut]).all() and np.isfinite(scores.logged[~cut]).all()
     assert numbers["cut"] == 6
     for talked in talks:
         talked.stop = StopReason.TOKEN_LIMIT
     with pytest.raises(DataError, match="nothing to fit Q on"):
-        learner.run(FIT, to_table(talks), None, None)
+        FIT.run(learner.core, to_table(talks), None, None)
 
 
 def test_what_was_said_is_worth_its_lambda_return_less_the_value_of_its_state(
@@ -135,7 +134,7 @@ def test_what_was_said_is_worth_its_lambda_return_less_the_value_of_its_state(
     newest = rewarded(4, 48, "new")
 
     def advantages(td_lambda: float) -> list[np.ndarray]:
-        found = Learner(settings, policy_folder, seed=3).run(LinearQ(0.9, td_lambda), newest, None, None)[0].logged
+        found = LinearQ(0.9, td_lambda).run(Learner(settings, policy_folder, seed=3).core, newest, None, None)[0].logged
         counts = np.cumsum([len(one.agent_turns) for one in talks])[:-1]
         return np.split(found.astype(np.float64), counts)
 
@@ -174,7 +173,7 @@ def test_the_first_gradient_is_the_policy_gradient(
         aggregation=aggregation,
     )
     spec = SingleTurnImprovement(update, logged=0.5)
-    metrics = learner.run(spec, conversations, twice, scores_of(sampled, logged, 0.7))[1]
+    metrics = spec.run(learner.core, conversations, twice, scores_of(sampled, logged, 0.7))[1]
 
     states = [(row["conversation_id"], row["turn"]) for row in rows]
     means = {
@@ -201,15 +200,15 @@ def test_scores_that_do_not_fit_are_refused(learner: Learner, conversations: pa.
     update, turns = PolicyUpdate(kl=NO_KL), np.zeros(turns_of(conversations))
     some = np.linspace(0, 1, responses.num_rows)
     with pytest.raises(DataError, match="as many finite scores"):
-        learner.run(SingleTurnImprovement(update), conversations, responses, scores_of(some[:2], turns))
+        SingleTurnImprovement(update).run(learner.core, conversations, responses, scores_of(some[:2], turns))
     with pytest.raises(DataError, match="as many advantages"):
-        learner.run(SingleTurnImprovement(update), conversations, responses, scores_of(some, turns[:2]))
+        SingleTurnImprovement(update).run(learner.core, conversations, responses, scores_of(some, turns[:2]))
 
 
 def test_what_q_is_not_sure_of_moves_nothing(learner: Learner, conversations: pa.Table, responses: pa.Table) -> None:
     before = [value.detach().clone() for value in learner.core.models.policy.parameters()]
     given = scores_of(np.linspace(0, 1, responses.num_rows), np.ones(turns_of(conversations)), confidence=0.0)
-    numbers = learner.run(SingleTurnImprovement(PolicyUpdate(kl=NO_KL), 0.0), conversations, responses, given)[1]
+    numbers = SingleTurnImprovement(PolicyUpdate(kl=NO_KL), 0.0).run(learner.core, conversations, responses, given)[1]
     assert numbers["policy_steps"] == 0
     assert all(torch.equal(old, now) for old, now in zip(before, learner.core.models.policy.parameters(), strict=True))
 
@@ -223,5 +222,5 @@ def test_what_q_prefers_becomes_likelier(
         responses = sampled(learner, conversations, samples=6, seed=number)
         wanted = np.array([float(7 in tokens) for tokens in responses["tokens"].to_pylist()])
         means.append(wanted.mean())
-        learner.run(SingleTurnImprovement(update, 0.0), conversations, responses, scores_of(wanted, none))
+        SingleTurnImprovement(update, 0.0).run(learner.core, conversations, responses, scores_of(wanted, none))
     assert means[-1] > means[0] + 0.2, means

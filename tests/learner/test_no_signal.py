@@ -45,9 +45,9 @@ def test_the_price_of_words_alone_moves_nothing(policy_folder: Path, settings: L
         learner, talks = Learner(settings, policy_folder, seed=3), conversations(alike)
 
         def improve() -> None:
-            rewards, _ = learner.run(TurnRewards(scheme="outcome"), talks)
-            advantages, made = learner.run(Advantages(estimator=estimator), talks, rewards)
-            learner.run(ConversationImprovement(learning_rate=5e-3), talks, advantages, made)
+            rewards, _ = TurnRewards(scheme="outcome").run(learner.core, talks)
+            advantages, made = Advantages(estimator=estimator).run(learner.core, talks, rewards)
+            ConversationImprovement(learning_rate=5e-3).run(learner.core, talks, advantages, made)
 
         return moved(learner, improve)
 
@@ -66,7 +66,7 @@ def test_responses_that_score_alike_move_nothing(
         learner = Learner(settings, policy_folder, seed=3)
         scores = 0.5 + deviation * noise
         spec = Improvement(estimator=estimator, learning_rate=5e-3, kl={"coefficient": 0.0})
-        return moved(learner, lambda: learner.run(spec, talks, responses, scores))
+        return moved(learner, lambda: spec.run(learner.core, talks, responses, scores))
 
     assert after(1e-4) < 0.1 * after(0.2)
 
@@ -80,8 +80,8 @@ def test_even_preferences_move_nothing(policy_folder: Path, settings: LearnerSet
         terminal = (0.5 + deviation * np.random.default_rng(0).standard_normal(12)).astype(np.float32)
 
         def improve() -> None:
-            advantages, made = learner.run(TurnAdvantages(value=value), talks, terminal)
-            learner.run(ConversationImprovement(learning_rate=5e-3), talks, advantages, made)
+            advantages, made = TurnAdvantages(value=value).run(learner.core, talks, terminal)
+            ConversationImprovement(learning_rate=5e-3).run(learner.core, talks, advantages, made)
 
         return moved(learner, improve)
 

@@ -68,14 +68,14 @@ def swapped(table):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_symmetric_by_construction_and_learns(learner, kind):
     table, given = pairs(1, 96, by_rank)
-    first = learner.run(SPEC, table, given, kind)[1]
+    first = SPEC.run(learner.core, table, given, kind)[1]
     assert first["cross_entropy"] == pytest.approx(np.log(2), abs=1e-3), "it knows nothing yet"
     fresh, truth = pairs(2, 48, by_rank)
-    then = learner.run(SPEC, fresh, truth, kind)[1]
+    then = SPEC.run(learner.core, fresh, truth, kind)[1]
     assert then["accuracy"] > 0.9 and then["cross_entropy"] < 0.67 and then["calibration"] < 0.12
-    found = learner.run(Preferences(kind), fresh)[0]
+    found = Preferences(kind).run(learner.core, fresh)[0]
     np.testing.assert_allclose(found[::2] + found[1::2], 1.0, atol=1e-6)
-    back = learner.run(Preferences(kind), swapped(fresh))[0]
+    back = Preferences(kind).run(learner.core, swapped(fresh))[0]
     np.testing.assert_allclose(back.reshape(-1, 2)[:, ::-1].ravel(), found, atol=1e-5)
 
 
@@ -84,26 +84,26 @@ def test_only_the_preference_model_learns_a_circle(learner):
     fresh, truth = pairs(2, 60, in_a_circle)
     reached = {}
     for kind in KINDS:
-        learner.run(PairFit(epochs=8, minibatch_conversations=8, learning_rate=2e-3), table, given, kind)
-        reached[kind] = quality(learner.run(Preferences(kind), fresh)[0].astype(np.float64), truth.astype(np.float64))[
-            "accuracy"
-        ]
+        PairFit(epochs=8, minibatch_conversations=8, learning_rate=2e-3).run(learner.core, table, given, kind)
+        reached[kind] = quality(
+            Preferences(kind).run(learner.core, fresh)[0].astype(np.float64), truth.astype(np.float64)
+        )["accuracy"]
     assert reached["preference"] > 0.9 and reached["reward"] < 0.75, reached
 
 
 def test_rewards_are_the_log_odds(learner):
     table, given = pairs(1, 16, by_rank)
-    learner.run(SPEC, table, given, "reward")
-    scores = learner.run(ConversationRewards(), table)[0].astype(np.float64)
+    SPEC.run(learner.core, table, given, "reward")
+    scores = ConversationRewards().run(learner.core, table)[0].astype(np.float64)
     expected = 1 / (1 + np.exp(scores[1::2] - scores[::2]))
-    np.testing.assert_allclose(learner.run(Preferences("reward"), table)[0][::2], expected, atol=1e-6)
+    np.testing.assert_allclose(Preferences("reward").run(learner.core, table)[0][::2], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_has_the_gradient_of_the_cross_entropy(learner, kind):
     """Against autograd on the loss written down per pair, each conversation (or couple) read on its own."""
     table, given = pairs(3, 6, by_rank)
-    learner.run(PairFit(epochs=2, minibatch_conversations=1000), table, given, kind)
+    PairFit(epochs=2, minibatch_conversations=1000).run(learner.core, table, given, kind)
     model, dialogues = learner.core.models.value(kind), Dialogues.read(table)
     rows = pair_rows(dialogues, kind)
 
@@ -142,17 +142,17 @@ def test_even_pairs_and_blind_predictions_are_no_success():
 def test_what_is_no_pair_is_refused(learner):
     table, given = pairs(1, 4, by_rank)
     with pytest.raises(DataError, match="7 conversations are no pairs"):
-        learner.run(PairFit(), table.slice(0, 7), given[:7], "reward")
+        PairFit().run(learner.core, table.slice(0, 7), given[:7], "reward")
     for wrong in (given[:-1], given * 3):
         with pytest.raises(DataError, match=r"8 conversations need as many preferences in \[0, 1\]"):
-            learner.run(PairFit(), table, wrong, "reward")
+            PairFit().run(learner.core, table, wrong, "reward")
     with pytest.raises(ConfigurationError, match="there is no preference model yet"):
-        learner.run(Preferences("preference"), table)
+        Preferences("preference").run(learner.core, table)
     long = to_table([talk(name, [10] * 40, np.random.default_rng(0)) for name in "ab"])
     with pytest.raises(
         DataError, match="all 1 pairs are longer than the 256 tokens that the preference model may read"
     ):
-        learner.run(PairFit(), long, given[:2], "preference")
+        PairFit().run(learner.core, long, given[:2], "preference")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,35 +162,39 @@ def test_a_pair_that_is_too_long_is_left_out_and_counted(learner, policy_folder,
     marks = [10] * (40 if kind == "preference" else 70)
     long = to_table([talk(name, marks, np.random.default_rng(0)) for name in "ab"])
     mixed, some = pa.concat_tables([table.slice(0, 8), long, table.slice(8)]), np.insert(given, 8, [0.3, 0.7])
-    numbers = learner.run(SPEC, mixed, some, kind)[1]
+    numbers = SPEC.run(learner.core, mixed, some, kind)[1]
     other = Learner(settings, policy_folder, seed=3)
-    without = other.run(SPEC, table, given, kind)[1]
+    without = SPEC.run(other.core, table, given, kind)[1]
     assert numbers["too_long"] == 1 and without["too_long"] == 0 and numbers["pairs"] == 24
     assert numbers["loss"] == without["loss"] and numbers["accuracy"] == without["accuracy"]
-    preferred = learner.run(Preferences(kind), mixed)[0]
+    preferred = Preferences(kind).run(learner.core, mixed)[0]
     assert np.isnan(preferred[8:10]).all()
-    np.testing.assert_array_equal(np.delete(preferred, [8, 9]), other.run(Preferences(kind), table)[0])
-    assert learner.run(PairQuality(kind), mixed, some)[1]["too_long"] == 1
+    np.testing.assert_array_equal(np.delete(preferred, [8, 9]), Preferences(kind).run(other.core, table)[0])
+    assert PairQuality(kind).run(learner.core, mixed, some)[1]["too_long"] == 1
     if kind == "reward":
-        assert np.isnan(learner.run(ConversationRewards(), mixed)[0]).nonzero()[0].tolist() == [8, 9]
+        assert np.isnan(ConversationRewards().run(learner.core, mixed)[0]).nonzero()[0].tolist() == [8, 9]
 
 
 def test_models_are_kept_and_adopted(learner, policy_folder, settings, tmp_path):
     table, given = pairs(1, 8, by_rank)
     for kind in KINDS:
-        learner.run(SPEC, table, given, kind)
+        SPEC.run(learner.core, table, given, kind)
     learner.save(tmp_path / "all")
     resumed, other = Learner(settings, policy_folder, seed=3), Learner(settings, policy_folder, seed=4)
     resumed.load(tmp_path / "all")
     for kind in KINDS:
         learner.core.models.value(kind).save(tmp_path / kind)
         other.adopt(kind, tmp_path / kind)
-        assert np.array_equal(resumed.run(Preferences(kind), table)[0], learner.run(Preferences(kind), table)[0])
-        assert np.array_equal(other.run(Preferences(kind), table)[0], learner.run(Preferences(kind), table)[0])
-    other.run(SPEC, table, given, "reward")
-    further = other.run(Preferences("reward"), table)[0]
+        assert np.array_equal(
+            Preferences(kind).run(resumed.core, table)[0], Preferences(kind).run(learner.core, table)[0]
+        )
+        assert np.array_equal(
+            Preferences(kind).run(other.core, table)[0], Preferences(kind).run(learner.core, table)[0]
+        )
+    SPEC.run(other.core, table, given, "reward")
+    further = Preferences("reward").run(other.core, table)[0]
     other.adopt("reward", tmp_path / "reward")
-    assert np.array_equal(other.run(Preferences("reward"), table)[0], further), (
+    assert np.array_equal(Preferences("reward").run(other.core, table)[0], further), (
         "what has been learned since is not lost"
     )
     with pytest.raises(CheckpointError):
@@ -206,6 +210,6 @@ def test_two_processes_fit_as_one_does(ray_cluster: None, policy_folder: Path) -
         fitted, found = (lambda every: (every[:2], every[2:]))(ray.get(promised, timeout=120))
     alone = Learner(settings_for(1), policy_folder, seed=3)
     for kind, theirs in zip(KINDS, fitted, strict=True):
-        assert alone.run(SPEC, table, given, kind)[1]["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert SPEC.run(alone.core, table, given, kind)[1]["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     for kind, theirs in zip(KINDS, found, strict=True):
-        np.testing.assert_allclose(alone.run(Preferences(kind), table)[0], theirs, atol=1e-3)
+        np.testing.assert_allclose(Preferences(kind).run(alone.core, table)[0], theirs, atol=1e-3)

@@ -40,7 +40,7 @@ def test_the_loss_and_its_gradient_are_those_of_whole_conversations(policy_folde
     scores = torch.tensor(talks["score"].to_pylist())
     learner, frozen = learner_with(policy_folder), LlamaForCausalLM.from_pretrained(policy_folder)
     warm = PRMFit(beta=BETA, minibatch_conversations=1000, learning_rate=1e-2, max_gradient_norm=None)
-    first = learner.run(warm, talks)[1]
+    first = warm.run(learner.core, talks)[1]
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-5), "a copy of its reference knows nothing"
     learned = learner.core.models.get("prm").model
     with torch.no_grad():
@@ -51,11 +51,11 @@ def test_the_loss_and_its_gradient_are_those_of_whole_conversations(policy_folde
     loss = torch.nn.functional.binary_cross_entropy_with_logits(sums, scores)
     loss.backward()
     norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
-    rewards = learner.run(ImplicitRewards(BETA), talks)[0]
+    rewards = ImplicitRewards(BETA).run(learner.core, talks)[0]
     lengths = [int(talked.mask.sum()) for talked in from_table(talks)]
     by_talk = [part.sum() for part in np.split(rewards, np.cumsum(lengths)[:-1])]
     np.testing.assert_allclose(by_talk, sums.detach().numpy(), atol=2e-4)
-    second = learner.run(warm, talks)[1]
+    second = warm.run(learner.core, talks)[1]
     assert second["loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert second["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
 
@@ -65,7 +65,7 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path) -> None:
     found = []
     for budget in (64, 200, 16_384):
         learner = learner_with(policy_folder, budget)
-        found.append((learner.run(SPEC, talks)[1]["loss"], learner.run(ImplicitRewards(BETA), talks)[0]))
+        found.append((SPEC.run(learner.core, talks)[1]["loss"], ImplicitRewards(BETA).run(learner.core, talks)[0]))
     for loss, rewards in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-5)
         np.testing.assert_allclose(rewards, found[0][1], atol=1e-4)
@@ -75,15 +75,15 @@ def test_it_learns_which_turns_the_outcome_depends_on(policy_folder: Path) -> No
     learner = learner_with(policy_folder)
     spec = PRMFit(beta=BETA, minibatch_conversations=8, learning_rate=3e-3)
     for number in range(6):
-        metrics = learner.run(spec, grouped(seed=number, contexts=12, samples=4))[1]
+        metrics = spec.run(learner.core, grouped(seed=number, contexts=12, samples=4))[1]
     assert metrics["pair_accuracy"] > 0.7 and metrics["r"] > 0.4, metrics
     talks = talk(seed=99, count=40)
-    rewards, lengths, outcomes = learner.run(ImplicitRewards(BETA), talks)[0], [], []
+    rewards, lengths, outcomes = ImplicitRewards(BETA).run(learner.core, talks)[0], [], []
     for talked in from_table(talks):
         lengths += [len(talked.turns[turn].tokens) for turn in talked.agent_turns]
         outcomes += talked.rewards
     turns = np.array([part.sum() for part in np.split(rewards, np.cumsum(lengths)[:-1])])
-    table = learner.run(ScoreTurns(BETA), talks)[0]
+    table = ScoreTurns(BETA).run(learner.core, talks)[0]
     np.testing.assert_allclose(table["reward"], turns, atol=1e-5)
     np.testing.assert_array_equal(np.concatenate(table["token_rewards"].to_pylist()).astype(np.float32), rewards)
     asked = [(talked.id, turn) for talked in from_table(talks) for turn in talked.agent_turns]
@@ -97,14 +97,14 @@ def test_the_reference_is_the_policy_before_its_first_step_whenever_the_model_is
     tokens = sum(int(talked.mask.sum()) for talked in from_table(talks))
     learner = learner_with(policy_folder)
     advantages = np.linspace(-1, 1, tokens, dtype=np.float32)
-    learner.run(ConversationImprovement(learning_rate=1e-2, minibatch_conversations=1000), talks, advantages)
-    learner.run(SPEC.model_copy(update={"learning_rate": 1e-12}), talks)
-    np.testing.assert_allclose(learner.run(ImplicitRewards(BETA), talks)[0], 0.0, atol=1e-4)
+    ConversationImprovement(learning_rate=1e-2, minibatch_conversations=1000).run(learner.core, talks, advantages)
+    SPEC.model_copy(update={"learning_rate": 1e-12}).run(learner.core, talks)
+    np.testing.assert_allclose(ImplicitRewards(BETA).run(learner.core, talks)[0], 0.0, atol=1e-4)
 
 
 def test_what_cannot_be_is_refused(policy_folder: Path) -> None:
     learner, talks = learner_with(policy_folder), grouped(seed=6, contexts=2, samples=2)
     with pytest.raises(ConfigurationError, match="run PRMFit first"):
-        learner.run(ImplicitRewards(BETA), talks)
+        ImplicitRewards(BETA).run(learner.core, talks)
     with pytest.raises(DataError, match="nothing to learn from"):
-        learner.run(PRMFit(), talks.slice(0, 0))
+        PRMFit().run(learner.core, talks.slice(0, 0))

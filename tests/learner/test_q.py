@@ -28,12 +28,12 @@ def targets_of(learner: Learner, conversations: pa.Table, spec: QFit, responses:
 @pytest.fixture
 def fitted(learner: Learner) -> Learner:
     """A learner whose Q says something."""
-    learner.run(QFit(epochs=3, minibatch_conversations=4), talk(seed=9, count=16, prefix="old"))
+    QFit(epochs=3, minibatch_conversations=4).run(learner.core, talk(seed=9, count=16, prefix="old"))
     return learner
 
 
 def test_returns_are_predicted_beside_q(fitted: Learner, conversations: pa.Table) -> None:
-    table = fitted.run(PredictQ(0.9), conversations)[0]
+    table = PredictQ(0.9).run(fitted.core, conversations)[0]
     loaded = from_table(conversations)
     assert table["conversation_id"].to_pylist() == [one.id for one in loaded for _ in one.agent_turns]
     assert table["turn"].to_pylist() == [turn for one in loaded for turn in one.agent_turns]
@@ -45,7 +45,7 @@ def test_returns_are_predicted_beside_q(fitted: Learner, conversations: pa.Table
 
 @pytest.mark.parametrize(("target", "weight"), [("sarsa", 0.0), ("td_lambda", 0.8)])
 def test_backups_along_logged_pairs(fitted: Learner, conversations: pa.Table, target: str, weight: float) -> None:
-    q = iter(fitted.run(PredictQ(), conversations)[0]["q"].to_pylist())
+    q = iter(PredictQ().run(fitted.core, conversations)[0]["q"].to_pylist())
     expected: list[float] = []
     for one in from_table(conversations):
         values = [next(q) for _ in one.agent_turns]
@@ -61,7 +61,7 @@ def test_backups_along_logged_pairs(fitted: Learner, conversations: pa.Table, ta
 
 def test_expected_backups_average_over_responses_in_the_next_state(fitted: Learner, conversations: pa.Table) -> None:
     responses = answer(conversations, seed=4, samples=3)
-    scores = fitted.run(ScoreResponses(), conversations, responses)[0]
+    scores = ScoreResponses().run(fitted.core, conversations, responses)[0]
     values: dict[tuple[str, int], list[float]] = {}
     for row, score in zip(responses.to_pylist(), scores, strict=True):
         values.setdefault((row["conversation_id"], row["turn"]), []).append(float(score))
@@ -76,15 +76,15 @@ def test_expected_backups_average_over_responses_in_the_next_state(fitted: Learn
 
 def test_expected_backups_need_responses(fitted: Learner, conversations: pa.Table) -> None:
     with pytest.raises(ConfigurationError, match="needs responses in the next states"):
-        fitted.run(QFit(target="expected"), conversations)
+        QFit(target="expected").run(fitted.core, conversations)
     with pytest.raises(DataError, match="needs a response on conversation"):
-        fitted.run(QFit(target="expected"), conversations, answer(conversations, seed=4, samples=1, every=3))
+        QFit(target="expected").run(fitted.core, conversations, answer(conversations, seed=4, samples=1, every=3))
 
 
 def test_a_slow_copy_gives_other_targets(fitted: Learner, conversations: pa.Table) -> None:
     slow = QFit(target="sarsa", target_rate=0.1, epochs=4, minibatch_conversations=4)
     before = targets_of(fitted, conversations, slow)
-    fitted.run(slow, conversations)
+    slow.run(fitted.core, conversations)
     after = targets_of(fitted, conversations, slow)
     fast = targets_of(fitted, conversations, QFit(target="sarsa"))
     assert not np.allclose(after, before)
@@ -101,8 +101,8 @@ def test_q_scores_responses_as_it_scores_turns(fitted: Learner, conversations: p
     ]
     responses = pa.Table.from_pylist(rows, schema=answer(conversations, 0, 1).schema)
     np.testing.assert_allclose(
-        fitted.run(ScoreResponses(), conversations, responses)[0],
-        fitted.run(PredictQ(), conversations)[0]["q"].to_numpy(),
+        ScoreResponses().run(fitted.core, conversations, responses)[0],
+        PredictQ().run(fitted.core, conversations)[0]["q"].to_numpy(),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -111,25 +111,25 @@ def test_q_scores_responses_as_it_scores_turns(fitted: Learner, conversations: p
 def test_unseen_conversations_are_judged_before_they_are_fitted(learner: Learner) -> None:
     """The last token of a turn tells its reward, so with γ = 0 the return can be known."""
     spec = QFit(discount=0.0, epochs=12, minibatch_conversations=8, learning_rate=3e-3)
-    first = learner.run(spec, talk(seed=1, count=96))[1]
+    first = spec.run(learner.core, talk(seed=1, count=96))[1]
     assert "r" not in first
     unseen = talk(seed=2, count=32, prefix="new")
-    predicted = learner.run(PredictQ(0.0), unseen)[0]
-    second = learner.run(spec, unseen)[1]
+    predicted = PredictQ(0.0).run(learner.core, unseen)[0]
+    second = spec.run(learner.core, unseen)[1]
     q, returns = predicted["q"].to_numpy(), predicted["return"].to_numpy()
     assert second["r"] == pytest.approx(np.corrcoef(q, returns)[0, 1], abs=1e-4)
     assert second["r"] > 0.8
     assert second["calibration"] == pytest.approx(calibration_error(q, returns), abs=1e-4)
     assert second["evaluated_turns"] == len(q)
-    assert "r" not in learner.run(spec, unseen)[1], "nothing in there is unseen any more"
+    assert "r" not in spec.run(learner.core, unseen)[1], "nothing in there is unseen any more"
     assert max(first["loss"], second["loss"]) < 0.1
 
 
 def test_the_loss_is_in_units_of_the_targets_variance(learner: Learner, conversations: pa.Table) -> None:
     returns = [value for one in from_table(conversations) for value in naive_returns(one, 0.95)]
     spec = QFit(epochs=1, minibatch_conversations=1000, learning_rate=1e-9)
-    assert learner.run(spec, conversations)[1]["loss"] == pytest.approx(1.0, rel=1e-4)
-    q = learner.run(PredictQ(), conversations)[0]["q"].to_numpy()
+    assert spec.run(learner.core, conversations)[1]["loss"] == pytest.approx(1.0, rel=1e-4)
+    q = PredictQ().run(learner.core, conversations)[0]["q"].to_numpy()
     np.testing.assert_allclose(q, np.mean(returns), rtol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_a_conversation_that_the_context_window_cut_has_not_ended(
     """Its last pair is worth what Q says, the pairs before it what leads there; all others are as they were."""
     spec, q = (
         QFit(target=target, td_lambda=0.8, discount=0.9),
-        fitted.run(PredictQ(), conversations)[0]["q"].to_pylist(),
+        PredictQ().run(fitted.core, conversations)[0]["q"].to_pylist(),
     )
     cut = targets_of(fitted, stopped(conversations, StopReason.TOKEN_LIMIT), spec)
     for reason in (StopReason.OUTCOME, StopReason.USER_LEFT, StopReason.TURN_LIMIT, StopReason.LOGGED):
@@ -179,18 +179,18 @@ def test_a_conversation_that_the_context_window_cut_has_not_ended(
 
 def test_returns_of_cut_conversations_are_nobodys_yardstick(learner: Learner, conversations: pa.Table) -> None:
     table = stopped(conversations, StopReason.TOKEN_LIMIT)
-    numbers = learner.run(QFit(epochs=1, minibatch_conversations=4), table)[1]
+    numbers = QFit(epochs=1, minibatch_conversations=4).run(learner.core, table)[1]
     known = [value for one in from_table(table)[1::2] for value in naive_returns(one, 0.95)]
     assert numbers["cut"] == 6 and numbers["return"] == pytest.approx(np.mean(known), rel=1e-5)
     fresh = stopped(talk(seed=7, count=8, prefix="fresh"), StopReason.TOKEN_LIMIT)
     seen = sum(len(one.agent_turns) for one in from_table(fresh)[1::2])
-    assert learner.run(QFit(epochs=1), fresh)[1]["evaluated_turns"] == seen
+    assert QFit(epochs=1).run(learner.core, fresh)[1]["evaluated_turns"] == seen
     everything = to_table(replace(one, stop=StopReason.TOKEN_LIMIT) for one in from_table(conversations))
-    assert "return" not in learner.run(QFit(epochs=1), everything)[1]
+    assert "return" not in QFit(epochs=1).run(learner.core, everything)[1]
 
 
 def test_nothing_to_fit(learner: Learner, conversations: pa.Table) -> None:
     with pytest.raises(DataError, match="nothing to fit Q on"):
-        learner.run(QFit(), conversations.slice(0, 0))
+        QFit().run(learner.core, conversations.slice(0, 0))
     with pytest.raises(ConfigurationError, match="Q has not been fitted"):
-        learner.run(PredictQ(), conversations)
+        PredictQ().run(learner.core, conversations)

@@ -77,8 +77,8 @@ def test_a_model_that_was_copied_anew_or_loaded_is_read_anew(
     learner: Learner, read: Reader, conversations: pa.Table, tmp_path: Path
 ) -> None:
     before = read("anchor", conversations)
-    learner.run(SFT(), conversations)
-    learner.run(Snapshot())
+    SFT().run(learner.core, conversations)
+    Snapshot().run(learner.core)
     after = read("anchor", conversations)
     assert read.passes == 2 and not np.allclose(before, after)
     learner.save(tmp_path)
@@ -88,8 +88,8 @@ def test_a_model_that_was_copied_anew_or_loaded_is_read_anew(
 
 def test_an_iteration_reads_its_reference_once(learner: Learner, read: Reader) -> None:
     talks = grouped(seed=4, contexts=3, samples=4)
-    learner.run(PRMFit(), talks)
+    PRMFit().run(learner.core, talks)
     assert read.passes == 2, "the model's predictions before its fit, and the reference"
-    learner.run(ImplicitRewards(0.05), talks)
-    learner.run(ScoreTurns(0.05), talks)
+    ImplicitRewards(0.05).run(learner.core, talks)
+    ScoreTurns(0.05).run(learner.core, talks)
     assert read.passes == 4

@@ -38,7 +38,7 @@ def log_probability(model: LlamaForCausalLM, history: list[int], tokens: list[in
 
 def test_the_gradient_is_that_of_the_squared_error(learner: Learner, policy_folder: Path, conversations: pa.Table):
     answers, returns = pairs_on(conversations)
-    learner.run(RefuelUpdate(eta=ETA, epochs=1, learning_rate=3e-3), conversations, answers, returns)
+    RefuelUpdate(eta=ETA, epochs=1, learning_rate=3e-3).run(learner.core, conversations, answers, returns)
     model = LlamaForCausalLM.from_pretrained(policy_folder)
     model.load_state_dict(learner.core.models.network.state_dict())
     start = LlamaForCausalLM.from_pretrained(policy_folder)
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_squared_error(learner: Learner, policy_fold
     table = pa.Table.from_pylist([{key: row[key] for key in RESPONSES.names} for row in rows], schema=RESPONSES)
     spec = RefuelUpdate(eta=ETA, epochs=1, minibatch_conversations=1000, max_gradient_norm=None)
     learner.core.references.sampled = lambda versions: True  # take the log-probabilities in the table for the start's
-    _, numbers = learner.run(spec, conversations, table, returns)
+    _, numbers = spec.run(learner.core, conversations, table, returns)
     assert numbers["loss"] == pytest.approx(expected.item(), rel=1e-3) and numbers["log_ratio"] > 0.01
     assert numbers["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
     assert numbers["pairs"] == len(rows) / 2 and numbers["policy_steps"] == 1
@@ -99,7 +99,7 @@ def test_two_answers_end_at_the_exponential_weights(learner: Learner, conversati
 
     before = odds()
     spec = RefuelUpdate(eta=eta, epochs=150, learning_rate=2e-3, max_gradient_norm=None)
-    _, numbers = learner.run(spec, conversations, answers, returns)
+    _, numbers = spec.run(learner.core, conversations, answers, returns)
     mean = returns.reshape(-1, 2).mean(axis=0)
     assert odds() - before == pytest.approx(eta * float(mean[0] - mean[1]), abs=0.02)
     gaps = returns[::2] - returns[1::2]
@@ -109,17 +109,17 @@ def test_two_answers_end_at_the_exponential_weights(learner: Learner, conversati
 def test_alike_returns_pull_nowhere_and_no_pairs_are_no_step(learner: Learner, conversations: pa.Table):
     answers, returns = pairs_on(conversations)
     before = learner.weights(1).buffer.copy()
-    _, numbers = learner.run(RefuelUpdate(epochs=1), conversations, answers, np.full_like(returns, 0.5))
+    _, numbers = RefuelUpdate(epochs=1).run(learner.core, conversations, answers, np.full_like(returns, 0.5))
     assert numbers["gradient_norm"] == pytest.approx(0.0, abs=1e-4) and numbers["explained"] == 0.0
     np.testing.assert_allclose(learner.weights(2).buffer, before)
-    _, numbers = learner.run(RefuelUpdate(), conversations, answers.slice(0, 0), returns[:0])
+    _, numbers = RefuelUpdate().run(learner.core, conversations, answers.slice(0, 0), returns[:0])
     assert numbers == {"pairs": 0.0, "policy_steps": 0.0, "trained_tokens": 0.0}
 
 
 def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, conversations: pa.Table):
     def numbers(budget: int) -> list[float]:
         learner = Learner(LearnerSettings(threads=1, tokens_per_microbatch=budget), policy_folder, seed=3)
-        _, found = learner.run(RefuelUpdate(), conversations, *pairs_on(conversations))
+        _, found = RefuelUpdate().run(learner.core, conversations, *pairs_on(conversations))
         return [found[name] for name in ("loss", "log_ratio", "gradient_norm", "explained", "kl_update")]
 
     np.testing.assert_allclose(numbers(64), numbers(16_384), atol=1e-3)
@@ -128,9 +128,9 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, conversa
 def test_what_is_no_pair_is_refused(learner: Learner, conversations: pa.Table):
     answers, returns = pairs_on(conversations)
     with pytest.raises(DataError, match="responses are no pairs; they have to come two by two, each two in one state"):
-        learner.run(RefuelUpdate(), conversations, answers.slice(1), returns[1:])
+        RefuelUpdate().run(learner.core, conversations, answers.slice(1), returns[1:])
     shifted = answers.slice(1, answers.num_rows - 2)
     with pytest.raises(DataError, match="responses are no pairs"):
-        learner.run(RefuelUpdate(), conversations, shifted, returns[1:-1])
+        RefuelUpdate().run(learner.core, conversations, shifted, returns[1:-1])
     with pytest.raises(DataError, match="need as many finite returns"):
-        learner.run(RefuelUpdate(), conversations, answers, returns[1:])
+        RefuelUpdate().run(learner.core, conversations, answers, returns[1:])

@@ -27,7 +27,7 @@ def echoes(count: int) -> pa.Table:
 
 
 def test_it_learns_to_imitate(learner: Learner) -> None:
-    metrics = learner.run(SFT(steps=150, minibatch_conversations=16), echoes(64))[1]
+    metrics = SFT(steps=150, minibatch_conversations=16).run(learner.core, echoes(64))[1]
     assert metrics["steps"] == 150
     assert metrics["first_loss"] > 3.0
     assert metrics["loss"] < 0.5
@@ -37,20 +37,20 @@ def test_only_the_agents_tokens_carry_loss(learner: Learner, conversations: pa.T
     """The first step's loss is the mean over the agent's tokens of the model as it was."""
     rows = turn_tokens(Dialogues.read(conversations))
     expected = -learner.core.evaluate("policy", rows)["logprobs"].mean()
-    metrics = learner.run(SFT(steps=1, minibatch_conversations=1000), conversations)[1]
+    metrics = SFT(steps=1, minibatch_conversations=1000).run(learner.core, conversations)[1]
     assert metrics["first_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert metrics["trained_tokens"] == len(rows.items)
 
 
 def test_passes_or_seconds_bound_it(learner: Learner, conversations: pa.Table) -> None:
-    assert learner.run(SFT(epochs=3, minibatch_conversations=5), conversations)[1]["steps"] == 9
-    assert learner.run(SFT(steps=10**6, seconds=0.5), conversations)[1]["steps"] < 10**6
+    assert SFT(epochs=3, minibatch_conversations=5).run(learner.core, conversations)[1]["steps"] == 9
+    assert SFT(steps=10**6, seconds=0.5).run(learner.core, conversations)[1]["steps"] < 10**6
     with pytest.raises(DataError, match="nothing to imitate"):
-        learner.run(SFT(), conversations.slice(0, 0))
+        SFT().run(learner.core, conversations.slice(0, 0))
 
 
 def test_sft_moves_the_initial_reference(learner: Learner, conversations: pa.Table) -> None:
-    learner.run(SFT(steps=3), conversations)
+    SFT(steps=3).run(learner.core, conversations)
     reference = learner.core.model("reference")
     for own, copied in zip(learner.core.models.policy.parameters(), reference.parameters(), strict=True):
         assert torch.equal(own, copied)

@@ -30,9 +30,9 @@ FIT = QFit(target="td_lambda", target_rate=0.5, minibatch_conversations=4)
 def iterate(learner: Learner, number: int) -> dict[str, float]:
     """One iteration; its numbers, times left out."""
     talks = talk(seed=number, count=12, prefix=f"{number}-")
-    learner.run(Snapshot())
-    fitted = {f"q/{name}": value for name, value in learner.run(FIT, talks)[1].items()}
-    improved = learner.run(SPEC, talks, answer(talks, number, samples=3, version=number))[1]
+    Snapshot().run(learner.core)
+    fitted = {f"q/{name}": value for name, value in FIT.run(learner.core, talks)[1].items()}
+    improved = SPEC.run(learner.core, talks, answer(talks, number, samples=3, version=number))[1]
     return {name: value for name, value in (fitted | improved).items() if "second" not in name}
 
 
@@ -67,11 +67,11 @@ def test_a_loaded_learner_needs_the_checkpoint_no_more(
 def iterate_whole(learner: Learner, number: int) -> dict[str, float]:
     """One iteration on whole conversations with every model that such an algorithm has; its numbers."""
     talks = grouped(seed=number, contexts=3, samples=3, prefix=f"{number}-")
-    fitted = learner.run(PRMFit(minibatch_conversations=4), talks)[1]
-    implicit = learner.run(ImplicitRewards(0.05), talks)[0]
-    rewards = [learner.run(TurnRewards(scheme=name), talks, implicit) for name in ("itpo", "value", "uniform")]
-    found, numbers = learner.run(Advantages(estimator="ppo"), talks, sum(reward for reward, _ in rewards))
-    improved = learner.run(ConversationImprovement(), talks, found)[1]
+    fitted = PRMFit(minibatch_conversations=4).run(learner.core, talks)[1]
+    implicit = ImplicitRewards(0.05).run(learner.core, talks)[0]
+    rewards = [TurnRewards(scheme=name).run(learner.core, talks, implicit) for name in ("itpo", "value", "uniform")]
+    found, numbers = Advantages(estimator="ppo").run(learner.core, talks, sum(reward for reward, _ in rewards))
+    improved = ConversationImprovement().run(learner.core, talks, found)[1]
     everything = {f"prm/{name}": value for name, value in fitted.items()} | rewards[1][1] | numbers | improved
     return {name: value for name, value in everything.items() if "second" not in name}
 

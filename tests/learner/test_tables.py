@@ -71,6 +71,25 @@ def test_responses_that_fit_nothing_are_refused(
         Responses.read(pa.Table.from_pylist(rows, schema=responses.schema), Dialogues.read(conversations))
 
 
+def test_agent_tokens_have_the_log_probabilities_and_versions_of_their_sampler(conversations: pa.Table) -> None:
+    loaded = from_table(conversations)
+    said = [turn for one in loaded for turn in one.turns if turn.role == Role.AGENT]
+    logprobs, versions = Dialogues.read(conversations.slice(0, 12)).behaviour
+    np.testing.assert_allclose(logprobs, [value for turn in said for value in turn.logprobs], rtol=1e-6)
+    assert versions.tolist() == [version for turn in said for version in turn.versions]
+
+
+def test_what_no_policy_sampled_has_no_behaviour(conversations: pa.Table) -> None:
+    typed = list(from_table(conversations))
+    turn = typed[2].turns[typed[2].agent_turns[-1]]
+    turn.logprobs = []
+    sentence = f"'{typed[2].id}' has an agent turn of {len(turn.tokens)} tokens with 0 log-probabilities"
+    with pytest.raises(DataError, match=sentence):
+        _ = Dialogues.read(to_table(typed)).behaviour
+    with pytest.raises(DataError, match="nothing to learn from"):
+        _ = Dialogues.read(conversations.slice(0, 0)).behaviour
+
+
 def test_a_conversation_that_begins_with_the_agent_is_refused() -> None:
     first = Conversation("odd", "e", "train", "x", [Turn(Role.AGENT, "", tokens=[1, 2])], 0.0, StopReason.LOGGED)
     with pytest.raises(DataError, match="'odd' begins with an agent turn"):

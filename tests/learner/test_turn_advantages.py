@@ -76,7 +76,7 @@ def backwards(rewards: list[float], values: list[float], lam: float) -> tuple[li
 def warmed(learner: Learner, talks, terminal) -> tuple[np.ndarray, np.ndarray]:
     """Values of turns and of tokens that are not all alike, as the learner will read them."""
     for value in ("turn", "token"):
-        learner.run(spec(value, fit=Fit(epochs=4, learning_rate=1e-2)), talks, terminal, ALPHA)
+        spec(value, fit=Fit(epochs=4, learning_rate=1e-2)).run(learner.core, talks, terminal, ALPHA)
     batch = Batch.read(talks)
     turns = learner.core.evaluate("value", batch.state_rows)["values"]
     tokens = learner.core.evaluate("critic", batch.token_rows)["values"]
@@ -86,7 +86,7 @@ def warmed(learner: Learner, talks, terminal) -> tuple[np.ndarray, np.ndarray]:
 
 def test_values_of_turns_are_those_of_a_naive_loop(learner, talks, terminal):
     values, _ = warmed(learner, talks, terminal)
-    found, numbers = learner.run(spec("turn"), talks, terminal, ALPHA)
+    found, numbers = spec("turn").run(learner.core, talks, terminal, ALPHA)
     expected, paid, start = [], [], 0
     for talked, end in zip(from_table(talks), terminal, strict=True):
         kl = divergences(learner, talked)
@@ -104,7 +104,7 @@ def test_values_of_turns_are_those_of_a_naive_loop(learner, talks, terminal):
 
 def test_values_of_tokens_are_those_of_a_naive_loop(learner, talks, terminal):
     _, values = warmed(learner, talks, terminal)
-    found, _ = learner.run(spec("token"), talks, terminal, ALPHA)
+    found, _ = spec("token").run(learner.core, talks, terminal, ALPHA)
     expected: list[float] = []
     for talked, end in zip(from_table(talks), terminal, strict=True):
         kl = [entry for turn in divergences(learner, talked) for entry in turn]
@@ -116,7 +116,7 @@ def test_values_of_tokens_are_those_of_a_naive_loop(learner, talks, terminal):
 
 def test_the_hybrid_is_turns_outside_and_tokens_inside(learner, talks, terminal):
     of_turns, of_tokens = warmed(learner, talks, terminal)
-    found, numbers = learner.run(spec("hybrid"), talks, terminal, ALPHA)
+    found, numbers = spec("hybrid").run(learner.core, talks, terminal, ALPHA)
     expected: list[float] = []
     turn = 0
     for talked, end in zip(from_table(talks), terminal, strict=True):
@@ -134,15 +134,15 @@ def test_the_hybrid_is_turns_outside_and_tokens_inside(learner, talks, terminal)
 
 def test_scores_end_a_conversation_where_nothing_else_does(learner, talks):
     scores = talks["score"].to_numpy()
-    given, _ = learner.run(spec("turn"), talks, scores, ALPHA)
+    given, _ = spec("turn").run(learner.core, talks, scores, ALPHA)
     learner.core.models._made.clear()
     learner.core.models._optimisers.clear()
     learner.core.references.forget_initial()
-    np.testing.assert_array_equal(learner.run(spec("turn"), talks, None, ALPHA)[0], given)
+    np.testing.assert_array_equal(spec("turn").run(learner.core, talks, None, ALPHA)[0], given)
 
 
 def test_whitening_is_over_turns(learner, talks, terminal):
-    found, numbers = learner.run(spec("turn", whiten=True), talks, terminal, 0.0)
+    found, numbers = spec("turn", whiten=True).run(learner.core, talks, terminal, 0.0)
     lengths = Batch.read(talks).turn_lengths
     per_turn = found[np.cumsum(lengths) - 1]
     np.testing.assert_array_equal(np.repeat(per_turn, lengths), found)
@@ -153,7 +153,7 @@ def test_whitening_is_over_turns(learner, talks, terminal):
 def test_what_cannot_be_a_terminal_reward_is_refused(learner, talks, terminal):
     for wrong in (terminal[:-1], np.where(np.arange(10) == 3, np.nan, terminal)):
         with pytest.raises(DataError, match="10 conversations need as many finite terminal rewards"):
-            learner.run(spec("turn"), talks, wrong, ALPHA)
+            spec("turn").run(learner.core, talks, wrong, ALPHA)
 
 
 def test_sampled_advantages_are_those_of_the_game_on_average():
@@ -192,7 +192,7 @@ def test_sampled_advantages_are_those_of_the_game_on_average():
 
 def test_the_plain_objective_and_the_proximal_term(learner, talks, terminal, policy_folder, settings):
     """One step at π = π_old: plain and clipped have one gradient, the proximal term none; later it holds back."""
-    advantages, _ = learner.run(spec("turn"), talks, terminal, ALPHA)
+    advantages, _ = spec("turn").run(learner.core, talks, terminal, ALPHA)
     common = {
         "minibatch_conversations": 1000,
         "kl": KL(coefficient=0.0),
@@ -202,7 +202,7 @@ def test_the_plain_objective_and_the_proximal_term(learner, talks, terminal, pol
 
     def moved(**changes) -> tuple[dict[str, float], np.ndarray]:
         fresh = Learner(settings, policy_folder, seed=3)
-        numbers = fresh.run(ConversationImprovement(**(common | changes)), talks, advantages)[1]
+        numbers = ConversationImprovement(**(common | changes)).run(fresh.core, talks, advantages)[1]
         return numbers, flat(fresh.weights(1))
 
     clipped, weights = moved()
@@ -221,11 +221,11 @@ def test_samples_of_a_mixture_are_corrected(learner, talks, terminal):
         for turn in talked.agent_turns:
             talked.turns[turn].versions = [0] * len(talked.turns[turn].tokens)
     fresh = to_table(found)
-    advantages, _ = learner.run(spec("turn"), fresh, terminal, ALPHA)
-    own = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages)[1]
+    advantages, _ = spec("turn").run(learner.core, fresh, terminal, ALPHA)
+    own = ConversationImprovement(learning_rate=1e-9).run(learner.core, fresh, advantages)[1]
     assert own["importance_weight"] == 1.0
     learner.core.references.policy_steps = learner.core.references.published_at
-    mixed = learner.run(ConversationImprovement(learning_rate=1e-9), fresh, advantages, None, 0.1)[1]
+    mixed = ConversationImprovement(learning_rate=1e-9).run(learner.core, fresh, advantages, None, 0.1)[1]
     assert mixed["importance_weight"] != 1.0
 
 
@@ -237,7 +237,7 @@ def test_two_processes_give_the_result_of_one(ray_cluster: None, policy_folder: 
         again, _ = two.run(given, *tables, ALPHA)
         found, numbers, again = ray.get([found, numbers, again], timeout=120)
     alone = Learner(settings_for(1), policy_folder, seed=3)
-    expected, theirs = alone.run(given, talks, terminal, ALPHA)
+    expected, theirs = given.run(alone.core, talks, terminal, ALPHA)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert numbers == pytest.approx(theirs, abs=1e-4)
-    np.testing.assert_allclose(again, alone.run(given, talks, terminal, ALPHA)[0], atol=1e-3)
+    np.testing.assert_allclose(again, given.run(alone.core, talks, terminal, ALPHA)[0], atol=1e-3)

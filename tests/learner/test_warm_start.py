@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_it_ends_when_the_model_takes_up_what_it_heard(learner: Learner) -> None:
     assert right_answers(learner.core, pairs(32)) < 0.7
-    metrics = learner.run(WarmStart(steps=600, until=0.9), echoes(64), pairs(32))[1]
+    metrics = WarmStart(steps=600, until=0.9).run(learner.core, echoes(64), pairs(32))[1]
     assert metrics["passed"] == 1.0 and metrics["probe"] > 0.9
     assert metrics["steps"] % 10 == 6 and metrics["steps"] < 600
     assert right_answers(learner.core, pairs(32)) == pytest.approx(metrics["probe"])
@@ -55,7 +55,7 @@ def mumbles(count: int) -> pa.Table:
 @pytest.mark.parametrize("taught", [None, pairs(96)], ids=["conversations alone", "pairs beside them"])
 def test_pairs_teach_what_the_conversations_do_not(learner: Learner, taught: pa.Table | None) -> None:
     """Here nobody in the conversations gives the right answer of a pair."""
-    metrics = learner.run(WarmStart(steps=200, until=0.9), mumbles(64), pairs(32), taught)[1]
+    metrics = WarmStart(steps=200, until=0.9).run(learner.core, mumbles(64), pairs(32), taught)[1]
     if taught is None:
         assert metrics["passed"] == 0.0 and metrics["steps"] == 200 and metrics["pair_steps"] == 0
     else:
@@ -79,14 +79,14 @@ def test_the_loss_of_pairs_is_that_of_their_margins(learner: Learner) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_it_says_that_the_steps_ran_out(learner: Learner) -> None:
-    metrics = learner.run(WarmStart(steps=20, until=0.99), echoes(64), pairs(32))[1]
+    metrics = WarmStart(steps=20, until=0.99).run(learner.core, echoes(64), pairs(32))[1]
     assert metrics["steps"] == 20 and metrics["passed"] == 0.0 and metrics["probe"] < 0.99
 
 
 @pytest.mark.usefixtures("short")
 def test_without_pairs_it_ends_when_the_held_out_loss_has_stopped_falling(learner: Learner) -> None:
     held_out = echoes(96).slice(64)
-    metrics = learner.run(WarmStart(steps=1000, until=0.9, pairs=False), echoes(64), held_out)[1]
+    metrics = WarmStart(steps=1000, until=0.9, pairs=False).run(learner.core, echoes(64), held_out)[1]
     assert metrics["passed"] == 1.0 and metrics["steps"] < 1000 and "probe" not in metrics
     assert metrics["held_out_loss"] < 0.6 * metrics["first_loss"]
 

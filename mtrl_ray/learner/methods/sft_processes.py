@@ -95,7 +95,7 @@ def _partner(task: Path, folder: Path, port: int, rank: int) -> None:
     operation, seed = pickle.loads((task / "sft.pickle").read_bytes())
     learner = Learner(settings, folder, collective=group, seed=seed)
     tables = [pq.read_table(path) for path in sorted(task.glob("*.parquet"))]
-    _, metrics = learner.run(operation, *tables)
+    _, metrics = operation.run(learner.core, *tables)
     if rank == 0:
         learner.core.models.network.save_pretrained(folder)
         (task / "metrics.json").write_text(json.dumps(metrics))

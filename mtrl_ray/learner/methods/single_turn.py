@@ -21,9 +21,8 @@ from mtrl_ray.learner.compute.core import Core
 from mtrl_ray.learner.methods.linear_q import Scores
 from mtrl_ray.learner.methods.updates import PolicySteps, PolicyUpdate, measure
 from mtrl_ray.learner.operation import Numbers, Operation
-from mtrl_ray.learner.rows.batch import Batch
 from mtrl_ray.learner.rows.packing import response_tokens
-from mtrl_ray.learner.rows.tables import Responses, Tables
+from mtrl_ray.learner.rows.tables import Dialogues, Responses, Tables
 from mtrl_ray.objectives.advantages import SCORE_FLOOR, group_centred
 from mtrl_ray.statistics.ranking import spread
 
@@ -50,9 +49,8 @@ class SingleTurnImprovement(Operation[None]):
 
     def run(self, core: Core, conversations: Tables, responses: Tables, scores: Scores) -> tuple[None, Numbers]:
         """See the class."""
-        batch = Batch.read(conversations)
-        sampled = Responses.read(responses, batch.dialogues)
-        said = Responses.logged(batch.dialogues, batch.logprobs, batch.versions)
+        dialogues = Dialogues.read(conversations)
+        sampled, said = Responses.read(responses, dialogues), Responses.logged(dialogues)
         if len(scores.responses) != len(sampled) or not np.isfinite(scores.responses).all():
             raise DataError(f"{len(sampled)} responses need as many finite scores; {len(scores.responses)} were given")
         if len(scores.logged) != len(said):
@@ -64,7 +62,7 @@ class SingleTurnImprovement(Operation[None]):
         told = scores.logged[known] - scores.logged[known].mean() if len(known) else scores.logged[known]
         numbers = self._improve(
             core,
-            batch,
+            dialogues,
             sampled.take(some) + said.take(known),
             np.concatenate([_scaled(among)[some], _scaled(told)]),
             np.concatenate([among_weights, np.full(len(known), self.logged)]),
@@ -77,14 +75,14 @@ class SingleTurnImprovement(Operation[None]):
         }
 
     def _improve(
-        self, core: Core, batch: Batch, responses: Responses, advantages: np.ndarray, weights: np.ndarray
+        self, core: Core, dialogues: Dialogues, responses: Responses, advantages: np.ndarray, weights: np.ndarray
     ) -> Numbers:
         """Steps on these responses; `advantages`, `weights`: [responses]."""
         counted = np.flatnonzero(weights > 0)
         responses, advantages, weights = responses.take(counted), advantages[counted], weights[counted]
         if not len(responses):
             return {"policy_steps": 0.0, "trained_tokens": 0.0}
-        rows = response_tokens(batch.dialogues, responses, core.branch_tokens)
+        rows = response_tokens(dialogues, responses, core.branch_tokens)
         measured = measure(core, rows, responses.logprobs, responses.versions, self.update)
         lengths = core.tensor(responses.lengths)
         per_token, shares = (

@@ -108,10 +108,9 @@ class Contrasts:
     def __init__(self, dialogues: Dialogues) -> None:
         """dialogues: two by two, which differ in their last turn alone, the agent's."""
         turns = dialogues.agent_turns
-        unread = np.zeros(len(dialogues.agent_tokens))
         owner = dialogues.turn_conversation[turns]
         last = np.flatnonzero(np.append(owner[1:] != owner[:-1], True))
-        said = Responses.logged(dialogues, unread, unread).take(last)
+        said = Responses.logged(dialogues, sampled=False).take(last)
         answers = replace(said, conversation=said.conversation // 2 * 2, turn=np.repeat(said.turn[::2], 2))
         self.rows: Rows = response_tokens(dialogues, answers)
         self.answer = np.repeat(np.arange(len(answers), dtype=np.int64), answers.lengths)

@@ -81,22 +81,17 @@ class Batch:
         """The conversations of one or several tables. Raises DataError if one has no sampled agent tokens."""
         table = as_table(tables).combine_chunks()
         dialogues = Dialogues.read(table)
-        if not len(dialogues.agent_turns):
-            raise DataError("none of the conversations has an agent turn with tokens; there is nothing to learn from")
+        logprobs, versions = dialogues.behaviour
         turns = pc.list_flatten(table["turns"]).combine_chunks()
         agent = turns.take(pa.array(dialogues.agent_turns))
-        logprobs, versions = (pc.struct_field(agent, name) for name in ("logprobs", "versions"))
-        lengths = dialogues.turn_lengths[dialogues.agent_turns]
         record = [json.loads(text) if _EXISTS in text else {} for text in table["metrics"].to_pylist()]
-        for name, column in (("log-probabilities", logprobs), ("weight versions", versions)):
-            _refuse_gaps(dialogues, pc.list_value_length(column).to_numpy(), lengths, name)
         return cls(
             dialogues=dialogues,
             groups=_groups(table),
             scores=table["score"].to_numpy(),
             words=_words(pc.struct_field(agent, "text")),
-            logprobs=pc.list_flatten(logprobs).to_numpy(),
-            versions=pc.list_flatten(versions).to_numpy(),
+            logprobs=logprobs,
+            versions=versions,
             weights=_judged(table, turns, dialogues) if TURN_WEIGHTS in table.column_names else None,
             gains=_gains(record, turns, dialogues),
             expected=np.array([one.get(EXPECTED, np.nan) for one in record], dtype=np.float32),
@@ -166,16 +161,6 @@ def _groups(table: pa.Table) -> np.ndarray:
 def _words(texts: pa.Array) -> np.ndarray:
     """White-space separated words of each text, float32."""
     return np.array([len(text.split()) for text in texts.to_pylist()], dtype=np.float32)
-
-
-def _refuse_gaps(dialogues: Dialogues, given: np.ndarray, lengths: np.ndarray, what: str) -> None:
-    wrong = np.flatnonzero(given != lengths)
-    if len(wrong):
-        first = int(dialogues.turn_conversation[dialogues.agent_turns][wrong[0]])
-        raise DataError(
-            f"conversation {dialogues.ids[first].as_py()!r} has an agent turn of {lengths[wrong[0]]} tokens with "
-            f"{given[wrong[0]]} {what}; only conversations that a policy sampled can improve it"
-        )
 
 
 def _with_tokens(turns: pa.Array, dialogues: Dialogues) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Arrow tables as flat arrays: what the learner reads of conversations and responses, without a loop over tokens.
 
-1. A column of lists is its values, flat, and where each list starts. Nothing is turned into Python objects.
-2. `Dialogues` numbers turns and tokens through the whole table; agent turns and agent tokens are numbered again on
-   their own, in order: these numbers identify what is read, trained and returned.
-3. `Responses` resolves (conversation_id, turn) to the state's conversation and its length in tokens.
+- A column of lists is its values, flat, and where each list starts. Nothing is turned into Python objects.
+- `Dialogues` numbers turns and tokens through the whole table. Agent turns and agent tokens are numbered again on their own, in
+  order: these numbers identify what is read, trained and returned.
+- `Responses` resolves (conversation_id, turn) to the state's conversation and its length in tokens.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,8 @@ class Dialogues:
     `ids`: string [conversations]. `tokens`: int32 [tokens]. `first_turn`: int64 [conversations + 1], into turns.
     `turn_starts`: int64 [turns + 1], into tokens. `agent`: bool [turns]. `rewards`: float32 [turns]. `truncated`: bool [turns],
     answers that ended at the response's token limit. `cut`: bool [conversations], those that ended because the context window
-    was full (`StopReason.TOKEN_LIMIT`): their continuation is unknown, not empty.
+    was full (`StopReason.TOKEN_LIMIT`): their continuation is unknown, not empty. `logprobs`, `versions`: lists [turns], see
+    `behaviour`.
     """
 
     ids: pa.Array
@@ -56,6 +57,8 @@ class Dialogues:
     rewards: np.ndarray
     truncated: np.ndarray
     cut: np.ndarray
+    logprobs: pa.Array
+    versions: pa.Array
 
     @classmethod
     def read(cls, tables: Tables) -> "Dialogues":
@@ -73,6 +76,8 @@ class Dialogues:
             rewards=_numpy(pc.struct_field(turns, "reward")),
             truncated=_equal(pc.struct_field(turns, "finish"), Finish.LENGTH.value),
             cut=_equal(_one(table["stop"]), StopReason.TOKEN_LIMIT.value),
+            logprobs=pc.struct_field(turns, "logprobs"),
+            versions=pc.struct_field(turns, "versions"),
         )
 
     def __len__(self) -> int:
@@ -109,6 +114,29 @@ class Dialogues:
     def agent_tokens(self) -> np.ndarray:
         """The agent's tokens, int64 [agent tokens], into tokens."""
         return ranges(self.turn_starts[self.agent_turns], self.turn_lengths[self.agent_turns])
+
+    @cached_property
+    def behaviour(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of each agent token and version of the weights that sampled it, float32 and int32 [agent tokens].
+
+        Raises DataError if there are no agent tokens, or if an agent turn lacks one of the two: no policy sampled it.
+        """
+        turns = self.agent_turns
+        if not len(turns):
+            raise DataError("none of the conversations has an agent turn with tokens; there is nothing to learn from")
+        found = []
+        for name, column in (("log-probabilities", self.logprobs), ("weight versions", self.versions)):
+            values, starts = _lists(column.take(pa.array(turns)))
+            wrong = np.flatnonzero(np.diff(starts) != self.turn_lengths[turns])
+            if len(wrong):
+                turn = turns[wrong[0]]
+                identity = self.ids[int(self.turn_conversation[turn])].as_py()
+                raise DataError(
+                    f"conversation {identity!r} has an agent turn of {self.turn_lengths[turn]} tokens with "
+                    f"{np.diff(starts)[wrong[0]]} {name}; only conversations that a policy sampled can improve it"
+                )
+            found.append(_numpy(values))
+        return found[0], found[1]
 
     @cached_property
     def overlong(self) -> np.ndarray:
@@ -161,13 +189,20 @@ class Responses:
         return cls(conversation, turn, attach, _numpy(tokens), _numpy(logprobs), _numpy(versions), starts, truncated)
 
     @classmethod
-    def logged(cls, dialogues: Dialogues, logprobs: np.ndarray, versions: np.ndarray) -> "Responses":
-        """What the agent said, each agent turn as a response in its state; `logprobs`, `versions`: [agent tokens]."""
+    def logged(cls, dialogues: Dialogues, sampled: bool = True) -> "Responses":
+        """What the agent said, each agent turn as a response in its state.
+
+        sampled: False for texts that no policy sampled, whose log-probabilities and versions are 0; otherwise raises DataError
+        like `Dialogues.behaviour`.
+        """
         turns = dialogues.agent_turns
         conversation = dialogues.turn_conversation[turns]
         attach = dialogues.turn_starts[turns] - dialogues.starts[conversation]
         starts = starts_of(dialogues.turn_lengths[turns])
         tokens, truncated = dialogues.tokens[dialogues.agent_tokens], dialogues.truncated[turns]
+        logprobs, versions = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32)
+        if sampled:
+            logprobs, versions = dialogues.behaviour
         return cls(conversation, turns, attach, tokens, logprobs, versions, starts, truncated)
 
     def take(self, rows: np.ndarray) -> "Responses":
