@@ -20,7 +20,9 @@ from mtrl_ray.rollout.dialogue import Limits
 from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.rollout.lease import branch, drawn_turn, make_leases
 from mtrl_ray.rollout.loop import DialogueLoop, Job
+from mtrl_ray.rollout.sifting import sift
 from tests.rollout.conftest import logprobs, weights_of
+from tests.support.path import counted, named, watched
 from tests.test_malformed import Parrot
 
 LIMITS = Limits(response_tokens=12, context_length=1024, temperature=1.0)
@@ -70,6 +72,16 @@ def hold(loop: DialogueLoop, job: Job, seconds: float = 120.0) -> Job:
         assert time.monotonic() < deadline, "the loop makes no progress"
         loop.step()
     return job
+
+
+def test_the_path_in_the_docs_shows_what_is_called_in_a_conversation(chat):
+    loop = loop_of(Parrot(300), chat, Scripted(lambda context, seed: Words(["hi", "more", "bye"])))
+    with watched() as called:
+        table, kept, _ = sift(hold(loop, loop.rollout(make_leases(0, "train", 0, [0]))).conversations)
+    assert table.num_rows == len(kept) == 1
+    path = counted()
+    first, last = (path.index(f"mtrl_ray/{name}.py") for name in ("rollout/loop", "dialogue/conversation"))
+    assert set(path[first : last + 1]) - {"mtrl_ray/rollout/vllm_engine.py"} <= set(called) <= named()
 
 
 def test_a_branch_repeats_what_was_said_and_goes_its_own_way(engine, chat):
