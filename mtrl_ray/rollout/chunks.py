@@ -1,13 +1,15 @@
-"""How work is cut into chunks: small ones, so that little is lost with a worker, or exact ones, each with the same bits.
+"""How work is cut into chunks: into small ones, so that little is lost with a worker, or into exact ones, for reproducible bits.
 
-1. Small: `rollout.lease_size` leases each, several in flight per worker. Known conversations are left
-   out before anything is cut.
-2. Exact: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of everything
-   that is learned. So the whole list is cut the same way for any number of workers: into one chunk for each of the most
-   workers there may be. A worker takes one chunk at a time, from an empty cache to its end. A chunk of which anything is
-   missing is rolled out again as a whole, with the same result; the replay buffer drops the doubles.
-3. Runs are exact if `rollout.workers` is a number and the users are scripted. The answers of users behind a network
-   take different times, so that nothing would be the same twice.
+*Small chunks* have `rollout.lease_size` leases each, and a worker has several in flight. Known conversations are left out
+before anything is cut.
+
+*Exact chunks*: which requests share a step of an engine decides the last bits of its log-probabilities, and with them of
+everything that is learned. So the whole list is cut the same way for any number of workers: into one chunk for each of the
+most workers there may be. A worker takes one chunk at a time, from an empty cache to its end. A chunk of which anything is
+missing is rolled out again as a whole, with the same result, and the replay buffer drops the doubles.
+
+Runs are exact if `rollout.workers` is a number and the users are scripted. Users behind a network answer at a different pace
+each time, so nothing would be the same twice.
 """
 
 from collections.abc import Set
@@ -36,7 +38,7 @@ class Chunk:
 
 
 def is_exact(settings: Settings) -> bool:
-    """Whether the run's chunks are cut as rule 2 says."""
+    """Whether the run's chunks are exact."""
     environment = make(settings.environment.name, **settings.environment.options)
     return isinstance(settings.rollout.workers, int) and not environment.blocking
 

@@ -1,13 +1,13 @@
-"""Continuations: logged conversations that begin anew in one of their states and are continued to their ends, to measure.
+"""Continuations: logged conversations, continued from one of their states to the end, to measure what an answer is worth.
 
-1. A `Start` is a logged state and an answer in it: given token ids, or None, and the policy samples one. Every continuation
-   is a branch (`lease.branch`) with an identity of its own: the logged turns and the answer are given, the policy says what
-   follows.
-2. The user is made with the seed of the logged conversation and hears the logged turns again, so it is in the same state,
-   what it hides included. The ids that the policy then reads have to be the logged ones: if they are not (another
-   environment, a user behind a network that answered differently), the continuation fails and is no outcome.
-3. From that state on chance is drawn anew (`User.redraw`), as `Chance` says.
-4. The policy that continues is the newest: an outcome is a sample of the value of the answer under it.
+A `Start` is a logged state and an answer in it: given token ids, or None, and then the policy samples one. A continuation is a
+branch (`lease.branch`) with an identity of its own. The logged turns and the answer are given, and the newest policy says what
+follows, so an outcome is a sample of the value of the answer under this policy.
+
+The user is made with the seed of the logged conversation and hears the logged turns again, so it is in the same state, what it
+hides included. The ids that the policy then reads have to be the logged ones. If they are not (another environment, a user
+behind a network that answered differently), the continuation fails and has no outcome. From that state on chance is drawn anew
+(`User.redraw`), as `Chance` says.
 """
 
 from collections.abc import Iterator, Sequence

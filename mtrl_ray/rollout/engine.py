@@ -1,14 +1,14 @@
 """The interface between dialogues and a sampler: token ids in, token ids with log-probabilities out.
 
-1. `submit` never blocks; `step` does one unit of sampling for everything in flight and returns what finished.
-2. A request's seed decides its samples, whatever else is in flight and on whichever worker; what else is in flight may
-   change the last bits of their log-probabilities (`rollout.chunks`).
-3. Log-probabilities are those of the distribution that was sampled (temperature included), in float32.
-4. `load_weights` is called between steps. What is in flight goes on under the new weights, its history computed again;
-   every token carries the version it was sampled under.
-5. A request may ask for the geometric mixture π^(1-τ) μ^τ, normalised per token, of the policy and the reference; its
-   log-probabilities are then the mixture's. The reference has the weights of version 0 permanently, and exists only if
-   `rollout.reference` is set.
+- `submit` never blocks; `step` does one unit of sampling for everything in flight and returns what finished.
+- A request's seed decides its samples, on any worker and whatever else is in flight. What else is in flight may change the
+  last bits of their log-probabilities (`rollout.chunks`).
+- Log-probabilities are float32 and belong to the distribution that was sampled, temperature included.
+- `load_weights` is called between steps. What is in flight continues under the new weights, and its history is computed again.
+  Every token carries the version it was sampled under.
+- A request may ask for the geometric mixture π^(1-τ) μ^τ, normalised per token, of the policy and the reference; its
+  log-probabilities are then the mixture's. The reference always has the weights of version 0, and exists only if
+  `rollout.reference` is set.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,20 +1,23 @@
 """The fleet of rollout workers: which worker has which work, and what happens if one fails.
 
-1. Work comes in chunks: of leases, or of logged states (`rollout.chunks`). A worker has as many chunks in flight as fill its
-   engine, and one more that waits (one in all if runs are exact); the least loaded worker gets the next one. The workers may
-   change at any time (`rollout.worker_pool`): one that joins takes waiting work, one that leaves finishes what it has.
-2. What a chunk produced stays an object reference; the driver reads only its report. Results belong to the driver, so they
-   outlive the worker.
-3. What a worker that dies, or whose engine fails, leaves unfinished goes back to the front of the queue, and the worker gets
-   no work until it answers again. One that makes no progress (`rollout.heartbeats`) returns what is finished if it still can,
-   and is killed. Each costs every unfinished lease of the chunk one try; no conversation is dropped for that: past
-   `rollout.retries` the fleet raises. Exact chunks are all or nothing.
-4. A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause; one whose
-   scripted user never answered is dropped at once. If nothing at all succeeds the fleet raises instead of going on.
-5. Failures of the infrastructure are reported at the end of the call, each cause once with its count so far.
-6. If no worker has work and none takes any, a note says what is missing, then an error does (`rollout.patience`).
+Work comes in chunks of leases, or of logged states (`rollout.chunks`). A worker has as many chunks in flight as fill its
+engine and one more that waits, or one in all if runs are exact. The least loaded worker gets the next one. The workers may
+change at any time (`rollout.worker_pool`): one that joins takes waiting work, one that leaves finishes what it has. What a
+chunk produced stays an object reference, and the driver reads only its report. Results belong to the driver, so they outlive
+the worker.
 
-RLlib's FaultTolerantActorManager was tried for this; it fetches every result into the driver, which rule 2 forbids.
+If something fails:
+
+- What a worker leaves unfinished when it dies, or when its engine fails, goes back to the front of the queue, and the worker
+  gets no work until it answers again. A worker that makes no progress (`rollout.heartbeats`) returns what is finished if it
+  still can, and is killed. Each time, every unfinished lease of the chunk has used up one try. No conversation is dropped for
+  that: past `rollout.retries` the fleet raises. Exact chunks are all or nothing.
+- A lease that failed by itself is tried again, up to `rollout.retries` times, then dropped and counted by cause. One whose
+  scripted user never answered is dropped at once. If nothing at all succeeds, the fleet raises.
+- Failures of the infrastructure are reported at the end of the call, each cause once with its count so far.
+- If no worker has work and none takes any, a note says what is missing; later it is an error (`rollout.patience`).
+
+RLlib's FaultTolerantActorManager was tried for this; it fetches every result into the driver.
 """
 
 import logging

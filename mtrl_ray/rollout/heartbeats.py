@@ -1,9 +1,8 @@
 """Which workers make no progress although they have work: their engine samples nothing, or their process does not answer.
 
-1. A worker that has work is asked for its progress every few seconds: a number that changes with every sampled token, every
-   user that answers, and while it waits for users within their own deadline (`rollout.loop`).
-2. One whose number has not changed for `rollout.lease_seconds` is stalled. How long users take, and how many conversations
-   there are, does not matter.
+A worker that has work is asked for its progress every few seconds. This number changes with every sampled token, with every
+user that answers, and as long as users are waited for within their own deadline (`rollout.loop`). A worker whose number has
+not changed for `rollout.lease_seconds` is stalled. How long users take, and how many conversations there are, does not matter.
 """
 
 import time

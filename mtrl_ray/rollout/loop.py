@@ -1,13 +1,13 @@
 """Many conversations around one engine, without lock step.
 
-1. A job is a list of conversations or of single responses asked for together; any number of jobs share the engine.
-2. One thread steps the engine. When an agent turn ends its user is asked at once. A scripted user is waited for; one that
-   waits for a network is not: as many of them as there are conversations may be asked at a time.
-3. A conversation that fails (its user, its environment, a user's turn that takes longer than `rollout.user_seconds`) is
-   recorded with its cause and leaves the others alone. An engine that fails ends the loop: every open job fails with it, and
-   keeps what was finished.
-4. New weights are loaded between two steps.
-5. `progress` changes as long as the loop makes progress, readers it (`rollout.heartbeats`).
+A job is a list of conversations or of single responses that were asked for together; any number of jobs share the engine. One
+thread steps the engine. When an agent turn ends, its user is asked at once. The loop waits for a scripted user, but not for
+one that waits for a network: as many of these as there are conversations may be asked at a time. New weights are loaded
+between two steps.
+
+A conversation that fails (its user, its environment, a user's turn that takes longer than `rollout.user_seconds`) is recorded
+with its cause and leaves the others alone. An engine that fails ends the loop: every open job fails with it, and keeps what
+was finished. `progress` changes as long as the loop makes progress (see `rollout.heartbeats`).
 """
 
 import logging

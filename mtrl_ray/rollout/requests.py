@@ -1,10 +1,9 @@
 """Scaling requests from other processes to a live run, through two small files in the run's folder.
 
-1. The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request
-   that it has processed. It is removed when the run ends.
-2. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Any process that sees the run's folder can ask, from any
-   process of any node; no connection to Ray is needed. A request without an answer is withdrawn.
-3. Both files are replaced in one step.
+The driver keeps `fleet.json`: the bounds, how many workers there are in which phase, who decides, and the last request that it
+has processed. The file is removed when the run ends. `ask` writes `scale.json` and waits for the answer in `fleet.json`. Any
+process on any node that sees the run's folder can ask, without a connection to Ray. A request without an answer is withdrawn.
+Both files are replaced in one step.
 """
 
 import json

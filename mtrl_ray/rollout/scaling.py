@@ -1,10 +1,10 @@
 """The number of workers of a run whose `rollout.workers` is a range: set by demand, or by hand.
 
-1. After every iteration `follow` passes its load to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's
-   number, unless one was set by hand (`mtrl scale RUN N`), which holds until `mtrl scale RUN auto`.
-2. A thread reads requests (`rollout.requests`) and polls the fleet, whatever the driver waits for. If it fails, the next
-   `follow` raises, and `repair` starts another.
-3. Both change the same number and write the same file, each under one lock.
+After every iteration `follow` passes its load to the policy (`mtrl_cluster.demand`), and the fleet gets the policy's number. A
+number that was set by hand (`mtrl scale RUN N`) holds until `mtrl scale RUN auto`.
+
+A thread reads requests (`rollout.requests`) and polls the fleet, whatever the driver waits for. If it fails, the next `follow`
+raises, and `repair` starts another. Driver and thread change the same number and write the same file, each under one lock.
 """
 
 import logging

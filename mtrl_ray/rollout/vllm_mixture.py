@@ -1,10 +1,11 @@
 """The geometric mixture of policy and reference inside vLLM: π^τ ∝ π^(1-τ) μ^τ, token by token (2405.14655 §3).
 
-1. vLLM runs one model that holds two, `policy` and `reference`, each with attention layers of its own: both read every
-   token, and vLLM's paged cache, prefix cache and batching serve both alike. Hidden states travel side by side.
-2. `compute_logits` gives the policy's logits and keeps the reference's. `Mixing`, a logits processor, interpolates the
-   rows whose requests ask for it: `(1-τ) z_π + τ z_μ`, before the temperature. A request with τ = 0 is the policy's alone.
-3. Weights that arrive later are the policy's; the reference keeps the model folder's weights.
+vLLM runs one model that holds two, `policy` and `reference`, each with attention layers of its own. Both read every token, and
+vLLM's paged cache, prefix cache and batching serve both alike. Hidden states travel side by side.
+
+`compute_logits` gives the policy's logits and keeps the reference's. `Mixing`, a logits processor, interpolates the rows whose
+requests ask for it: `(1-τ) z_π + τ z_μ`, before the temperature. A request with τ = 0 is the policy's alone. Weights that
+arrive later are the policy's; the reference keeps the model folder's weights.
 
 Imported only if vLLM is installed.
 """

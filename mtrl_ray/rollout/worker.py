@@ -1,10 +1,11 @@
 """The rollout worker: a Ray actor with one engine, one dialogue loop, and no state that matters.
 
-1. The loop runs on a thread of its own; every call of the actor hands it a job and waits for that job alone, so several
-   chunks of leases, and single responses, share the engine's steps.
-2. A call names the least version of the weights it may be sampled under; the worker pulls it from the store first.
-3. An engine that fails ends the worker's process; what was finished is returned before. A worker may die at any moment: its
-   leases are handed out again, and its successor pulls the newest weights.
+The loop runs on a thread of its own. Every call of the actor hands it a job and waits for that job alone, so several chunks of
+leases, and single responses, share the engine's steps. A call names the least version of the weights it may be sampled under;
+the worker pulls it from the store first.
+
+An engine that fails ends the worker's process; what was finished is returned before. A worker may die at any moment: its
+leases are handed out again, and its successor pulls the newest weights.
 """
 
 import logging

@@ -1,17 +1,18 @@
 """The fleet's workers: they join, fail, recover and leave while work goes on.
 
-1. `want` sets how many there should be. The fleet requests workers as actors: a missing one is started at once, and if the
-   cluster has no room, its pending actor makes Ray's autoscaler add a node.
-2. A worker has joined when it answers `ready`: its engine runs under the newest weights. Before that it gets no work. The
-   `wanted` workers that joined first get work; `spares` more stand by to replace one that fails.
-3. Ray restarts a worker that fails, under the same number; it is polled until it answers. A call that never returns reveals
-   the loss of an idle worker; if Ray restarted it first, its next report does. One that Ray gives up is replaced under a new
-   number, after a pause that doubles up to a minute while none joins. One that is placed on a node and has not answered for
-   `START_SECONDS` is killed, and restarted by Ray.
-4. If there are too many, workers that have not joined leave first, then those on the nodes with the fewest workers, so that
-   nodes become empty and can be released; the driver's own node comes last. One that leaves gets no more work, finishes what
-   it holds, even if one of its calls failed, and is then ended. If it is wanted again before that, it stays (`stays`).
-5. Nothing here blocks. The fleet's dispatch and the thread of `rollout.scaling` both call it.
+- *Joining.* `want` sets how many there should be. A missing worker is started at once; if the cluster has no room, its pending
+  actor makes Ray's autoscaler add a node. It has joined when it answers `ready`, its engine running under the newest weights.
+  Before that it gets no work. The `wanted` workers that joined first get work; `spares` more stand by to replace one that
+  fails.
+- *Failing.* Ray restarts a worker that fails, under the same number, and it is polled until it answers. The loss of an idle
+  worker shows in a call that never returns otherwise, or in its next report if Ray restarted it first. A worker that Ray gives
+  up is replaced under a new number, after a pause that doubles up to a minute while none joins. One that is placed on a node
+  and has not answered for `START_SECONDS` is killed, and Ray restarts it.
+- *Leaving.* If there are too many, workers that have not joined leave first, then those on the nodes with the fewest workers,
+  so that nodes become empty and can be released; the driver's own node comes last. A worker that leaves gets no more work,
+  finishes what it holds, even if one of its calls failed, and is then ended. If it is wanted again before that, it stays.
+
+Nothing here blocks. The fleet's dispatch and the thread of `rollout.scaling` both call it.
 """
 
 import logging
@@ -349,6 +350,6 @@ def _placed(actor: Any) -> bool:
 
 
 def first_to_leave(workers: list[PooledWorker], home: str | None) -> PooledWorker:
-    """The worker that leaves first (rule 4); the youngest if all else is equal."""
+    """The worker that leaves first; the youngest if all else is equal."""
     crowd = Counter(one.node for one in workers)
     return min(workers, key=lambda one: (one.phase is Phase.READY, one.node == home, crowd[one.node], -one.number))

@@ -1,13 +1,14 @@
-"""The actors of one run: weight store, replay buffer, rollout workers, learners. Created, and replaced if they are lost.
+"""The actors of one run: weight store, replay buffer, rollout workers, learners. Created here, and replaced if they are lost.
 
-1. Store and buffer live on the driver's node and end with it; workers and learners run where Ray finds room. Ray restarts a
-   lost buffer, as it was, and repeats the calls of it.
-2. `repair` replaces what was lost and keeps what still answers, because engines and learners take seconds to start. Afterwards
-   nothing is in flight and no version of the weights is published: the caller brings learner and buffer back to a
-   checkpoint, and publishes.
-3. An actor that does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed.
-4. If the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. Spare workers
-   are the fleet's own (`rollout.worker_pool`).
+Store and buffer live on the driver's node and end with it; workers and learners run where Ray finds room. Ray restarts a lost
+buffer, which is then as it was, and repeats the calls that were under way.
+
+`repair` replaces what was lost and keeps what still answers, because engines and learners take seconds to start. An actor that
+does not answer within `waiting.ANSWER_SECONDS` counts as lost and is killed. After a repair nothing is in flight and no
+version of the weights is published: the caller brings learner and buffer back to a checkpoint, and publishes.
+
+If the settings ask for a spare learner, it takes the place of a lost one, and the next spare is started. The fleet has its own
+spare workers (`rollout.worker_pool`).
 """
 
 import shutil

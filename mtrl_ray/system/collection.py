@@ -1,13 +1,13 @@
 """Rollouts of leases: an iteration's go into the replay buffer, evaluation rollouts into a table.
 
-1. What the journal has of the iteration is recalled first; the rest is rolled out. A table that is lost on its way from a
-   worker to the buffer is rolled out again, up to `rollout.retries` times.
-2. A conversation counts once, by identity: the buffer drops a double and knows which conversations there are.
-3. A conversation that failed in each of its tries, or that the buffer refused, is left out, counted by cause, and never
-   enters a batch as a zero. If more than `rollout.data_errors` of the conversations are left out, nothing is learned from the
-   others (`failures`): wrong data stop the run, users that do not answer are a failure of its machinery.
-4. Metrics describe the conversations themselves, so they are the same whether these were rolled out now or recalled; what
-   the machinery did is counted in the family `faults`.
+- What the journal has of the iteration is recalled first, and only the rest is rolled out. A table that is lost on its way
+  from a worker to the buffer is rolled out again, up to `rollout.retries` times.
+- A conversation counts once, by identity: the buffer drops doubles and knows which conversations there are.
+- A conversation that failed in each of its tries, or that the buffer refused, is left out and counted by cause. It never
+  enters a batch as a zero. If more than `rollout.data_errors` of the conversations are left out, nothing is learned from the
+  others (`failures`): wrong data stops the run, and users that do not answer are a failure of its machinery.
+- Metrics describe the conversations themselves, so they are the same whether these were rolled out now or recalled. What the
+  machinery did is counted in the family `faults`.
 """
 
 import time
@@ -60,7 +60,7 @@ class _Work:
             self.failures[name] = failure
 
     def check_left_out(self, leases: list[Lease], held: set[str], rollout: RolloutSettings) -> int:
-        """Count the leases without a conversation, and apply rule 3."""
+        """Count the leases without a conversation. Raises DataError or EngineError if too many failed or were refused."""
         missing = [lease.id for lease in leases if lease.id not in held]
         refused = {name: replace(failure, id=name) for failure in self.refused[:1] for name in missing}
         known = refused | self.failures
@@ -82,7 +82,7 @@ def evaluation_rollouts(
 ) -> tuple[pa.Table, str]:
     """Conversations that are no training data, ordered by id, and the causes of failures as the end of a sentence.
 
-    Raises EngineError or DataError: rule 3, or what the fleet raises.
+    Raises EngineError or DataError if too many of them are left out, and what the fleet raises.
     """
     work, tables = _Work(), []
     for result in fleet.rollout(leases, version):
@@ -106,7 +106,7 @@ class Collector:
         self._work = _Work()
 
     def collect(self, leases: list[Lease]) -> Collected:
-        """Roll out what is missing. Raises EngineError or DataError: rule 3."""
+        """Roll out what is missing. Raises EngineError or DataError if too many conversations are left out."""
         started = time.perf_counter()
         known = self._recalled() & {lease.id for lease in leases}
         self._hold(leases, known)

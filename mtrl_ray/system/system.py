@@ -1,12 +1,14 @@
 """The system as an algorithm sees it: conversations, responses, learning operations, publications.
 
-1. Everything here lives in the driver and moves references. Tables and weights stay in the object store.
-2. Calls on the learner and reads of the buffer return at once; each actor runs its calls in order. `rollout` and
-   `respond` wait for the workers, because the next step needs their results. So Q is fitted while responses are sampled.
-   What changes the buffer is waited for: it may be repeated, and then the order is not certain.
-3. What the actors report is gathered by `take_metrics`, which waits for all of it: the end of an iteration.
-4. Identities and seeds derive from (run seed, iteration, …); a resumed run requests the same conversations
-   again and generates only those that the journal does not have.
+Everything here lives in the driver and moves references; tables and weights stay in the object store. Identities and seeds
+derive from (run seed, iteration, …). A resumed run requests the same conversations again and generates only those that the
+journal does not have.
+
+Calls on the learner and reads of the buffer return at once, and each actor runs its calls in order. `rollout` and `respond`
+wait for the workers, because the next step needs their results. So Q is fitted while responses are sampled. Changes of the
+buffer are waited for too: Ray may repeat them, and then their order would not be certain.
+
+`take_metrics` gathers what the actors report and waits for all of it: it is the end of an iteration.
 """
 
 import time
