@@ -1,20 +1,23 @@
 """The replay buffer: recent conversations in the object store, found by id, iteration, weight version and outcome.
 
-1. The journal is the truth, the object store the cache. `append` first keeps the new conversations in the journal, then
-   puts them into the object store; what is lost there is read from the journal again, and a buffer that is made anew
-   begins with what the journal holds. What only the journal has is read when it is needed.
-2. A conversation counts once, by id, whether it is still in memory or not: the double of a re-issued lease is counted
-   as one. Rows that are not valid conversations are refused with a sentence and never enter a batch.
-3. Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). What falls
-   out is counted by cause; the journal keeps it. The oldest by (iteration, id) goes first, in any order of arrival.
-4. Every answer is in the order (iteration, id), or drawn from it under a seed: the same conversations give the same
-   answer in whatever order they arrived.
-5. It is a plain class of one process; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list
-   and come out as return values, so the driver passes them on without reading them.
-6. Every call may be repeated. So an actor with a folder for notes (`replay.lines`: the calls since the last `state`, and
-   what the journal's files hold) may be lost: Ray restarts it and repeats the calls under way (`max_restarts`,
-   `max_task_retries`), unnoticed by the callers. It then counts all that the journal has of an iteration, if it counted any:
-   `recall` an iteration before the first `append` to it. Counts of duplicates and refusals since the last `state` are lost.
+The journal is the truth, the object store a cache. `append` first writes new conversations into the journal, then puts them
+into the object store. What is lost there is read from the journal again, and what only the journal has is read when it is
+needed. A new buffer begins with what the journal holds.
+
+- A conversation counts once, by id, whether it is still in memory or not. Rows that are not valid conversations are refused
+  with a sentence and never enter a batch.
+- Memory is bounded by conversations, bytes, and staleness (versions behind the latest that `advance` told). The oldest by
+  (iteration, id) goes first, whatever the order of arrival. What is dropped is counted by cause; the journal keeps it.
+- Every answer is in the order (iteration, id), or drawn from it under a seed: the same conversations give the same answer in
+  whatever order they arrived.
+- It is a plain class; `ray.remote(ReplayBuffer)` makes the actor. Tables go in as refs inside a list and come out as return
+  values, so the driver passes them on without reading them.
+
+Every call may be repeated. So an actor that has a folder for notes (`replay.lines`: the calls since the last `state`, and what
+the journal's files hold) may be lost: Ray restarts it and repeats the calls that were under way (`max_restarts`,
+`max_task_retries`), and the callers do not notice. The new actor counts all that the journal has of an iteration if the lost
+one counted any of it, so `recall` an iteration before the first `append` to it. Counts of duplicates and refusals since the
+last `state` are lost.
 """
 
 import logging

@@ -1,9 +1,9 @@
 """What the files of a journal hold, known without reading them again: ids, measures and bytes of their conversations.
 
-1. `refresh` looks at the folder: a file that is not known is read, and so checked, whole; one that is gone is forgotten. So
-   going back to a checkpoint reads nothing that is known.
-2. A process that takes the place of a lost one knows what that one noted (`replay.lines`). What cannot be noted is read again.
-3. A conversation counts once, by id: it lies in the earliest of the files that have it.
+`refresh` looks at the folder. A file that is not known is read whole, which checks it; one that is gone is forgotten. So going
+back to a checkpoint reads nothing that is known. A process that takes the place of a lost one knows what that one noted
+(`replay.lines`); what could not be noted is read again. A conversation counts once, by id: it lies in the earliest of the
+files that have it.
 """
 
 import logging

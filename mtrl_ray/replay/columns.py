@@ -1,8 +1,8 @@
 """Measures of a table of conversations for the buffer, computed on whole columns.
 
-1. The turns of all rows are one flat array, and so are the tokens of all turns: a history is one stretch of it.
-2. `measures` gives the numbers the index keeps, `faults` the rows that break the promises of a conversation,
-   `histories` the token ids before given turns. None of them makes a Python object per token.
+The turns of all rows are one flat array, and so are the tokens of all turns: a history is one stretch of it. `measures` gives
+the numbers that the index keeps, `faults` the rows that are no valid conversations, `histories` the token ids before given
+turns. None of them makes a Python object per token.
 """
 
 import json

@@ -1,11 +1,11 @@
 """Logs of other systems, read as conversations: what `mtrl import` does.
 
-1. A record and a mapping give one conversation (`reading`), or two with `participants: both`.
-2. A record that is not a valid conversation is quarantined: it is written, whole and with its cause, to a JSON lines
-   file beside the journal's files, and counted by cause. The rest is imported; nothing is lost, guessed or zero-filled.
-3. Ids are `ENVIRONMENT/ID` (`/SIDE` with both sides), from the record's own id or else from its content: importing the
-   same log again adds nothing. Two different records of one import under one id: the second is quarantined.
-4. Whatever is imported can be used by all that reads journals: nothing is left to be refused later.
+- A record and a mapping give one conversation (`reading`), or two with `participants: both`.
+- A record that is not a valid conversation is quarantined: it is written, whole and with its cause, to a JSON lines file
+  beside the journal's files, and counted by cause. The rest is imported; nothing is lost, guessed or zero-filled.
+- Ids are `ENVIRONMENT/ID` (`/SIDE` with both sides), from the record's own id or else from its content, so importing the same
+  log again adds nothing. If two different records of one import have the same id, the second is quarantined.
+- Everything that is imported can be used by whatever reads journals: nothing is left to be refused later.
 """
 
 import uuid

@@ -1,8 +1,7 @@
 """Tables on their way into the buffer: fetched from the object store, conformed to the schema, checked row by row.
 
-1. A table that cannot be fetched (its owner died, the task that makes it failed, it comes too late) is named with
-   its cause; the others are taken.
-2. A row that is not a valid conversation is refused with a sentence; the others of its table are taken.
+A table that cannot be fetched (its owner died, the task that makes it failed, it comes too late) is named with its cause, and
+the others are taken. A row that is not a valid conversation is refused with a sentence, and the others of its table are taken.
 """
 
 from collections.abc import Sequence

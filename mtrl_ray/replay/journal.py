@@ -1,13 +1,13 @@
 """The journal: an append-only folder of Parquet files that holds every finished conversation.
 
-1. One `append` is one file, there whole or not at all. An append that returned survives a crash.
-2. A file's name is its index: `SEQUENCE-FIRST-LAST-ROWS-TOKEN.parquet`, with the first and last iteration inside, and a
-   random token that keeps two writers apart. Reading one iteration opens only the files whose range touches it.
-3. A conversation counts once, by id: of rows with the same id the earliest file's is returned.
-4. A file is checked whole when it is first read, each of its rows too (`columns.faults`). One that does not hold valid
-   conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (it stays where it is on remote
-   filesystems), and `problems` says what and why. Files that do not bear a journal's name are somebody else's: reported,
-   not touched. Names that begin with `.` or `_` are ignored.
+- One `append` is one file, there whole or not at all. An append that returned survives a crash.
+- A file's name is its index: `SEQUENCE-FIRST-LAST-ROWS-TOKEN.parquet`, with the first and last iteration inside, and a random
+  token that keeps two writers apart. Reading one iteration opens only the files that may have some of it.
+- A conversation counts once, by id: of rows with the same id the earliest file's is returned.
+- A file is checked whole when it is first read, and each of its rows too (`columns.faults`). One that does not hold valid
+  conversations never ends a read and never disappears: it is set aside as `NAME.quarantined` (on remote filesystems it stays
+  where it is), and `problems` says what is wrong with it.
+- Files whose name is not a journal's are reported and not touched. Names that begin with `.` or `_` are ignored.
 """
 
 import logging

@@ -1,11 +1,11 @@
 """How to read a log of another system: the mapping file of `mtrl import`.
 
-1. A mapping is YAML. Where something lies in a record is a JMESPath expression (jmespath.org); `{agent}` and `{user}`
-   in it stand for the role values of the two sides, so that one mapping reads a dialogue from either side.
-2. A message whose whole text is a key of `actions`, and the system message, are templates: `{name}` is replaced by what
-   the path `fields.name` finds.
-3. Who speaks is a fixed value of the message's `role`, or differs from record to record (`Roles`).
-4. A misspelt key, a wrong type or a path that cannot be parsed is one sentence that names it, before any row is read.
+A mapping is YAML. A JMESPath expression (jmespath.org) says where something lies in a record; `{agent}` and `{user}` in it
+stand for the role values of the two sides, so that one mapping reads a dialogue from either side. The system message, and
+messages whose whole text is a key of `actions`, are templates: `{name}` is replaced by what the path `fields.name` finds. Who
+speaks is a fixed value of the message's `role`, or differs from record to record (`Roles`).
+
+A misspelt key, a wrong type or a path that cannot be parsed is one sentence that names it, before any row is read.
 """
 
 from importlib import resources

@@ -1,11 +1,12 @@
 """Conversations in Ray's object store, and the index by which they are found.
 
-1. Added tables are joined into segments of about a MiB, one object each; the index has a row per conversation (id,
-   iteration, context, score, weight version, lengths) and says in which segment and row it lies.
-2. The index is in the order (iteration, id): what it answers does not depend on the order of arrival.
-3. `ray.put` makes the process that calls it the owner of an object. A segment whose object is lost all the same (a node
-   that left with the only copy) is asked of `restore`, by its conversations' ids.
-4. What is held without having been there (`hold`, after the journal) is asked of `restore` as well, when it is needed.
+Added tables are joined into segments of about a MiB, one object each. The index has a row per conversation (id, iteration,
+context, score, weight version, lengths), which says in which segment and row it lies. The index is in the order (iteration,
+id), so its answers do not depend on the order of arrival.
+
+`ray.put` makes the process that calls it the owner of an object. If the object of a segment is lost all the same (a node left
+with the only copy), its conversations are asked of `restore` by id. So are conversations that are held without having been
+there (`hold`, from the journal), when they are needed.
 """
 
 from collections.abc import Callable

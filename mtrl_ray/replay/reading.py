@@ -1,10 +1,10 @@
 """One record of a log, read as a conversation by a mapping.
 
-1. It is text only: no token ids, no log-probabilities, `StopReason.LOGGED`. Consecutive messages of one side become one turn.
-2. Without rewards per message, the score is the reward of the last agent turn, as an outcome's reward always is.
-3. A system message stands before all others; anywhere else no chat template has a place for it, and it is a fault.
-4. What is not Unicode text (lone surrogates) is replaced by U+FFFD; everything else a user wrote stays as it was.
-5. Whatever keeps a record from being a conversation that can be learned from is a `Fault`.
+- It is text only: no token ids, no log-probabilities, `StopReason.LOGGED`. Consecutive messages of one side become one turn.
+- Without rewards per message, the score is the reward of the last agent turn, as an outcome's reward always is.
+- A system message stands before all others. Chat templates have no place for it anywhere else, so there it is a fault.
+- Text that is not Unicode (lone surrogates) is replaced by U+FFFD; everything else a user wrote stays as it was.
+- Whatever keeps a record from being a conversation that can be learned from is a `Fault`.
 """
 
 import hashlib

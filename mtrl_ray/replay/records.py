@@ -1,9 +1,9 @@
 """Records of a log file: JSON, JSON lines, Parquet, CSV.
 
-1. A record is a dictionary with the place it came from. What cannot be parsed alone becomes a `Record` with a fault, so
-   that it is quarantined and the rest is read; a file that cannot be parsed at all is a DataError that says where.
-2. With a `group`, rows are messages: those of one conversation become one record, in the order of its first row. A bad
-   row spoils its conversation, because a conversation with a hole is not what was said.
+A record is a dictionary with the place it came from. A part that cannot be parsed becomes a `Record` with a fault, so that it
+is quarantined and the rest is read; a file that cannot be parsed at all is a DataError that says where. With a `group`, rows
+are messages: those of one conversation become one record, in the order of its first row. A bad row spoils its conversation,
+because a conversation with a hole is not what was said.
 """
 
 import csv

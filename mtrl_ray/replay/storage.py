@@ -1,10 +1,9 @@
-"""One folder on any pyarrow filesystem, written whole or not at all.
+"""One folder on any pyarrow filesystem, whose files are written whole or not at all.
 
-1. On a local or distributed filesystem a file is written under a hidden name (`.NAME.writing`), synced if that can
-   be asked for, and renamed. On an object store a put is whole by itself.
-2. A write that fails leaves nothing behind and says which path, why, and what would work. What a killed writer left is
-   removed by a later one, once it is an hour old.
-3. A local file that turns out to be damaged is set aside as `NAME.quarantined`; a remote one is left where it is.
+On a local or distributed filesystem a file is written under a hidden name (`.NAME.writing`), synced if the filesystem can do
+that, and renamed. On an object store a put is whole by itself. A write that fails leaves nothing behind and says which path,
+why, and what would work. What a killed writer left is removed by a later one, once it is an hour old. A local file that turns
+out to be damaged is set aside as `NAME.quarantined`; a remote one is left where it is.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""How work is cut into chunks: into small ones, so that little is lost with a worker, or into exact ones, for reproducible bits.
+"""How work is cut into chunks: small ones, so that little is lost with a worker, or exact ones, which give the same bits again.
 
 *Small chunks* have `rollout.lease_size` leases each, and a worker has several in flight. Known conversations are left out
 before anything is cut.

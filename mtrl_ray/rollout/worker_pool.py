@@ -5,7 +5,7 @@
   Before that it gets no work. The `wanted` workers that joined first get work; `spares` more stand by to replace one that
   fails.
 - *Failing.* Ray restarts a worker that fails, under the same number, and it is polled until it answers. The loss of an idle
-  worker shows in a call that never returns otherwise, or in its next report if Ray restarted it first. A worker that Ray gives
+  worker shows when a call that never returns fails, or in its next report if Ray restarted it first. A worker that Ray gives
   up is replaced under a new number, after a pause that doubles up to a minute while none joins. One that is placed on a node
   and has not answered for `START_SECONDS` is killed, and Ray restarts it.
 - *Leaving.* If there are too many, workers that have not joined leave first, then those on the nodes with the fewest workers,

@@ -1,11 +1,11 @@
 """mtrl-ray as a library: train, load, evaluate. `import mtrl_ray` gives these names.
 
-1. Settings are a recipe and overrides, as on the command line: `train("sales", {"run.iterations": 2})`, or whole sections as
-   keywords, `train("sales", run={"iterations": 2})`.
-2. An environment is a name, or a class, or a function that makes one. A class of an importable module goes to the workers by
-   its name. One of the running program (a notebook, `__main__`, a function) goes to them by value (cloudpickle).
-3. Nothing is printed unless it is asked for (`show=True`); what may be wrong with an environment is a warning. Errors are
-   those of `mtrl_ray.errors`.
+- Settings are a recipe and overrides, as on the command line: `train("sales", {"run.iterations": 2})`, or whole sections as
+  keywords, `train("sales", run={"iterations": 2})`.
+- An environment is a name, or a class, or a function that makes one. A class of an importable module goes to the workers by
+  its name. One of the running program (a notebook, `__main__`, a function) goes to them by value (cloudpickle).
+- Nothing is printed unless it is asked for (`show=True`); what may be wrong with an environment is a warning. Errors are those
+  of `mtrl_ray.errors`.
 """
 
 import shlex

@@ -1,10 +1,11 @@
 """Checkpoints of a run: atomic folders with a manifest, verified when they are read.
 
-1. A checkpoint is written to a scratch folder next to the others, synced, and renamed when it is complete; a reader never
-   sees half of one. Older ones go once the new one's name is synced too: a power loss leaves one or the other.
-2. `manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these, or folders
-   that hold none of them, is refused with a sentence, and the one before is taken (`checkpoint_store`).
-3. State is safetensors, JSON, and torch files read with `weights_only`: nothing in a checkpoint is executed.
+A checkpoint is written to a scratch folder next to the others, synced, and renamed when it is complete, so a reader never sees
+half of one. Older ones are removed once the new one's name is synced too: a power loss leaves one or the other.
+
+`manifest.json` lists every file with its size and SHA-256. A checkpoint that has other files than these, or folders that hold
+none of them, is refused with a sentence, and the one before is taken (`checkpoint_store`). State is safetensors, JSON, and
+torch files read with `weights_only`: nothing in a checkpoint is executed.
 """
 
 import hashlib

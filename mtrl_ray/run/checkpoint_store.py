@@ -1,11 +1,12 @@
 """Where a run's checkpoints lie: in its folder, or on any pyarrow filesystem (`run.checkpoints`).
 
-1. In the run's folder they are `checkpoints/000010`, as `checkpoint` writes them.
-2. Elsewhere they are `URI/RUN/000010`. One is made in the run's folder, its files are copied, its manifest last: without
-   one it is no checkpoint. What is read is copied into the run's folder and verified there before anybody opens it.
-3. A checkpoint that is torn or altered, or that cannot be used though it is what was written, is refused with a sentence
-   and the one before is taken, wherever it lies. A filesystem that does not answer is an `EngineError`: it is no reason
-   to take an older one.
+In the run's folder they are `checkpoints/000010`, as `checkpoint` writes them. Elsewhere they are `URI/RUN/000010`: a
+checkpoint is made in the run's folder and its files are copied, the manifest last, because without one it is no checkpoint.
+What is read is copied into the run's folder and verified there before anything opens it.
+
+A checkpoint that is torn or altered, or that cannot be used although it is as it was written, is refused with a sentence, and
+the one before is taken, wherever it lies. A filesystem that does not answer is an `EngineError`: it is no reason to take an
+older one.
 """
 
 import logging

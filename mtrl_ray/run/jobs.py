@@ -1,12 +1,11 @@
 """Submitting a run as a Ray job and following its log.
 
-1. The recipe is resolved and checked here, before anything is sent; the job gets the resolved settings as one file.
-2. The project's own packages travel with the job; what they need (Ray, vLLM, torch) has to be installed on the cluster,
-   for the `python` that is first on the path of its head node.
-3. So do the packages of an environment and an algorithm of somebody's own (`package.module:ClassName`), and what else was
-   imported from the folder in which they lie. What these need beyond has to be installed on the cluster.
-4. `run.folder`, and a model's folder, are made absolute here, so that on a cluster that shares this machine's disk they are
-   found where a local run would find them; on another cluster, give folders that all its nodes see.
+- The recipe is resolved and checked here, before anything is sent; the job gets the resolved settings as one file.
+- The project's own packages travel with the job. So do the packages of somebody's own environment and algorithm
+  (`package.module:ClassName`), and what else was imported from the folder in which they lie. Everything that these need (Ray,
+  vLLM, torch, other packages) has to be installed on the cluster, for the `python` that is first on the path of its head node.
+- `run.folder` and a model's folder are made absolute here, so a cluster that shares this machine's disk finds them where a
+  local run would. For another cluster, give folders that all its nodes see.
 """
 
 import asyncio
@@ -60,7 +59,7 @@ def submit(settings: Settings, address: str, fresh: bool, command: str, say: Cal
 
 
 def own_modules(settings: Settings) -> list[Path]:
-    """Files and folders of the top-level modules that the run's own classes, and what they import, lie in (rule 3)."""
+    """Files and folders of the top-level modules that the run's own classes, and what they import, lie in."""
     names = (str(settings.environment.name), str(settings.algorithm.get("name")))
     classes = (environment_class(names[0]), algorithm_class(names[1]))
     modules = [name.partition(":")[0] for name in names if ":" in name] + [found.__module__ for found in classes]

@@ -1,9 +1,8 @@
 """One driver per run: a lock on `RUN/.lock`, which lasts as long as the driver lives.
 
-1. The operating system lets go of it when the driver ends, however it ends. What the driver starts does not inherit it.
-2. The file stays, unless nothing else came into a new folder, and says who held it last. `--fresh` leaves it, for its own
-   driver holds it by then.
-3. If a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
+The operating system releases it when the driver ends, however it ends. Processes that the driver starts do not inherit it. The
+file says who held it last, and stays, unless nothing else came into a new folder. `--fresh` leaves it, because its own driver
+holds it by then. If a filesystem has no such locks, or the folder cannot be written, the run goes on without one.
 """
 
 import fcntl

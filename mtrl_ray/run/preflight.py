@@ -1,10 +1,11 @@
 """A look at a run's environment before anything is paid for: before its folder, its actors, its model.
 
-1. `check_agents`: a tiny model is warm-started on scripted agents, so the environment has to have those that have a share.
-2. `preflight`: a few conversations of `mtrl_envs.check`. More failures than `rollout.data_errors` allows end the run with the
-   first one's sentence; fewer, and what is odd, are warnings. Users that wait for a network are not talked to.
-3. Responses of a tiny model: turns of scripted agents have to fit into `rollout.response_tokens`, counted with a tokenizer
-   made as the tiny model's is. If most do not, the run is refused.
+- `check_agents`: a tiny model is warm-started on scripted agents, so the environment has to have those that have a share.
+- `preflight`: a few conversations of `mtrl_envs.check`. If more of them fail than `rollout.data_errors` allows, the run ends
+  with the first one's sentence. Fewer failures, and anything odd, are warnings. Users that wait for a network are not talked
+  to.
+- Responses of a tiny model: turns of scripted agents have to fit into `rollout.response_tokens`, counted with a tokenizer that
+  is made like the tiny model's. If most do not, the run is refused.
 """
 
 from collections.abc import Callable, Sequence

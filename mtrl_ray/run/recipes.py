@@ -1,10 +1,9 @@
 """Recipes: YAML files that name what differs from the defaults of the settings, and overrides on the command line.
 
-1. `load(recipe, ["rollout.workers=2", …])` reads a recipe (a name of `mtrl_ray/recipes` or a path), applies the
-   overrides, and validates: a misspelt key, a wrong type or an impossible combination is one sentence.
-2. An algorithm brings its own section: `algorithm.name` picks it from the registry, which validates the rest.
-3. The resolved tree is written into the run's folder; a resumed run reads that, and what its overrides change is written
-   there again.
+`load(recipe, ["rollout.workers=2", …])` reads a recipe (a name of `mtrl_ray/recipes` or a path), applies the overrides, and
+validates: a misspelt key, a wrong type or an impossible combination is one sentence. An algorithm brings its own section:
+`algorithm.name` picks it from the registry, which validates the rest. The resolved tree is written into the run's folder. A
+resumed run reads that, and what its overrides change is written there again.
 """
 
 import os

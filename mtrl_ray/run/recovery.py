@@ -1,12 +1,11 @@
 """What a run does when its machinery fails: report it, wait, repair it, continue.
 
-1. Failures of the infrastructure are repaired: an actor, a node or an object was lost, a disk or an endpoint refuses, a wait
-   passed its deadline. Ray's own errors and `EngineError` are such failures, wherever they were raised.
-2. Everything else is passed on: wrong data, settings or checkpoints would fail again in the same way, and a defect has
-   to be seen.
-3. Before the n-th recovery in a row it waits 0, 1, 2, 4 … `LONGEST_SECONDS` seconds; `progressed` ends a row. After
-   `most` in a row it gives up with a sentence that has the last cause.
-4. A repair may fail too; that counts as one more failure.
+- Failures of the infrastructure are repaired: an actor, a node or an object was lost, a disk or an endpoint refuses, a wait
+  passed its deadline. Ray's own errors and `EngineError` are such failures, wherever they were raised.
+- Everything else is passed on: wrong data, settings or checkpoints would fail again in the same way, and a defect has to be
+  seen.
+- Before the n-th recovery in a row it waits 0, 1, 2, 4 … `LONGEST_SECONDS` seconds; `progressed` ends a row. After `most` in a
+  row it gives up with a sentence that has the last cause. A repair that fails counts as one more failure.
 """
 
 import time

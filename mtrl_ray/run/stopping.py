@@ -1,15 +1,16 @@
 """A stop signal (SIGTERM, SIGINT) ends a run with a checkpoint, within 30 seconds.
 
-1. The iteration under way may end within `GRACE_SECONDS`; a checkpoint is then written, and the run ends. Outside an
-   iteration the run ends at once.
-2. An iteration that does not end in time is given up. Iterations of that length are followed by a checkpoint each
-   (`trainer`), so the finished ones are kept; what the journal got of this one is used when the run is resumed. A
-   checkpoint that is not written `LATEST_SECONDS` after the signal is given up too; the former one stays.
-3. A second signal ends the run at once.
-4. A handler runs between two steps of Python, so a call outside Python that does not come back (a copy to a filesystem that
-   hangs) is not interrupted, and hides the signal. A thread still receives it, and ends the process where it stands
-   `LAST_SECONDS` later, as a kill would.
-5. Signals reach the main thread alone; a run in another thread is stopped by what started it.
+The iteration under way may end within `GRACE_SECONDS`. A checkpoint is then written, and the run ends. Outside an iteration
+the run ends at once. So it does on a second signal.
+
+An iteration that does not end in time is given up. Every iteration of that length is followed by a checkpoint (`trainer`), so
+the finished ones are kept; what the journal got of this one is used when the run is resumed. A checkpoint that is not written
+`LATEST_SECONDS` after the signal is given up too, and the former one stays.
+
+A handler runs between two steps of Python, so a call outside Python that does not come back (a copy to a filesystem that
+hangs) is not interrupted, and hides the signal. A thread still receives it, and ends the process where it stands
+`LAST_SECONDS` later, as a kill would. Signals reach the main thread alone; a run in another thread is stopped by what started
+it.
 """
 
 import os
@@ -50,7 +51,7 @@ class StopSignal:
     """Listens for one run. `number`: of the signal that came, None before."""
 
     def __init__(self, ends_process: bool = False) -> None:
-        """`ends_process`: rule 4."""
+        """`ends_process`: whether a thread ends the process if a call outside Python hides the signal (see above)."""
         self.number: int | None = None
         self._ends_process = ends_process
         self._received = 0.0  # when it came

@@ -1,12 +1,12 @@
 """The tiny model: a Llama of half a million parameters with its own tokenizer, made by the project.
 
-1. Scripted agents talk to scripted users (`Environment.warm_start` says in which shares, or `warm_start.shares`); the
-   tokenizer is trained on these conversations, the model on their agent turns.
-2. The result is an ordinary Hugging Face folder, kept in a cache under a hash of everything it was made from; a second
-   run with the same settings finds it there.
-3. It ends by what the model can do: whether it takes up what the user said, or, for an environment without a probe, whether
-   its held-out loss still falls. Neither the clock nor a number of steps decides, because rounding, which differs between
-   machines, decides when a model finds out. `warm_start.shares` decide whom it imitates, and so how strong it is.
+Scripted agents talk to scripted users (`Environment.warm_start` says in which shares, or `warm_start.shares`). The tokenizer
+is trained on these conversations, the model on their agent turns. The result is an ordinary Hugging Face folder, kept in a
+cache under a hash of everything it was made from; a second run with the same settings finds it there.
+
+Training ends by what the model can do: whether it takes up what the user said, or, for an environment without a probe, whether
+its held-out loss still falls. Neither the clock nor a number of steps decides, because rounding, which differs between
+machines, decides when a model finds out. `warm_start.shares` decide whom it imitates, and so how strong it is.
 """
 
 import hashlib

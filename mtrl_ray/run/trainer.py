@@ -1,13 +1,15 @@
 """The training loop: iterate, record, checkpoint, and resume.
 
-1. `Trainer` does one iteration after another and knows nothing of any algorithm; `run` drives it to its end, with the
-   evaluations before and after, the summary and the report.
-2. If the machinery fails, `run` repairs it, goes back to the newest checkpoint and repeats what followed, under the
-   same identities and seeds (`recovery`); so does the setup while it loads one. A stop signal ends the run with a checkpoint
-   (`stopping`).
-3. A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states,
-   the buffer's index and position in the journal, this process's random states, the algorithm's state, the iteration, and
-   the metrics so far, to which the run's are brought back. Leases are not in it: they follow from the seed and the iteration.
+`Trainer` does one iteration after another and knows nothing of any algorithm. `run` drives it to its end, with the evaluations
+before and after, the summary and the report.
+
+If the machinery fails, `run` repairs it, goes back to the newest checkpoint and repeats what followed, under the same
+identities and seeds (`recovery`). The setup does the same while it loads a checkpoint. A stop signal ends the run with a
+checkpoint (`stopping`).
+
+A checkpoint holds what the next iteration depends on: the learner's models, optimisers, counters and random states, the
+buffer's index and position in the journal, this process's random states, the algorithm's state, the iteration, and the metrics
+so far, to which the run's are brought back. Leases are not in it: they follow from the seed and the iteration.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 """Communication between the learner processes, which is sums only.
 
-1. One process needs no torch.distributed: the base class `Collective` leaves tensors as they are.
-2. `join` makes the group: rank 0 listens on a free port of its node, the others get its address. gloo on CPU,
-   NCCL on GPUs. Every operation has a deadline; a dead partner raises EngineError instead of hanging.
-3. All processes call the same operations in the same order, on tensors of the same shape.
+With one process torch.distributed is not needed: the base class `Collective` leaves tensors as they are. `join` makes the
+group: rank 0 listens on a free port of its node, and the others get its address. It uses gloo on CPUs and NCCL on GPUs. Every
+operation has a deadline; a dead partner raises EngineError instead of hanging. All processes call the same operations in the
+same order, on tensors of the same shape.
 """
 
 from datetime import timedelta

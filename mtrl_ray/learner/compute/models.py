@@ -1,15 +1,19 @@
 """The models a learner holds, by name, and how they are kept on disk.
 
-1. `policy` is trained. Any other name may be used, by an operation of another package too, for one of these:
-   a *value model* that starts from the policy's decoder (`value`), a *frozen* copy of the policy (`frozen`, `snapshot`), a
-   *copy* of another model that is trained on its own (`copy`) or follows its source slowly (`follow`).
-2. Names in use: `reference`, the policy before its first improvement; `anchor`, at the last `Snapshot`; `critic`, `value`, `q`,
-   `reward`, `preference`, value models of tokens, of states before a turn, of responses, of conversations, of pairs of them;
-   `q_target`, which follows `q`; `prm`, a copy of the reference.
-3. A trained model has an optimiser, made with its first step.
-4. On disk each is a Hugging Face folder of its name, and `models.json` gives the kind of each. Optimiser states are in
-   `optimisers.pt`, which is read without unpickling anything but tensors and numbers. The policy's folder also has its
-   tokenizer.
+`policy` is trained. Any other name may be used, by an operation of another package too, for one of these: a *value model* that
+starts from the policy's decoder (`value`), a *frozen* copy of the policy (`frozen`, `snapshot`), a *copy* of another model
+that is trained on its own (`copy`) or follows its source slowly (`follow`). A trained model has an optimiser, made with its
+first step.
+
+Names in use:
+
+- `reference`, the policy before its first improvement, and `anchor`, the policy at the last `Snapshot`;
+- value models: `critic` of tokens, `value` of states before a turn, `q` of responses, `reward` of conversations, `preference`
+  of pairs of them;
+- `q_target`, which follows `q`, and `prm`, a copy of the reference.
+
+On disk each is a Hugging Face folder of its name, and `models.json` gives the kind of each. Optimiser states are in
+`optimisers.pt`, which is read without unpickling anything but tensors and numbers. The policy's folder also has its tokenizer.
 """
 
 import copy

@@ -1,12 +1,12 @@
 """One model's optimiser: gradients in one flat buffer, summed over processes, clipped, and applied.
 
-1. Every parameter's gradient is a view of one float32 buffer. Its last entries contain the statistics of the step, so
-   one all-reduce carries a whole step.
-2. Losses are already divided by denominators of the whole minibatch, so gradients of micro-batches and processes add up to
-   the minibatch's, and nothing is averaged.
-3. A step whose gradient norm is not finite is skipped and counted: all processes agree, because they see the same
-   sum.
-4. Adam with decoupled weight decay (1711.05101) on float32 parameters, whatever precision the model computes in.
+- Every parameter's gradient is a view of one float32 buffer. Its last entries contain the statistics of the step, so one
+  all-reduce carries a whole step.
+- Losses are already divided by denominators of the whole minibatch, so gradients of micro-batches and processes add up to the
+  minibatch's, and nothing is averaged.
+- A step whose gradient norm is not finite is skipped and counted. All processes agree on it, because they see the same sum.
+- The optimiser is Adam with decoupled weight decay (1711.05101) on float32 parameters, whatever precision the model computes
+  in.
 """
 
 import math

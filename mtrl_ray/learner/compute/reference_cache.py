@@ -1,10 +1,11 @@
 """A cache of frozen models' outputs, for repeated passes over the same rows.
 
-1. One iteration needs several times the reference's log-probabilities of the same tokens: the process reward model's
-   fit, the rewards out of it, and the KL penalty; conversations that are scored repeatedly need them in every iteration.
-2. A frozen model gives the same for the same rows, to the bit: the cache saves time and changes nothing.
-3. Outputs belong to the model object. One that was copied anew or loaded has none, on every process of the learner
-   alike: all of them take part in a pass, or none.
+One iteration needs the reference's log-probabilities of the same tokens several times: for the process reward model's fit, its
+rewards, and the KL penalty. Conversations that are scored repeatedly need them in every iteration. A frozen model gives the
+same outputs for the same rows, to the bit, so the cache saves time and changes nothing.
+
+Outputs belong to the model object. A model that was copied anew or loaded has none, on every process of the learner alike: all
+of them take part in a pass, or none.
 """
 
 from collections import OrderedDict

@@ -1,12 +1,10 @@
 """One policy improvement: token-level PPO, GRPO or REINFORCE on single responses in logged states (2511.21638 §2.3).
 
-1. `_gather` measures once, before the first step: the log-probabilities that `updates` compares with, and the critic's values.
-2. `_advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL
-   penalty with every token, and γ is 1 within a response.
-3. Then follow `epochs` passes of steps on the policy, and as many on the critic.
+`_gather` measures once, before the first step: the log-probabilities that `updates` compares with, and the critic's values.
+`_advantages` turns the responses' scores into advantages per token; the score arrives with the last token, the KL penalty with
+every token, and γ is 1 within a response. Then follow `epochs` passes of steps on the policy, and as many on the critic.
 
-Everything per token is flat, float32 [response tokens], in the order of the table; everything per response is
-[responses].
+Everything per token is flat, float32 [response tokens], in the order of the table; everything per response is [responses].
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The outcome of whole conversations as token rewards: nothing is split, every turn shares what comes after it.
 
-1. The score is the reward of the conversation's last agent token.
-2. An overlong answer ended at `rollout.response_tokens`, or the context window cut its conversation off. It costs `penalty`,
-   charged to its own last token: the answer and what was said before it pay, what came later does not.
+The score is the reward of the conversation's last agent token. An overlong answer (it ended at `rollout.response_tokens`, or
+the context window cut its conversation off) costs `penalty`, charged to its own last token: the answer and what was said
+before it pay, what came later does not.
 """
 
 from dataclasses import dataclass

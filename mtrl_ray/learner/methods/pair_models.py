@@ -1,16 +1,18 @@
 """Two models of preferences between whole conversations: a preference model and a Bradley-Terry reward model.
 
-1. Both are value models with one number per item and two items per pair, and both say `P(x ≻ y) = σ(v_0 - v_1)`:
-   `reward` reads each conversation at its end, v = (R(x), R(y)); `preference` reads the two one after the other, in either
-   order, v = (g(x, y), g(y, x)). So `P(y ≻ x) = 1 - P(x ≻ y)` by construction, and only `preference` can be cyclic.
-2. The loss is the cross-entropy of P with the given preference, a probability, per pair. Its derivative by v_0 is
-   `(P - p) / pairs`, by v_1 the negative: a step first evaluates the minibatch, then trains `Σ v · derivative`. A pair may
-   therefore be spread over micro-batches and processes.
-3. Pairs are rows of a table, the two members next to each other (`feedback.preferences`); p is given for each member.
-4. A pair longer than the model's positions, or than a micro-batch (`learner.tokens_per_microbatch`), is left out and counted:
-   its cost is the square of its length. `Preferences` and `ConversationRewards` give it NaN (`feedback.preferences.scored`).
-5. `PairFit` predicts the pairs before it is fitted on them: its accuracy and calibration are those of pairs it has not
-   seen. `PairQuality` predicts and fits nothing.
+Both are value models with one number per item and two items per pair, and both say `P(x ≻ y) = σ(v_0 - v_1)`. `reward` reads
+each conversation at its end, v = (R(x), R(y)). `preference` reads the two one after the other, in either order, v = (g(x, y),
+g(y, x)). So `P(y ≻ x) = 1 - P(x ≻ y)` by construction, and only `preference` can be cyclic.
+
+The loss is the cross-entropy of P with the given preference, a probability, per pair. Its derivative by v_0 is `(P - p) /
+pairs`, by v_1 the negative: a step first evaluates the minibatch, then trains `Σ v · derivative`. A pair may therefore be
+spread over micro-batches and processes.
+
+- Pairs are rows of a table, the two members next to each other (`feedback.preferences`); p is given for each member.
+- A pair longer than the model's positions, or than a micro-batch (`learner.tokens_per_microbatch`), is left out and counted:
+  its cost is the square of its length. `Preferences` and `ConversationRewards` give it NaN (`feedback.preferences.scored`).
+- `PairFit` predicts the pairs before it is fitted on them, so its accuracy and calibration are those of pairs it has not seen.
+  `PairQuality` predicts and fits nothing.
 """
 
 import time

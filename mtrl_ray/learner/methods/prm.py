@@ -1,11 +1,11 @@
 """The implicit process reward model: learning from outcomes, and scoring tokens (2603.23550; 2502.01456).
 
-1. It is a policy that starts as a copy of the reference, and stays a language model: an agent token's reward is
-   `β [log π_φ - log π_ref]`. Both are evaluated at temperature 1, whatever the sampler's.
-2. `PRMFit` first predicts the batch before training on it, so its accuracies are for unseen conversations. Then
-   it takes its steps, and the updated model scores the batch.
-3. The loss needs the sum over a whole conversation. A row is a whole conversation, so a micro-batch always has complete
-   sums, however small it is.
+The model is a policy that starts as a copy of the reference, and stays a language model: an agent token's reward is `β [log
+π_φ - log π_ref]`. Both are evaluated at temperature 1, whatever the sampler's.
+
+`PRMFit` first predicts the batch before training on it, so its accuracies are for unseen conversations. Then it takes its
+steps, and the updated model scores the batch. The loss needs the sum over a whole conversation. A row is a whole conversation,
+so a micro-batch always has complete sums, however small it is.
 """
 
 import time

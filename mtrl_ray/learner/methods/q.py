@@ -1,15 +1,14 @@
 """The response-level Q: fitted on logged conversations, predicting them, scoring responses (2511.21638 §2.2).
 
-1. Q of every agent turn of a conversation is read in one pass, at each turn's last token.
-2. Targets: Monte Carlo returns; SARSA or TD(λ) along logged pairs, recomputed from a slowly moving copy of Q before
-   every pass; or the expected backup from responses sampled in the next states.
-3. A conversation that was cut because the context window was full has no known return. The target of its last pair is Q's own
-   estimate, r + γV = Q, which has no gradient, and earlier targets are computed back from it. An environment's own limit of
-   turns is part of the task, so reaching it is a real end.
-4. Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those
-   of predictions about unseen conversations, made by the Q that was fitted on all earlier ones.
-5. The loss is the squared error in units of the variance of the targets, so predicting their mean has
-   loss 1.
+- Q of every agent turn of a conversation is read in one pass, at each turn's last token.
+- Targets are Monte Carlo returns; SARSA or TD(λ) along logged pairs, recomputed from a slowly moving copy of Q before every
+  pass; or the expected backup from responses sampled in the next states.
+- A conversation that was cut because the context window was full has no known return. The target of its last pair is Q's own
+  estimate, r + γV = Q, which has no gradient, and earlier targets are computed back from it. An environment's own limit of
+  turns is part of the task, so reaching it is a real end.
+- Conversations that Q has never been fitted on are predicted first: r and the calibration error are therefore those of
+  predictions about unseen conversations, made by the Q that was fitted on all earlier ones.
+- The loss is the squared error in units of the variance of the targets, so predicting their mean has loss 1.
 
 Arrays per agent turn are [agent turns], in the order of the table.
 """

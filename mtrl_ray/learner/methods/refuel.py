@@ -4,12 +4,12 @@ With y, y' two answers in one state s, G, G' the returns of their continuations,
 
     loss = mean over pairs of  ( [log π(y|s)/π_t(y|s) - log π(y'|s)/π_t(y'|s)] / η  -  (G - G') )²
 
-1. Its minimum is π ∝ π_t exp(η Q): the log-ratio is Q up to a constant of the state, so no critic is needed, and no clip.
-   log π is of the whole answer, summed over its tokens; what was said later is in G alone.
-2. The loss is of pairs, so a step first evaluates its minibatch, then trains Σ log π · derivative, which is linear in the
-   outputs: a pair may be spread over micro-batches and processes. Both its answers are always in the same minibatch.
-3. Returns of one continuation are noise around Q. Regression averages them over the pairs of a step and over steps; a single
-   pair is fitted as far as the steps lead.
+Its minimum is π ∝ π_t exp(η Q): the log-ratio is Q up to a constant of the state, so no critic is needed, and no clip. log π
+is of the whole answer, summed over its tokens; what was said later is in G alone. Returns of one continuation are noise around
+Q. Regression averages them over the pairs of a step and over steps; a single pair is fitted as far as the steps lead.
+
+The loss is of pairs, so a step first evaluates its minibatch, then trains Σ log π · derivative, which is linear in the
+outputs: a pair may be spread over micro-batches and processes. Both its answers are always in the same minibatch.
 """
 
 import time

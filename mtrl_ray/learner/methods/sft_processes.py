@@ -1,12 +1,12 @@
 """SFT in two processes: a model trained on conversations, each step shared by two cores of this machine.
 
-1. Each process has one thread and computes its share of every step (`compute.collective`); rank 0 saves. A tiny model's
-   steps are too small for two threads: if threads sleep while they wait for each other (`mtrl_ray`), two of them
-   took 1.2 times as long as one, and two processes about half.
-2. Their number is fixed, and they compute on CPUs even if there are GPUs, so that models from different machines differ only
-   by rounding.
-3. Separate processes, without Ray: models are also made when no cluster runs, and by processes whose torch has joined
-   another group.
+Each process has one thread and computes its share of every step (`compute.collective`); rank 0 saves. A tiny model's steps are
+too small for two threads: if threads sleep while they wait for each other (`mtrl_ray`), two of them took 1.2 times as long as
+one, and two processes about half.
+
+The number of processes is fixed, and they compute on CPUs even if there are GPUs, so that models from different machines
+differ only by rounding. They are separate processes without Ray, because models are also made when no cluster runs, and by
+processes whose torch has joined another group.
 """
 
 import json

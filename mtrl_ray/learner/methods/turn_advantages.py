@@ -3,11 +3,10 @@
 The terminal reward (a preference, a reward model's score, the task's score) is the reward of the last turn, and the KL to the
 reference is charged on arrival (`objectives.regularised_rewards`). No discount.
 
-1. `turn`, the paper's: one value per state before an agent turn, GAE over turns, all tokens of a turn share its
-   advantage.
-2. `token`: a critic of all agent tokens, GAE over them.
-3. `hybrid`: values and GAE of turns give each turn its λ-return; within the turn a token critic and GAE
-   distribute it over the tokens. Each response is a single-turn problem, as in Iterative PPO.
+- `turn`, the paper's: one value per state before an agent turn and GAE over turns. All tokens of a turn share its advantage.
+- `token`: a critic of all agent tokens, GAE over them.
+- `hybrid`: values and GAE of turns give each turn its λ-return; within the turn a token critic and GAE distribute it over the
+  tokens. Each response is a single-turn problem, as in Iterative PPO.
 
 Values are predicted before they are fitted: an advantage never contains its own outcome twice.
 """

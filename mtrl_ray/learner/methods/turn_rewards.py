@@ -1,8 +1,8 @@
 """Credit assignment: splits the outcome of a conversation into turn rewards, placed on tokens (2603.23550).
 
-1. A turn's reward is placed on its last token (PRIME alone gives every token its own).
-2. The agent's words cost λ each, charged to their turn; the rest is the scheme's split of the task score.
-3. The value model of the scheme `value` predicts a batch before it is fitted on it.
+A turn's reward is placed on its last token; PRIME alone gives every token its own. The agent's words cost λ each, charged to
+their turn; the rest is the scheme's split of the task score. The value model of the scheme `value` predicts a batch before it
+is fitted on it.
 """
 
 from typing import ClassVar, Literal

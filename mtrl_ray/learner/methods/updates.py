@@ -1,14 +1,15 @@
 """Policy updates: optimiser steps on the clipped surrogate for any advantages.
 
-1. `measure` computes once, before the first step, the baselines of the steps: log-probabilities of the policy that the
-   update starts from and of the reference. If every token was sampled by exactly these weights in this precision, the
-   sampler's log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled, in the
-   surrogate and in every KL.
-2. `PolicySteps` takes the steps, minibatch by minibatch. If the policy has then moved by more than `kl_limit`, it goes back
-   along the straight line to where it started, as far as it has to (`step_size`).
-3. Any rows work: responses in logged states (`improvement`), or all agent tokens of whole conversations (`conversations`).
+`measure` computes once, before the first step, what the steps compare with: log-probabilities of the policy that the update
+starts from and of the reference. If every token was sampled by exactly these weights in this precision, the sampler's
+log-probabilities are taken. Truncated importance weights correct for tokens that other weights sampled, in the surrogate and
+in every KL.
 
-Everything per token is flat, float32 [tokens], in the order of the table.
+`PolicySteps` takes the steps, minibatch by minibatch. If the policy has then moved by more than `kl_limit`, it goes back along
+the straight line to where it started, as far as it has to (`step_size`).
+
+Any rows work: responses in logged states (`improvement`, `single_turn`), or all agent tokens of whole conversations
+(`conversations`). Everything per token is flat, float32 [tokens], in the order of the table.
 """
 
 import time

@@ -1,10 +1,11 @@
 """Whole conversations as one batch: texts, sampled tokens, outcomes, and groups by context.
 
-1. `Batch.read` takes a table of `conversation.SCHEMA`; conversations of one context and iteration are a group, of any
-   size. Every agent token has to carry its behaviour log-probability.
-2. Flat arrays are in the order of the table: per conversation, per agent turn (those that have tokens), per agent token.
-3. `Layout` holds the same as padded matrices without the user's tokens, [conversations, most agent tokens] and
-   [conversations, most turns]: what the estimators of `algorithms` take, bridged user spans included.
+`Batch.read` takes a table of `conversation.SCHEMA`; conversations of one context and iteration are a group, of any size. Every
+agent token has to carry its behaviour log-probability. Flat arrays are in the order of the table: per conversation, per agent
+turn (those that have tokens), per agent token.
+
+`Layout` holds the same as padded matrices without the user's tokens, [conversations, most agent tokens] and [conversations,
+most turns]. The estimators in `objectives` take these; the user's turns between the agent's are bridged.
 """
 
 import json

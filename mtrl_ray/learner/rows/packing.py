@@ -1,18 +1,17 @@
 """Tree packing: every state of a conversation is computed once, regardless of the number of responses to it.
 
-1. A history is only ever appended to, so all states of one conversation are prefixes of its longest. A row is a
-   *trunk*, the conversation's tokens up to the last state needed, and *branches*: responses, each attached where its
-   state ends.
-2. A branch token sees the trunk before its branch's attachment and its own branch up to itself; its position
-   continues from the attachment. It therefore gets the hidden state that it would have in a sequence of its own.
-3. A row whose only branch continues the trunk's end is a *chain*, an ordinary sequence, and so is a conversation
-   read along its own turns. Chains need no mask and no positions.
-4. At most `branch_tokens` tokens hang on one copy of a trunk; what exceeds them goes to another row with the trunk
-   again, because attention in a tree costs its length squared. `branch_tokens=0` gives one plain sequence per
-   response.
-5. What is read is called an *item*: a token with the slot whose hidden state predicts it (its predecessor's), or the
-   end of a response with its own last slot. Items are numbered as in the tables, not as in the rows, so two layouts
-   of the same data have the same items. Tokens that no item needs are not laid out.
+A history is only ever appended to, so all states of one conversation are prefixes of its longest. A row is a *trunk*, the
+conversation's tokens up to the last state needed, and *branches*: responses, each attached where its state ends. A branch
+token sees the trunk before its branch's attachment and its own branch up to itself, and its position continues from the
+attachment. It therefore gets the hidden state that it would have in a sequence of its own.
+
+- A row whose only branch continues the trunk's end is a *chain*, an ordinary sequence, and so is a conversation read along its
+  own turns. Chains need no mask and no positions.
+- At most `branch_tokens` tokens hang on one copy of a trunk. What exceeds them goes to another row with the trunk again,
+  because attention in a tree costs its length squared. `branch_tokens=0` gives one plain sequence per response.
+- What is read is called an *item*: a token with the slot whose hidden state predicts it (its predecessor's), or the end of a
+  response with its own last slot. Items are numbered as in the tables, not as in the rows, so two layouts of the same data
+  have the same items. Tokens that no item needs are not laid out.
 """
 
 from dataclasses import dataclass, field, replace
