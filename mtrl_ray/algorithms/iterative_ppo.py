@@ -10,6 +10,9 @@ Q is response-level: one scalar per (state, response). The paper fixes this shap
 
 - `critic: linear`, the default: ridge regression on the policy's own features (`learner.methods.linear_q`), then a policy
   gradient from K responses per state, with what was said beside them (`learner.methods.single_turn`).
+- `critic: continued`: no Q at all. Every sampled response is continued to the end, and its score is what came of it: what could
+  be gained by a better Q. These conversations are measurements: they are not counted, and nothing else is learned from them.
+  Nobody who pays for conversations wants this.
 - `critic: network`: the paper's. Q is a copy of the policy with a scalar head (`learner.methods.q`), then token-level PPO with
   a critic (`learner.methods.improvement`), or GRPO or REINFORCE in its place (`improvement.estimator`).
 
@@ -24,8 +27,10 @@ from pydantic import Field, model_validator
 
 from mtrl_ray.algorithms.base import Algorithm, AlgorithmSettings
 from mtrl_ray.evaluation.answer_ranks import measure, measurements
+from mtrl_ray.evaluation.answers import continue_all
 from mtrl_ray.learner.methods.improvement import Improvement
 from mtrl_ray.learner.methods.linear_q import LinearQ, ScoreLinearly
+from mtrl_ray.learner.methods.outcome_scores import OutcomeScores
 from mtrl_ray.learner.methods.q import QFit
 from mtrl_ray.learner.methods.single_turn import SingleTurnImprovement
 from mtrl_ray.learner.methods.snapshot import Snapshot
@@ -35,6 +40,10 @@ from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
     from mtrl_ray.system.system import Logged, System
+
+
+REPEATS = 4
+"""Continuations of each response, with `critic: continued`."""
 
 
 class BoundedImprovement(
@@ -50,7 +59,7 @@ class BoundedImprovement(
 class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32):
     """The `algorithm:` section."""
 
-    critic: Literal["linear", "network"] = "linear"
+    critic: Literal["linear", "network", "continued"] = "linear"
     """What Q is: see above."""
     window: int = Field(8, ge=1)
     """Iterations of conversations that Q is fitted on."""
@@ -64,20 +73,22 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32)
     """Conversations that are continued to see how Q ranks answers (`evaluation.answer_ranks`), as a share of those that are
     collected; 0: none."""
     logged: float = Field(1.0, ge=0)
-    """Of `linear`: weight of what was said, with its λ-return, beside the responses sampled in its state; 0: Q's alone."""
+    """Without `network`: weight of what was said, with its λ-return, beside the responses sampled in its state; 0: none."""
     q: QFit = QFit()
-    """Of `linear`, only `discount` and `td_lambda` count: the λ of what was said."""
+    """Without `network`, only `discount` and `td_lambda` count: the λ of what was said."""
     improvement: BoundedImprovement = BoundedImprovement()
-    """Of `linear`, without `estimator`, `whiten`, and the critic's settings."""
+    """Without `network`, all but `estimator`, `whiten`, and the critic's settings."""
 
     @model_validator(mode="after")
     def _possible(self) -> "IterativePPOSettings":
         kl = self.improvement.kl
-        if self.critic == "linear" and self.responses < 2 and not self.logged:
-            raise ValueError("critic is linear, logged is 0 and responses is 1; a group needs at least 2 responses")
-        if self.critic == "linear" and kl.place == "reward" and kl.coefficient:
+        if self.critic != "network" and self.responses < 2 and not self.logged:
             raise ValueError(
-                "critic is linear, which has no rewards of tokens to take a KL from; use improvement.kl.place: loss"
+                f"critic is {self.critic}, logged is 0 and responses is 1; a group needs at least 2 responses"
+            )
+        if self.critic != "network" and kl.place == "reward" and kl.coefficient:
+            raise ValueError(
+                f"critic is {self.critic}, which has no rewards of tokens to take a KL from; use improvement.kl.place: loss"
             )
         if self.critic == "network" and self.improvement.estimator == "grpo" and self.responses < 2:
             raise ValueError("improvement.estimator is grpo and responses is 1; a group needs at least 2 responses")
@@ -121,5 +132,9 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
         scores, _ = system.learn(fit, newest, older, responses, metrics="q")
         if measured:
             measure(system, logged, responses, measured, ScoreLinearly(), scores)
+        if settings.critic == "continued":
+            chosen, outcomes = continue_all(system, logged, responses, REPEATS)
+            read = OutcomeScores(settings.q.discount)
+            scores, _ = system.learn(read, newest, responses, chosen, outcomes, scores, metrics="continued")
         improvement = SingleTurnImprovement(settings.improvement, settings.logged)
         system.learn(improvement, newest, responses, scores, metrics="improve")

@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 import ray
 
 from mtrl_envs.registry import make
-from mtrl_ray.dialogue.conversation import Finish, iterate, sources
+from mtrl_ray.dialogue.conversation import sources
 from mtrl_ray.errors import DataError
+from mtrl_ray.evaluation.answers import chosen_answers, starts_of_answers
 from mtrl_ray.learner.methods.q import ScoreResponses
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.processes.refs import Ref
 from mtrl_ray.processes.small_tasks import small_task
-from mtrl_ray.rollout.continuing import Start
-from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.rollout.lease import derive_seed
 from mtrl_ray.statistics.ranking import ranking
 
@@ -74,12 +73,12 @@ def measure(
     if environment.blocking:
         return
     seed = derive_seed(settings.run.seed, FAMILY, logged.iteration)
-    conversations, chosen = _chosen.remote(logged.table, responses, answers, seed)
+    conversations, chosen = chosen_answers.remote(logged.table, responses, answers, seed)
     picked = system.fetch(chosen, "the answers to continue")
     if not picked.num_rows:
         return
     scores, _ = system.learn(scorer or ScoreResponses(), conversations, chosen, *given)
-    starts = _starts(logged, system.fetch(conversations, "the conversations to continue"), picked)
+    starts = starts_of_answers(logged, system.fetch(conversations, "the conversations to continue"), picked)
     begun = time.perf_counter()
     try:
         outcomes = system.continued(starts, REPEATS, "common" if environment.redraws else "logged")
@@ -88,24 +87,6 @@ def measure(
         return
     seconds = time.perf_counter() - begun
     system.record(FAMILY, _ranked.remote(conversations, chosen, scores, ray.put(outcomes), seconds))
-
-
-def choose(responses: pa.Table, answers: int, seed: int) -> pa.Table:
-    """Answers that differ, of states that have several, by state; whole states, drawn at random, of about `answers` in all.
-
-    responses: rows of `responses.RESPONSES`. The first answer of those that are alike stays.
-    """
-    states: dict[tuple[str, int], dict[tuple[int, ...], int]] = {}
-    columns = [responses[name].to_pylist() for name in ("conversation_id", "turn", "tokens")]
-    for row, (name, turn, tokens) in enumerate(zip(*columns, strict=True)):
-        states.setdefault((name, turn), {}).setdefault(tuple(tokens), row)
-    several = [list(rows.values()) for rows in states.values() if len(rows) > 1]
-    drawn: list[int] = []
-    for place in np.random.default_rng(seed).permutation(len(several)):
-        if drawn and len(drawn) + len(several[place]) > answers:
-            break
-        drawn += several[place]
-    return responses.take(pa.array(sorted(drawn), pa.int64()))
 
 
 def rank(conversations: pa.Table, answers: pa.Table, scores: np.ndarray, outcomes: pa.Table) -> Numbers:
@@ -139,29 +120,6 @@ def rank(conversations: pa.Table, answers: pa.Table, scores: np.ndarray, outcome
     if found.gain is not None:
         numbers |= {"gain": found.gain.mean, "gain_low": found.gain.low, "gain_high": found.gain.high}
     return {name: value for name, value in numbers.items() if value is not None and np.isfinite(value)}
-
-
-def _starts(logged: "Logged", conversations: pa.Table, answers: pa.Table) -> list[Start]:
-    leases = {lease.id: lease for lease in logged.leases}
-    talks = {talk.id: talk for talk in iterate(conversations)}
-    return [
-        Start(
-            leases[row["conversation_id"]],
-            talks[row["conversation_id"]],
-            row["turn"],
-            row["sample"],
-            Generation("", row["tokens"], row["logprobs"], row["versions"], Finish(row["finish"])),
-        )
-        for row in answers.to_pylist()
-    ]
-
-
-@small_task(num_returns=2)
-def _chosen(conversations: pa.Table, responses: pa.Table, answers: int, seed: int) -> tuple[pa.Table, pa.Table]:
-    """The answers that `choose` gives, after their conversations."""
-    chosen = choose(responses, answers, seed)
-    theirs = pc.is_in(conversations["id"], pc.unique(chosen["conversation_id"]))
-    return conversations.filter(theirs), chosen
 
 
 @small_task()

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from mtrl_ray.dialogue.conversation import Conversation, Finish, Role, StopReason, Turn, to_table
-from mtrl_ray.evaluation.answer_ranks import MOST_ITERATIONS, REPEATS, STATES, choose, measurements, rank
+from mtrl_ray.evaluation.answer_ranks import MOST_ITERATIONS, REPEATS, STATES, measurements, rank
+from mtrl_ray.evaluation.answers import choose
 from tests.system.test_tables import responses
 
 

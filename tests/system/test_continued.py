@@ -1,10 +1,12 @@
 """Logged states answered in other ways and continued to the end, on a real Ray."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 
@@ -13,12 +15,16 @@ from mtrl_ray.dialogue.conversation import Finish, iterate
 from mtrl_ray.dialogue.responses import RESPONSES
 from mtrl_ray.errors import ConfigurationError
 from mtrl_ray.evaluation.answer_ranks import REPEATS, measure
+from mtrl_ray.evaluation.answers import continue_all
+from mtrl_ray.learner.methods.linear_q import Scores
+from mtrl_ray.learner.methods.outcome_scores import OutcomeScores
 from mtrl_ray.rollout.continuing import Start
 from mtrl_ray.rollout.engine import Generation
 from mtrl_ray.run import trainer
 from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
 from mtrl_ray.settings.tree import EnvironmentSettings
+from mtrl_ray.statistics.ridge import Ridge
 from mtrl_ray.system.system import Logged
 from tests.support.letter_scores import LetterScores
 
@@ -97,6 +103,35 @@ def test_the_ranking_finds_a_scorer_that_is_right_and_one_that_is_wrong(stepping
     assert found["ranking/top_1"] == (sign > 0) and sign * found["ranking/gain"] > 0
     assert found["ranking/best_gain"] == pytest.approx(found["ranking/gain"]) or sign < 0
     assert found["ranking/best_gain"] > 0 and 0 < sign * found["ranking/slope"] <= 1.0 + 1e-6
+
+
+def test_continued_outcomes_take_the_place_of_q(stepping, logged, blank_sales):
+    """Each answer gets the mean of its own continuations; an answer that all others equal gets no advantage."""
+    system, texts = stepping.system, ["x", "eeee", "x", "ee"]
+    begun = starts(logged, blank_sales, texts)
+    alike = [replace(start, answer=begun[0].answer) for start in begun[:4]]
+    responses = planted([*alike, *begun[4:]], texts)
+    chosen, outcomes = continue_all(system, logged, ray.put(responses), 2)
+    assert chosen.num_rows == 11 * 3 and outcomes.num_rows == 11 * 3 * 2
+    before = Scores(
+        np.zeros(48, dtype=np.float32), np.ones(3, dtype=np.float32), 0.1, Ridge(*np.zeros((3, 1)), 0.0, 1.0)
+    )
+    given = (logged.window(1), ray.put(responses), chosen, outcomes, before)
+    value, _ = system.learn(OutcomeScores(1.0), *given, metrics="continued")
+    found = ray.get(value)
+    assert found.confidence == 1.0 and found.logged is not before.logged and (found.logged == before.logged).all()
+    x, best, again, good = found.responses.reshape(12, 4)[1:].T
+    np.testing.assert_array_equal(x, again)
+    assert (best > good).all() and (good > x).all()
+    rewards = [talk.turns[talk.agent_turns[-1]].reward for talk in iterate(outcomes.drop_columns(["start"]))]
+    np.testing.assert_allclose(best, np.reshape(rewards, (11, 3, 2)).mean(axis=2)[:, 1], atol=1e-6)
+    assert np.ptp(found.responses[:4]) == 0
+    assert system.take_metrics()["continued/missing"] == 0
+    lost = outcomes.filter(pc.not_equal(outcomes["start"], 1))  # the best answer in the first of these states
+    value, _ = system.learn(OutcomeScores(1.0), *given[:3], lost, before, metrics="continued")
+    one = ray.get(value).responses.reshape(12, 4)[1]
+    assert one[1] == pytest.approx((2 * x[0] + good[0]) / 3)
+    assert system.take_metrics()["continued/missing"] == 1
 
 
 def test_states_whose_answers_are_alike_have_nothing_to_rank(stepping, logged, blank_sales):
