@@ -70,7 +70,7 @@ def study(
 
 def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, json_path: Path | None) -> int:
     from mtrl_ray.studies.runner import run_cells
-    from mtrl_ray.studies.speed import failing
+    from mtrl_ray.studies.speed import failing, fallen
     from mtrl_ray.studies.writing import write_study
 
     result: dict[str, Any] = {}
@@ -94,6 +94,14 @@ def _run(definition: Any, cells: Any, chosen: Any, session: Any, output: Any, js
             gap = "no gap" if row["gap"] is None else f"{row['gap']:.0%} of the gap"
             typer.echo(f"seed {row['seed']} closed {gap}; {definition.closes:.0%} are wanted", err=True)
         failed += len(few)
+    if definition.holds:
+        low = fallen(result["speeds"])
+        for row in low:
+            said = (
+                f"seed {row['seed']} fell to {row['lowest']:.3f}; its start's interval begins at {row['start_low']:.3f}"
+            )
+            typer.echo(said, err=True)
+        failed += len(low)
     return failed
 
 

@@ -89,6 +89,9 @@ class Definition(Section):
     """Whether the page has a table of every run: scores before and after, conversations and seconds to shares of the gap."""
     closes: float | None = Field(None, gt=0)
     """Share of the gap to the scripted expert that every run has to close; otherwise the command fails at the end."""
+    holds: bool = False
+    """Whether no run may fall below its start: the lowest mean of 128 training conversations in a row is at least the lower
+    end of the start's interval; otherwise the command fails at the end."""
     win_rates: bool = False
     """Whether the policies of all cells are compared with each other, by the environment's oracle; needs a single axis."""
     over_start: bool = False

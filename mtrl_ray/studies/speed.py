@@ -38,6 +38,21 @@ def reached(metrics: Sequence[Mapping[str, Any]], score: float) -> tuple[int, fl
     return None
 
 
+def lowest(metrics: Sequence[Mapping[str, Any]]) -> float | None:
+    """The lowest mean score of newest conversations (`Recent`) after any iteration; None if there were too few."""
+    recent, found = Recent(), []
+    for row in metrics:
+        recent.add(row)
+        if recent.mean is not None:
+            found.append(recent.mean)
+    return min(found, default=None)
+
+
+def fallen(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows whose run fell below the interval of its start."""
+    return [row for row in rows if row["lowest"] is not None and row["lowest"] < row["start_low"]]
+
+
 def failing(rows: Sequence[Mapping[str, Any]], least: float) -> list[Mapping[str, Any]]:
     """The rows whose run closed less than this share of the gap."""
     return [row for row in rows if row["gap"] is None or row["gap"] < least]
@@ -53,6 +68,8 @@ def _speed(run: Run) -> dict[str, Any]:
         "seed": run.cell.seed,
         "probe": _probe(folder),
         "start": start,
+        "start_low": summary["start"]["low"],
+        "lowest": lowest(run.metrics),
         "end": end,
         "expert": expert,
         "start_greedy": summary.get("start_greedy", {}).get("mean"),
@@ -82,10 +99,10 @@ def _probe(folder: Path) -> float | None:
 def shown(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of the table."""
     counts = [f"{what} to {share:.0%}" for what in ("conversations", "seconds") for share in SHARES]
-    heads = [*axes, "seed", "probe", "start", "start, greedy", "end", "end, greedy", "gap closed"]
+    heads = [*axes, "seed", "probe", "start", "start, greedy", "lowest", "end", "end, greedy", "gap closed"]
     lines = []
     for row in rows:
-        scores = [row[name] for name in ("probe", "start", "start_greedy", "end", "end_greedy")]
+        scores = [row[name] for name in ("probe", "start", "start_greedy", "lowest", "end", "end_greedy")]
         to = [row[f"{what}_to"].get(f"{share:g}") for what in ("conversations", "seconds") for share in SHARES]
         lines.append(
             [

@@ -40,7 +40,8 @@ AREAS = (
 SPEEDS = (
     "*Probe*: how likely the start takes up what the user said. *Greedy*: with the likeliest tokens. The gap goes from the "
     "run's own start to the expert. *Area*: the mean share of it over the run's conversations. *To 70 %*: conversations, or "
-    "seconds of training, until the last 128 training conversations score that much."
+    "seconds of training, until the last 128 training conversations score that much. "
+    "*Lowest*: the least that 128 of them in a row scored."
 )
 
 
@@ -76,7 +77,7 @@ def write_study(definition: Definition, cells: Sequence[Cell], output: Output) -
         "areas": areas.areas(definition, grouped(runs)),
         "missing": _missing(cells, runs),
     }
-    if definition.speed or definition.closes is not None:
+    if definition.speed or definition.closes is not None or definition.holds:
         result["speeds"] = speed.speeds(runs)
     if definition.over_start:
         for row, group in zip(result["rows"], grouped(runs), strict=True):

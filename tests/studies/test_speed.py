@@ -2,7 +2,7 @@
 
 from mtrl_ray.run.ending import CONVERSATIONS, SCORE
 from mtrl_ray.studies.runs import SECONDS
-from mtrl_ray.studies.speed import failing, reached, shown
+from mtrl_ray.studies.speed import failing, fallen, lowest, reached, shown
 
 
 def row(score: float | None, conversations: int = 32, seconds: float = 2.0) -> dict[str, float | None]:
@@ -26,6 +26,14 @@ def test_runs_that_close_too_little_fail() -> None:
     assert failing(rows, 0.7) == rows[1:]
 
 
+def test_a_run_falls_if_many_conversations_in_a_row_score_less_than_its_start() -> None:
+    metrics = [row(0.1), row(0.9), row(0.9), row(0.9), row(0.5), row(0.5), row(0.5)]
+    assert lowest(metrics) == 0.6, "the last four iterations; a single one does not count"
+    assert lowest(metrics[:3]) is None
+    rows = [{"lowest": 0.5, "start_low": 0.45}, {"lowest": 0.4, "start_low": 0.45}, {"lowest": None, "start_low": 0.45}]
+    assert fallen(rows) == rows[1:2]
+
+
 def test_a_line_per_run_with_dashes_for_what_was_not_reached() -> None:
     known = {
         "algorithm": "rloo",
@@ -33,6 +41,7 @@ def test_a_line_per_run_with_dashes_for_what_was_not_reached() -> None:
         "probe": None,
         "start": 0.5,
         "start_greedy": 0.9,
+        "lowest": 0.45,
         "end": 0.8,
         "end_greedy": 0.95,
     }
