@@ -10,7 +10,7 @@ A misspelt key, a wrong type or a path that cannot be parsed is one sentence tha
 
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,7 +66,7 @@ class Message(Part):
 
 
 class Score(Part):
-    """The outcome: the number at `path`, with `minimum` read as 0 and `maximum` as 1.
+    """The outcome: the number at `path`, with `minimum` read as 0 and `maximum` as 1. A text alone is the path.
 
     `clip`: numbers outside are moved to the nearer end; otherwise their records are quarantined.
     """
@@ -75,6 +75,11 @@ class Score(Part):
     minimum: float = 0.0
     maximum: float = 1.0
     clip: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _ordered(self) -> "Score":

@@ -164,3 +164,8 @@ def test_system_messages_in_front_are_one_turn_and_a_later_one_is_a_fault(tmp_pa
     assert report.causes == {"a system message after the first turn": 1}
     told = {"roles": {"system": [], "ignore": ["system"]}}
     assert [turn.role for turn in read(tmp_path, [late], **told)[1][-1].turns] == [U, A, U, A]
+
+
+def test_a_score_may_be_a_path_alone(tmp_path: Path) -> None:
+    _, [one] = read(tmp_path, [talk("user", "assistant", stars=0.25)], score="stars")
+    assert one.score == 0.25
