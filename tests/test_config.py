@@ -110,4 +110,4 @@ def test_the_settings_stay_few():
             own = inspect.get_annotations(section)
             found[section.__qualname__] = [name for name in own if name in section.model_fields]
     assert len(found["RolloutSettings"]) > 10
-    assert sum(map(len, found.values())) <= 158, found
+    assert sum(map(len, found.values())) <= 159, found

@@ -74,6 +74,8 @@ class IterativePPOSettings(AlgorithmSettings, name="iterative_ppo", contexts=32)
     collected; 0: none."""
     logged: float = Field(1.0, ge=0)
     """Without `network`: weight of what was said, with its λ-return, beside the responses sampled in its state; 0: none."""
+    sharpening: float = Field(3.0, ge=0)
+    """Without `network`: how much the policy is sharpened where likelier responses turned out to be better; 0: not at all."""
     q: QFit = QFit()
     """Without `network`, only `discount` and `td_lambda` count: the λ of what was said."""
     improvement: BoundedImprovement = BoundedImprovement()
@@ -136,5 +138,5 @@ class IterativePPO(Algorithm[IterativePPOSettings]):
             chosen, outcomes = continue_all(system, logged, responses, REPEATS)
             read = OutcomeScores(settings.q.discount)
             scores, _ = system.learn(read, newest, responses, chosen, outcomes, scores, metrics="continued")
-        improvement = SingleTurnImprovement(settings.improvement, settings.logged)
+        improvement = SingleTurnImprovement(settings.improvement, settings.logged, settings.sharpening)
         system.learn(improvement, newest, responses, scores, metrics="improve")

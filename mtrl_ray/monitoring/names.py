@@ -61,6 +61,8 @@ MEANINGS = {
     "q/seconds": "seconds spent fitting Q",
     "q/value_r": "the same correlation of V, which knows the state alone",
     "q/within_r": "correlation of Q's advantages with what V leaves of the return, on conversations they were not fitted on",
+    "q/sharpening": "by how many deviations of the advantage an answer is better per nat that it is likelier; 0: not surely",
+    "improve/entropy_bonus": "weight of the entropy in the loss; below 0 the policy is sharpened",
     "q/confidence": "how sure it is that Q ranks answers at all, 0 to 1: the weight of its answers in the improvement",
     "q/penalty": "penalty of the ridge regression that cross-validation chose, in units of the number of features",
     "improve/logged_deviation": "deviation of the advantages of what was said, in units of the score",

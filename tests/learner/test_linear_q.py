@@ -1,6 +1,7 @@
 """The linear Q, its features against one sequence at a time, and the improvement that it drives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from mtrl_ray.errors import DataError
 from mtrl_ray.learner.learner import Learner
 from mtrl_ray.learner.methods.features import TURNS, Features
 from mtrl_ray.learner.methods.linear_q import LinearQ, ScoreLinearly, Scores
-from mtrl_ray.learner.methods.single_turn import BOUND, SingleTurnImprovement
+from mtrl_ray.learner.methods.single_turn import BOUND, MOST_SHARPENING, SingleTurnImprovement
 from mtrl_ray.learner.methods.updates import PolicyUpdate
+from mtrl_ray.learner.rows.packing import turn_tokens
 from mtrl_ray.learner.rows.tables import Dialogues, Responses
 from mtrl_ray.learner.sections import KL
 from mtrl_ray.settings.tree import LearnerSettings
@@ -109,6 +111,51 @@ def test_noise_inspires_no_confidence(learner: Learner) -> None:
             talked.turns[talked.agent_turns[-1]].reward = float(generator.random() < 0.5)
         found.append(FIT.run(learner.core, to_table(talks), None, None)[0].confidence)
     assert np.mean(found) < 0.6, found
+
+
+def told(policy_folder: Path, settings: LearnerSettings, sign: float, seed: int = 7) -> pa.Table:
+    """Conversations in which answers that the policy finds likelier are better (sign 1), worse (-1) or neither (0)."""
+    core = Learner(settings, policy_folder, seed=seed).core
+    generator, talks = np.random.default_rng(seed), from_table(talk(seed=seed, count=64))
+    likeliness = Features.of_turns(core, Dialogues.read(to_table(talks))).likeliness
+    places = [(talked, turn) for talked in talks for turn in talked.agent_turns]
+    for (talked, turn), how in zip(places, likeliness - likeliness.mean(), strict=True):
+        talked.turns[turn].reward = float(sign * how / likeliness.std() + 0.3 * generator.standard_normal())
+    return to_table(talks)
+
+
+@pytest.mark.parametrize("sign", [1.0, 0.0, -1.0])
+def test_sharpening_is_learned_from_what_likelier_answers_were_worth(
+    policy_folder: Path, settings: LearnerSettings, learner: Learner, sign: float
+) -> None:
+    newest, older = told(policy_folder, settings, sign), told(policy_folder, settings, sign, seed=8)
+    fit = LinearQ(discount=0.0, td_lambda=1.0)
+    scores, numbers = fit.run(learner.core, newest, older, None)
+    dialogues = Dialogues.read(newest)
+    likeliness = Features.of_turns(learner.core, dialogues).likeliness
+    assert numbers["sharpening"] == scores.sharpening
+    if sign > 0:
+        assert scores.sharpening * likeliness.std() == pytest.approx(0.9, abs=0.15), "a deviation for a deviation"
+        few = fit.run(learner.core, newest.slice(0, 6), None, None)[0].sharpening
+        assert 0 < few < scores.sharpening, "a few conversations do not make sure"
+    else:
+        assert scores.sharpening < 0.02
+
+
+def test_a_policy_is_sharpened_by_what_was_learned(policy_folder: Path, settings: LearnerSettings) -> None:
+    newest = talk(seed=9, count=12)
+    responses = answer(newest, seed=5, samples=2)
+    flat = np.zeros(responses.num_rows), np.full(turns_of(newest), 0.0)
+    update = PolicyUpdate(learning_rate=1e-3, minibatch_conversations=6, epochs=1, kl=NO_KL, kl_limit=None)
+    found = {}
+    for learned in (0.0, 0.1, 9.0):
+        core = Learner(settings, policy_folder, seed=3).core
+        scores = replace(scores_of(*flat), sharpening=learned)
+        numbers = SingleTurnImprovement(update, sharpening=3.0).run(core, newest, responses, scores)[1]
+        entropies = core.evaluate("policy", turn_tokens(Dialogues.read(newest)))["entropies"]
+        found[learned] = (numbers["entropy_bonus"], float(entropies.mean()))
+    assert [bonus for bonus, _ in found.values()] == pytest.approx([0.0, -0.3, -MOST_SHARPENING])
+    assert found[0.0][1] > found[0.1][1] and found[0.0][1] > found[9.0][1]
 
 
 def test_a_conversation_that_was_cut_is_neither_fitted_nor_improved_on(

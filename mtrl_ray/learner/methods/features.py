@@ -24,12 +24,14 @@ STATISTICS = 6
 
 class Features:
     """Of responses, float32. `state`: what is known before the response, [responses, width + TURNS]; `full`: all of it,
-    [responses, 2 width + STATISTICS + TURNS]."""
+    [responses, 2 width + STATISTICS + TURNS]. `likeliness`, nats [responses]: log-probability plus entropy, summed over the
+    response's tokens: how much likelier it is than the policy's answers in its state are on average."""
 
     def __init__(self, first: np.ndarray, last: np.ndarray, statistics: np.ndarray, turn: np.ndarray) -> None:
         position = np.eye(TURNS, dtype=np.float32)[np.minimum(turn, TURNS - 1)]
         self.state = np.concatenate([first, position], axis=1)
         self.full = np.concatenate([first, last, statistics, position], axis=1)
+        self.likeliness = statistics[:, 0] + statistics[:, 3]
 
     @classmethod
     def of_turns(cls, core: Core, dialogues: Dialogues) -> "Features":

@@ -7,6 +7,9 @@
 3. Advantages of the newest logged responses are λ-returns against that V, so none contains its own outcome twice.
 4. Nothing is trained and nothing is kept: the features are those of the policy as it is, so Q follows it.
 
+One part of Q is told apart, because no responses have to be sampled to follow it: by how much likelier responses are better
+(`sharpening`). The expectation of a response's log-probability is the policy's entropy, whose gradient is exact.
+
 Why linear: from as few conversations a network learns little by gradient descent; the policy's last hidden states already tell
 what was said, and its log-probabilities which responses people give. docs/iterative_ppo.md has the figures.
 """
@@ -28,6 +31,8 @@ from mtrl_ray.statistics import ridge
 
 FOLDS = 4
 """Parts of the newest conversations that are predicted by what was not fitted on them."""
+LIKELINESS_RIDGE = 30.0
+"""Nats², added to the sum of squared likeliness: as much as 60 responses with a deviation of .7 have."""
 SURE = 2.0
 """Standard errors that the correlation of Q's advantages with what V leaves has to be above zero for full `confidence`."""
 
@@ -36,12 +41,14 @@ SURE = 2.0
 class Scores:
     """What a fit of Q says: `responses`, float32 [responses], Q of the sampled ones; `logged`, float32 [agent turns of the
     newest conversations], advantages of what was said, NaN if unknown; `confidence`, in [0, 1], how sure it is that Q ranks
-    responses within a state at all; `q`, the regression on `Features.full`."""
+    responses within a state at all; `q`, the regression on `Features.full`; `sharpening`, by how many
+    deviations of the advantage a response is better per nat that it is likelier, at least 0."""
 
     responses: np.ndarray
     logged: np.ndarray
     confidence: float
     q: ridge.Ridge
+    sharpening: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class LinearQ(Operation[Scores]):
 
     run: the newest conversations; older ones, or None; responses in states of the newest.
     Numbers: `r`, `calibration` (of predictions of the newest returns by fits without them), `value_r` (the same of V),
-    `within_r` (correlation of Q - V with what V leaves of the return, by such fits), `confidence`, `penalty` (in units of the
-    number of features), `return` (mean of the newest), `turns`, `conversations`, `cut`, `seconds`.
+    `within_r` (correlation of Q - V with what V leaves of the return, by such fits), `confidence`, `sharpening`, `penalty` (in
+    units of the number of features), `return` (mean of the newest), `turns`, `conversations`, `cut`, `seconds`.
     Raises DataError if no conversation has a known return.
     """
 
@@ -83,11 +90,17 @@ class LinearQ(Operation[Scores]):
             single = Responses.read(responses, now.dialogues)
             some, kind = single.distinct()
             scored = q(Features.of_responses(core, now.dialogues, single.take(some)).full)[kind]
+        logged = now.advantages(values, self.discount, self.td_lambda)
+        parts = [(now, logged)]
+        if before is not None:
+            parts.append((before, before.advantages(v(before.features.state), self.discount, self.td_lambda)))
+        sharpening = _sharpening(parts)
         known = now.known
         numbers = quality(predicted[known], now.returns[known]) | {
             "value_r": quality(values[known], now.returns[known]).get("r", 0.0),
             "within_r": within,
             "confidence": confidence,
+            "sharpening": sharpening,
             "penalty": q.strength,
             "return": float(now.returns[known].mean()),
             "turns": float(len(known) + (0 if before is None else len(before.known))),
@@ -95,7 +108,7 @@ class LinearQ(Operation[Scores]):
             "cut": float(now.dialogues.cut.sum()),
             "seconds": time.perf_counter() - started,
         }
-        return Scores(scored, now.advantages(values, self.discount, self.td_lambda), confidence, q), numbers
+        return Scores(scored, logged, confidence, q, sharpening), numbers
 
 
 @dataclass(frozen=True)
@@ -165,3 +178,28 @@ def _skill(q: np.ndarray, v: np.ndarray, now: _Logged) -> tuple[float, float]:
         return 0.0, 0.0
     r = float(np.corrcoef(advantages, left)[0, 1])
     return r, float(np.clip(r * np.sqrt(count) / SURE, 0.0, 1.0))
+
+
+def _sharpening(parts: list[tuple[_Logged, np.ndarray]]) -> float:
+    """Deviations of the advantage per nat of `Features.likeliness`, as far as it is sure to be above zero (as in `_skill`).
+
+    Regression of what was said, newest and older, with advantages float32 [agent turns]. `LIKELINESS_RIDGE` shrinks it where
+    the policy's answers hardly differ any more.
+    """
+    likeliness = np.concatenate([_centred(one.features.likeliness[one.known]) for one, _ in parts])
+    advantages = np.concatenate([_centred(found[one.known]) for one, found in parts])
+    count = sum(
+        len(np.unique(one.dialogues.turn_conversation[one.dialogues.agent_turns][one.known])) for one, _ in parts
+    )
+    along, deviation = float(likeliness @ advantages), float(advantages.std())
+    if count < 3 or along <= 0 or deviation == 0:
+        return 0.0
+    square = float(likeliness @ likeliness)
+    r = along / np.sqrt(square * float(advantages @ advantages))
+    sure = min(r * np.sqrt(count) / SURE, 1.0)
+    return float(sure * along / (square + LIKELINESS_RIDGE) / deviation)
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    centred: np.ndarray = values - values.mean() if len(values) else values
+    return centred
