@@ -39,7 +39,8 @@ from mtrl_ray.processes.refs import Ref
 from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
-    from mtrl_ray.system.system import Logged, System
+    from mtrl_ray.system.logged import Logged
+    from mtrl_ray.system.system import System
 
 
 REPEATS = 4

@@ -32,7 +32,8 @@ from mtrl_ray.settings.section import Section
 
 if TYPE_CHECKING:
     from mtrl_ray.settings.tree import Settings
-    from mtrl_ray.system.system import States, System
+    from mtrl_ray.system.logged import States
+    from mtrl_ray.system.system import System
 
 
 class ResponseLoss(Improvement):

@@ -31,7 +31,8 @@ from mtrl_ray.rollout.lease import derive_seed
 from mtrl_ray.statistics.ranking import ranking
 
 if TYPE_CHECKING:
-    from mtrl_ray.system.system import Logged, System
+    from mtrl_ray.system.logged import Logged
+    from mtrl_ray.system.system import System
 
 REPEATS = 4
 """Continuations of each answer."""

@@ -13,7 +13,8 @@ from mtrl_ray.rollout.continuing import Start, redraws
 from mtrl_ray.rollout.engine import Generation
 
 if TYPE_CHECKING:
-    from mtrl_ray.system.system import Logged, System
+    from mtrl_ray.system.logged import Logged
+    from mtrl_ray.system.system import System
 
 
 def choose(responses: pa.Table, answers: int | None, seed: int) -> pa.Table:

@@ -13,12 +13,9 @@ buffer are waited for too: Ray may repeat them, and then their order would not b
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from mtrl_ray.errors import CheckpointError
@@ -34,63 +31,11 @@ from mtrl_ray.rollout.scaling import Scaling
 from mtrl_ray.settings.tree import Settings, WorkerRange
 from mtrl_ray.system.actors import Actors
 from mtrl_ray.system.collection import Collector, evaluation_rollouts
+from mtrl_ray.system.logged import Logged, States
 from mtrl_ray.system.tables import conversation_numbers, joined, response_numbers
 
 TOTALS = ("seconds", "conversations", "agent_turns", "tokens")
 """Numbers of the family `collect` that count branches too."""
-
-
-@dataclass(frozen=True)
-class States:
-    """Logged states: the ref of a table (conversation_id, turn, tokens), and how many."""
-
-    table: Ref[pa.Table]
-    count: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Logged:
-    """The conversations of these leases, in the replay buffer, and the number of agent turns of each."""
-
-    system: "System"
-    iteration: int
-    leases: list[Lease]
-    agent_turns: list[int]
-
-    @property
-    def ids(self) -> list[str]:
-        """The conversations' ids."""
-        return [lease.id for lease in self.leases]
-
-    @cached_property
-    def table(self) -> Ref[pa.Table]:
-        """These conversations, in the order of `leases`."""
-        table: Ref[pa.Table] = self.system.buffer.take.remote(self.ids)
-        return table
-
-    def window(self, iterations: int) -> Ref[pa.Table]:
-        """The conversations of the newest `iterations` iterations."""
-        table: Ref[pa.Table] = self.system.buffer.window.remote(iterations)
-        return table
-
-    def earlier(self, iterations: int) -> Ref[pa.Table | None]:
-        """The conversations of `window` without this iteration's; a ref of None if there are none."""
-        table: Ref[pa.Table | None] = self.system.buffer.earlier.remote(iterations)
-        return table
-
-    def states(self, count: int, round_number: int = 0) -> States:
-        """About `count` of this iteration's states: all those of conversations drawn uniformly without replacement.
-
-        Every state is as likely to be drawn as any other, and the learner reads each conversation once for all of its
-        states, so whole conversations cost least.
-        """
-        seed = derive_seed(self.system.settings.run.seed, "states", self.iteration, round_number)
-        order = np.random.default_rng(seed).permutation(len(self.leases))
-        totals = np.cumsum(np.array(self.agent_turns)[order])
-        drawn = order[: int(np.searchsorted(totals, count)) + 1]
-        table = self.system.buffer.states.remote(None, seed, ids=[self.leases[place].id for place in drawn])
-        return States(table, sum(self.agent_turns[place] for place in drawn), seed)
 
 
 class System:
@@ -226,7 +171,8 @@ class System:
         self._metrics |= {f"{family}/{name}": value for name, value in collected.numbers.items()}
         self._metrics |= {name: self._metrics.get(name, 0.0) + value for name, value in collected.faults.items()}
         by_id = {lease.id: lease for lease in leases}
-        logged = Logged(self, self.iteration, [by_id[name] for name in collected.ids], collected.agent_turns)
+        held = [by_id[name] for name in collected.ids]
+        logged = Logged(self.buffer, self.settings.run.seed, self.iteration, held, collected.agent_turns)
         self.record(family, conversation_numbers.remote(logged.table))
         self.view.part("rollout", "idle")
         return logged

@@ -25,7 +25,7 @@ from mtrl_ray.run.folder import prepare
 from mtrl_ray.run.recipes import load
 from mtrl_ray.settings.tree import EnvironmentSettings
 from mtrl_ray.statistics.ridge import Ridge
-from mtrl_ray.system.system import Logged
+from mtrl_ray.system.logged import Logged
 from tests.support.letter_scores import LetterScores
 
 

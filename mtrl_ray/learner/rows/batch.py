@@ -5,7 +5,7 @@ agent token has to carry its behaviour log-probability. Flat arrays are in the o
 turn (those that have tokens), per agent token.
 
 `Layout` holds the same as padded matrices without the user's tokens, [conversations, most agent tokens] and [conversations,
-most turns]. The estimators in `objectives` take these; the user's turns between the agent's are bridged.
+most turns]. The estimators take these: in them the agent's turns follow each other.
 """
 
 import json
