@@ -32,7 +32,7 @@ class Roles(Part):
     """Values of a message's `role` for each side. Messages of a role in `ignore` are left out.
 
     For values that differ from record to record: `paths` says where in the record a side's value, or list of values, is;
-    `first` whose the first message is; `others` whose all values are that nothing else claims.
+    `first` whose the first message is; `others` the side that has all values that nothing else claims.
     """
 
     agent: tuple[str, ...] = ("assistant", "agent")

@@ -151,7 +151,7 @@ class Memory:
             self._store(number, self._table(number).take(pa.array(kept)))
 
     def _table(self, number: int) -> pa.Table:
-        """A segment's table. Raises EngineError if it is nowhere."""
+        """A segment's table. Raises EngineError if it cannot be found anywhere."""
         return self._tables([number])[0]
 
     def _tables(self, numbers: list[int]) -> list[pa.Table]:

@@ -31,7 +31,7 @@ MORE = "(cells beyond the last column)"
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a log: where it was found, its value, and why it is no record if it is none.
+    """One record of a log: where it was found, its value, and, if it cannot be read, why.
 
     `cause`: under which such faults are counted.
     """

@@ -10,7 +10,7 @@ from mtrl_ray.replay.paths import Fault, find, nothing
 
 @dataclass(frozen=True)
 class Speakers:
-    """`owners`: the side of each role value; `others`: of all values that are not there (None: they are unknown).
+    """`owners`: the side of each role value; `others`: the side of all other values (None: they are unknown).
 
     `agent`, `user`: the names of the two sides, which stand for `{agent}` and `{user}` in paths.
     """
@@ -21,7 +21,7 @@ class Speakers:
     user: str
 
     def side(self, role: Any) -> Side | None:
-        """Whose a message is; None for a value that nothing claims."""
+        """The side that a message belongs to; None for a value that no side claims."""
         return self.owners.get(str(role), self.others)
 
     def swapped(self) -> "Speakers":
@@ -33,7 +33,7 @@ class Speakers:
 
 
 def speakers(value: dict[str, Any], mapping: Mapping, messages: Sequence[Any]) -> Speakers:
-    """Of a record and its messages. Raises Fault if a path finds nobody, or a value belongs to two sides."""
+    """The speakers of a record and its messages. Raises Fault if a path finds nobody, or a value belongs to two sides."""
     roles = mapping.roles
     owners = _fixed(roles)
     for side, path in roles.paths.items():

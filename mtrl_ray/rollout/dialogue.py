@@ -19,7 +19,7 @@ CHARACTERS_PER_TOKEN = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a worker: tokens of one response, tokens of a context window, the sampling temperature."""
+    """A worker's limits: tokens of one response and of the context window; and its sampling temperature."""
 
     response_tokens: int
     context_length: int
@@ -91,7 +91,7 @@ class Dialogue:
         return self.driver.conversation(lease.id, lease.seed, lease.iteration, lease.sample)
 
     def _restored(self, state: State) -> None:
-        """Check that this is the logged state, and let chance go on from it. Raises DataError."""
+        """Check that this is the logged state, and have the user draw anew from here. Raises DataError."""
         if self.driver.stop is not None or fingerprint(self._history) != state.history:
             raise self.driver.wrong(
                 f"{self.lease.id!r} cannot be continued: its user did not answer the logged turns as it did before; the "

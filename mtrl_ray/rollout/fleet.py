@@ -84,7 +84,7 @@ class Fleet:
         say: Callable[[str], object] = logger.warning,
         statistics: FleetStatistics | None = None,
     ) -> None:
-        """`say`: told what whoever watches the run should know; `statistics`: those of a lost fleet, to count on from.
+        """`say` gets what whoever watches the run should know. `statistics`: those of a lost fleet, which are continued.
 
         Raises ConfigurationError if the model has fewer positions than `model.context_length`.
         """
@@ -116,7 +116,7 @@ class Fleet:
         self.statistics = statistics or FleetStatistics()
 
     def wait_ready(self) -> list[dict[str, Any]]:
-        """Wait until as many workers as are needed, and none that failed, run their engines; what each says of itself.
+        """Wait until as many workers as are needed run their engines, and none is unhealthy; what each says of itself.
 
         Raises EngineError if one cannot start, or past `START_SECONDS`.
         """
@@ -299,7 +299,7 @@ class Fleet:
             self.statistics.deaths += died
 
     def _hold_again(self, chunk: Chunk, cause: str, waiting: deque[Chunk]) -> None:
-        """Nothing is wrong with the chunk itself."""
+        """Put back a chunk that failed although nothing is wrong with it. Raises EngineError past `rollout.retries`."""
         self._fault(cause)
         if chunk.tries >= self._settings.rollout.retries:
             raise EngineError(f"a chunk of work failed {chunk.tries + 1} times, though not by itself: {cause}")

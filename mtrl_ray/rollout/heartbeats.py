@@ -28,7 +28,7 @@ class _Pulse:
 
 
 class Heartbeats:
-    """Of the workers that have work. `seconds`: without progress, after which one is stalled."""
+    """The progress of the workers that have work. `seconds`: a worker without progress for so long is stalled."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = seconds, clock

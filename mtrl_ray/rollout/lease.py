@@ -22,8 +22,8 @@ def derive_seed(*parts: int | str) -> int:
 class State:
     """The logged state that a branch begins in: its user has to get there again by itself.
 
-    `turns`: of the agent, before the state; `history`: `fingerprint` of the token ids that make the state; `chance`: seed of
-    what the user draws after it, None for the user's own.
+    `turns`: how many the agent took before the state; `history`: `fingerprint` of the token ids that make the state; `chance`:
+    seed of what the user draws after it, None for the user's own.
     """
 
     turns: int
@@ -32,7 +32,7 @@ class State:
 
 
 def fingerprint(tokens: Sequence[int]) -> int:
-    """63 bits of token ids."""
+    """A hash of token ids, 63 bits."""
     return derive_seed(*tokens)
 
 
@@ -73,7 +73,7 @@ def make_leases(
     samples: int = 1,
     mixtures: Sequence[float] = (0.0,),
 ) -> list[Lease]:
-    """Leases for `samples` conversations on each context; `mixtures` of the first sample, the second, …, and round again."""
+    """Leases for `samples` conversations on each context; `mixtures`: of the first sample, the second, …, cyclically."""
     return [
         Lease(
             split,

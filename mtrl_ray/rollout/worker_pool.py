@@ -162,7 +162,7 @@ class WorkerPool:
     def failed(self, number: int, condemned: bool = False) -> bool:
         """Mark a worker as failed: it gets no work until it answers again. False if that was known.
 
-        condemned: its process will be killed; what that still answers does not count.
+        condemned: its process will be killed, and its further answers do not count.
         """
         with self._lock:
             worker = self._workers.get(number)

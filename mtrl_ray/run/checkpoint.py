@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def verify(path: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, torn, altered, or not of the checkpoint; or a folder."""
+    """Raises CheckpointError naming the first file or folder that is missing, torn, altered, or not the checkpoint's."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -107,7 +107,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in the folder, but for the lock that this process may hold."""
+    """Remove what is in the folder, except the lock that this process may hold."""
     for entry in folder.iterdir() if folder.exists() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

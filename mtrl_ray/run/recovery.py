@@ -32,7 +32,7 @@ class Recovery:
         self._row = 0
 
     def carry(self, work: Callable[[], T], repair: Callable[[], object]) -> T:
-        """What `work` gives; `repair` is called before each further try. Raises EngineError when it gives up."""
+        """The result of `work`; `repair` is called before each further try. Raises EngineError when it gives up."""
         broken = False
         while True:
             try:
@@ -48,7 +48,7 @@ class Recovery:
                 broken = True
 
     def progressed(self) -> None:
-        """Something was finished: the next failure is the first of its row."""
+        """Note that something was finished: the next failure is the first in a row."""
         self._row = 0
 
     def _space(self, reason: str, error: Exception) -> None:

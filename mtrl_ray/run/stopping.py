@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Of a command that was stopped, as a shell has it: 143 for SIGTERM, 130 for SIGINT."""
+    """The exit code of a command that was stopped, as shells give it: 143 for SIGTERM, 130 for SIGINT."""
     return 128 + int(getattr(interrupt, "number", signal.SIGINT))
 
 
@@ -135,7 +135,7 @@ def _ending() -> Iterator[None]:
 
 
 def _end_after_signal(receiver: socket.socket, over: threading.Event) -> None:
-    """Wait for the number of a stop signal; `receiver`: a byte for every signal, closed at the end, for more may come."""
+    """Wait for a stop signal. `receiver` gives a byte per signal, and is closed last, because more may come."""
     with receiver:
         number = next((byte for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in SIGNALS), None)
         if number is None or over.wait(LAST_SECONDS):

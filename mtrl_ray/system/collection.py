@@ -43,7 +43,7 @@ class Collected:
 @dataclass
 class _Work:
     reports: list[Report] = field(default_factory=list)
-    failures: dict[str, Failure] = field(default_factory=dict)  # conversation: its last
+    failures: dict[str, Failure] = field(default_factory=dict)  # the last one of each conversation
     refused: list[Failure] = field(default_factory=list)
 
     def add(self, report: Report) -> None:
@@ -100,7 +100,7 @@ class Collector:
     def __init__(
         self, actors: Actors, settings: Settings, iteration: int, version: int, say: Callable[[str], None]
     ) -> None:
-        """`say`: told what is done now."""
+        """`say` is called with what is being done."""
         self._actors, self._iteration, self._version, self._say = actors, iteration, version, say
         self._rollout, self._seconds = settings.rollout, settings.run.wait_seconds
         self._work = _Work()

@@ -51,9 +51,9 @@ class System:
         if isinstance(workers, WorkerRange) and workers.min < workers.max:
             self.scaling = Scaling(folder, lambda: self.fleet, workers)
         self._metrics: dict[str, float] = {}
-        self._buffer_restarts: int | None = None  # known
+        self._buffer_restarts: int | None = None  # when last asked
         self._promised: list[tuple[str | None, Ref[Numbers]]] = []  # with their prefix
-        self._causes: list[tuple[str, Ref[str]]] = []  # of whose failures, in a sentence
+        self._causes: list[tuple[str, Ref[str]]] = []  # work, and what failed in it as a sentence
 
     def start(self) -> list[dict[str, Any]]:
         """Wait for the workers, after a version of the weights was published; returns each worker's description."""
