@@ -1,12 +1,12 @@
 """The text that a chat template adds around messages, found by rendering it with marker words.
 
-1. A template is probed, not parsed: conversations of marker words are rendered as text, and the text between two
-   markers belongs to the template.
-2. All turns must have the same format. The text from an agent's turn to the next user's, and the text from a user's turn
-   to the agent's, is compared between the first and later turns; a template that numbers its turns is refused.
-3. If a template has no system role, the system text and an empty line go before the first user message.
-4. Changes that a template makes to earlier turns later (dropping their reasoning, moving the system text) are ignored: a
-   history is only appended to, so the state in which a turn was sampled never changes.
+- A template is probed, not parsed: conversations of marker words are rendered as text, and the text between two markers
+  belongs to the template.
+- All turns must have the same format. The text from an agent's turn to the next user's, and the text from a user's turn to the
+  agent's, is compared between the first and later turns; a template that numbers its turns is refused.
+- If a template has no system role, the system text and an empty line go before the first user message.
+- Changes that a template makes to earlier turns later (dropping their reasoning, moving the system text) are ignored: a
+  history is only appended to, so the state in which a turn was sampled never changes.
 """
 
 from collections.abc import Callable, Sequence

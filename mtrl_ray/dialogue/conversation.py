@@ -1,12 +1,12 @@
 """Turns, conversations and their Arrow schema: the data type that all parts exchange.
 
-1. The history of a conversation is the concatenation of its turns' `tokens`, only ever appended to.
-2. An agent turn's `tokens` are exactly the ids that the policy sampled, including its end-of-turn token if sampled;
-   each has a behaviour log-probability and the version of the weights that sampled it. All text that the chat template
-   adds around them belongs to the neighbouring system or user turn, so the role gives the loss mask.
-3. Agent turns have the rewards: `reward` arrives with the following state (2511.21638 §2.1: reward on arrival).
-4. A conversation of another system can have no token ids; `tokens.encode` fills them in. Its agent tokens
-   then have no log-probabilities, because it is off-policy data.
+- The history of a conversation is the concatenation of its turns' `tokens`, only ever appended to.
+- An agent turn's `tokens` are exactly the ids that the policy sampled, including its end-of-turn token if sampled. Each has a
+  behaviour log-probability and the version of the weights that sampled it. All text that the chat template adds around them
+  belongs to the neighbouring system or user turn, so the role gives the loss mask.
+- Agent turns have the rewards: `reward` arrives with the following state (2511.21638 §2.1: reward on arrival).
+- A conversation of another system may have no token ids; `tokens.encode` fills them in. Its agent tokens then have no
+  log-probabilities, because it is off-policy data.
 """
 
 import json
@@ -257,7 +257,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
 
 
 def validate(conversation: Conversation) -> None:
-    """Check the rules of this module's docstring. Raises DataError naming the conversation and the turn."""
+    """Check that a conversation is as this module says. Raises DataError naming the conversation and the turn."""
     if not 0.0 <= conversation.score <= 1.0:
         raise DataError(f"conversation {conversation.id!r}: score is {conversation.score}; it has to be in [0, 1]")
     for index, turn in enumerate(conversation.turns):

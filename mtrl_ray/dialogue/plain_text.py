@@ -1,12 +1,13 @@
 """A tokenizer for plain text that never produces control tokens.
 
-1. A Hugging Face fast tokenizer finds its added tokens (`<|im_start|>`, `</s>`, `<think>`) in any string.
-   `plain_tokenizer` is a copy without them, so a role marker in a user's message becomes ordinary tokens.
-2. Removed are the special tokens, and the added tokens that are not marked special but look like markup. Added words
-   and runs of white space stay, because they are ordinary vocabulary.
-3. The copy is made once and shares no state with the original. The `split_special_tokens` option of the original leaves
-   non-special added tokens in place and is not thread-safe.
-4. A text always follows a control token or text that is encoded with it, so the copy adds no leading space.
+A Hugging Face fast tokenizer finds its added tokens (`<|im_start|>`, `</s>`, `<think>`) in any string. `plain_tokenizer` is a
+copy without them, so a role marker in a user's message becomes ordinary tokens. It lacks the special tokens, and the added
+tokens that are not marked special but look like markup. Added words and runs of white space stay, because they are ordinary
+vocabulary.
+
+The copy is made once and shares no state with the original. (The `split_special_tokens` option of the original leaves
+non-special added tokens in place and is not thread-safe.) A text always follows a control token or text that is encoded with
+it, so the copy adds no leading space.
 """
 
 import json

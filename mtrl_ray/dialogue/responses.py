@@ -1,13 +1,10 @@
 """Single responses sampled in logged states, which rollouts pass to the learner in addition to conversations.
 
-1. A state is a reference, not a copy: `conversation_id` and `turn`, the index into that conversation's turns of the agent
-   turn whose history is the state (`Conversation.history(turn)`). The logged turn itself need not be among the
-   responses.
-2. `sample` counts the responses in one state from 0. They are alternatives: no later turn was generated after any of
-   them.
-3. `tokens` are exactly the sampled ids, including the end-of-turn token if it was sampled; `logprobs` and
-   `versions` are the sampler's log-probability of each and the version of the weights that sampled it; `finish` is a
-   `conversation.Finish` value.
+- A state is a reference, not a copy: `conversation_id` and `turn`, the index into that conversation's turns of the agent turn
+  whose history is the state (`Conversation.history(turn)`). The logged turn itself need not be among the responses.
+- `sample` counts the responses in one state from 0. They are alternatives: no later turn was generated after any of them.
+- `tokens` are exactly the sampled ids, including the end-of-turn token if it was sampled. `logprobs` and `versions` are the
+  sampler's log-probability of each and the version of the weights that sampled it. `finish` is a `conversation.Finish` value.
 """
 
 import pyarrow as pa

@@ -1,21 +1,26 @@
 """Token ids of turns: a chat template is split into pieces once, then turns are only appended.
 
-1. The template is probed (`chat_template`) and its text is tokenised once, including control tokens. A turn is then made
-   from these pieces and its text; nothing is rendered or re-tokenised during a conversation.
-2. An agent turn is what the sampler returned. The generation prompt ends the turn before it; the template's text
-   after the end-of-turn token (a newline in ChatML) begins the turn after it. If the sampler stopped at its token limit,
-   that turn also begins with the end-of-turn token.
-3. A turn's text is tokenised as plain text (`plain_text`), together with the template's adjacent ordinary words
-   ("user\\n"), up to the nearest control token on each side. Role markers in it stay text. A template whose roles are
-   opened by ordinary words alone is refused, because any user could forge them.
-4. Without a system message, the system turn has the template's default text: a default system prompt, a
-   beginning-of-sequence token, or nothing. A template without a system role opens the user's turn there, and the
-   system text and an empty line come before the first user message.
-5. For ordinary conversations the history equals `apply_chat_template`. It differs if a text contains control tokens
-   (which that function parses); if agent ids differ from the tokenizer's encoding of their text, or begin with white space that
-   it would merge with the generation prompt's; if the template would rewrite earlier turns (removed reasoning, moved
-   system text, another date), because sampled turns never change; and if the conversation ends with an agent's turn, after
-   whose last token nothing is added.
+The template is probed (`chat_template`) and its text is tokenised once, including control tokens. A turn is then made from
+these pieces and its text; nothing is rendered or re-tokenised during a conversation.
+
+- An agent turn is what the sampler returned. The generation prompt ends the turn before it; the template's text after the
+  end-of-turn token (a newline in ChatML) begins the turn after it. If the sampler stopped at its token limit, that turn also
+  begins with the end-of-turn token.
+- A turn's text is tokenised as plain text (`plain_text`), together with the template's adjacent ordinary words ("user\\n"), up
+  to the nearest control token on each side. Role markers in it stay text. A template whose roles are opened by ordinary words
+  alone is refused, because any user could forge them.
+- Without a system message, the system turn has the template's default text: a default system prompt, a beginning-of-sequence
+  token, or nothing. A template without a system role opens the user's turn there, and the system text and an empty line come
+  before the first user message.
+
+For ordinary conversations the history equals `apply_chat_template`. It differs
+
+- if a text contains control tokens, which that function parses;
+- if agent ids differ from the tokenizer's encoding of their text, or begin with white space that it would merge with the
+  generation prompt's;
+- if the template would rewrite earlier turns (removed reasoning, moved system text, another date), because sampled turns never
+  change;
+- if the conversation ends with an agent's turn, after whose last token nothing is added.
 """
 
 from collections.abc import Iterable, Sequence

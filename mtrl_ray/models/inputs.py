@@ -1,11 +1,11 @@
 """Inputs of a decoder: rows of token ids and, if rows branch, the attention mask.
 
-1. Chains (rows without branches) are padded on the right and have neither mask nor position ids: a causal
-   model never attends to the padding, and attention uses its causal fast path.
-2. Trees have a boolean mask `[rows, 1, slots, slots]`, which transformers passes to the attention layers unchanged,
-   and position ids that count from the root along each branch.
-3. Not every model supports trees: a recurrent layer carries its state past a branch, a sliding window counts slots
-   instead of positions, some attention kernels accept no mask. `reads_trees` tests a model.
+- Chains (rows without branches) are padded on the right and have neither mask nor position ids: a causal model never attends
+  to the padding, and attention uses its causal fast path.
+- Trees have a boolean mask `[rows, 1, slots, slots]`, which transformers passes to the attention layers unchanged, and
+  position ids that count from the root along each branch.
+- Not every model supports trees: a recurrent layer carries its state past a branch, a sliding window counts slots instead of
+  positions, some attention kernels accept no mask. `reads_trees` tests a model.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,13 @@
 """The policy: any causal language model of transformers, evaluated at chosen positions.
 
-1. `load_policy` loads a Hugging Face folder (or a hub name) and refuses an incomplete one: a tensor that the
-   folder lacks would otherwise be initialised randomly.
-2. `PolicyReader` computes log-probabilities of given next tokens, and entropies. The decoder runs once over the
-   rows; the output layer runs only at the chosen positions, in chunks, so that `[positions, vocabulary]`
-   never exceeds `LOGIT_BUDGET` entries (chunks are recomputed in the backward pass).
-3. Models that process their logits after the linear layer (soft caps, scaling) are detected by comparison, and
-   their full logits are used.
-4. Log-probabilities and entropies are float32 for every model dtype. They belong to the distribution that
-   was sampled from: logits divided by the sampler's temperature.
+`load_policy` loads a Hugging Face folder (or a hub name) and refuses an incomplete one, because a tensor that the folder lacks
+would otherwise be initialised randomly.
+
+`PolicyReader` computes log-probabilities of given next tokens, and entropies. They are float32 for every model dtype, and
+belong to the distribution that was sampled from: logits divided by the sampler's temperature. The decoder runs once over the
+rows. The output layer runs only at the chosen positions, in chunks, so that `[positions, vocabulary]` never exceeds
+`LOGIT_BUDGET` entries; chunks are recomputed in the backward pass. Models that process their logits after the linear layer
+(soft caps, scaling) are detected by comparison, and their full logits are used.
 """
 
 from dataclasses import dataclass

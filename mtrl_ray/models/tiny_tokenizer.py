@@ -1,12 +1,11 @@
 """The tokenizer of the tiny model: byte-level BPE trained on scripted conversations, with a minimal chat template.
 
-1. Bytes are the alphabet, so any text is representable and `decode(encode(text)) == text`.
-2. Text is split into words with their leading space, amounts with their currency sign and suffix (`" $38k"`), runs of
-   punctuation, and white space; frequent pieces become one token. Short sequences make a model
-   of this size fast.
-3. A turn is the token of its role, the text, and `<|end|>`: no newline, no beginning-of-sequence token, no default system
-   prompt. `<|end|>` is both the end-of-turn and the end-of-sequence token.
-4. The same texts give the same tokenizer. It is a standard Hugging Face tokenizer for `AutoTokenizer` and vLLM.
+- Bytes are the alphabet, so any text is representable and `decode(encode(text)) == text`.
+- Text is split into words with their leading space, amounts with their currency sign and suffix (`" $38k"`), runs of
+  punctuation, and white space; frequent pieces become one token. Short sequences make a model of this size fast.
+- A turn is the token of its role, the text, and `<|end|>`: no newline, no beginning-of-sequence token, no default system
+  prompt. `<|end|>` is both the end-of-turn and the end-of-sequence token.
+- The same texts give the same tokenizer. It is a standard Hugging Face tokenizer for `AutoTokenizer` and vLLM.
 """
 
 from collections.abc import Iterable

@@ -1,13 +1,13 @@
 """Scalar models: a decoder with one linear output, evaluated at chosen positions.
 
-1. The token critic is evaluated at the position *before* each response token: the state in which it was sampled.
-2. A response-level Q of 2511.21638 §2.2 is evaluated at the response's *last* token: one number per (state, response).
-3. All start from the policy's decoder; the head is initialised with zeros and computed in float32. Its output is
-   `offset + scale · linear`, so that a learning rate has the same effect for outcomes of 0 or 1 and of tens of thousands.
-   Offset and scale follow the targets, and the linear part changes against them, so that what the model says
-   stays (PopArt, 1602.07714).
-4. It is saved as a Hugging Face folder of the decoder, which `AutoModel` loads, with
-   `value_head.safetensors` in the same folder.
+The token critic is evaluated at the position *before* each response token, the state in which it was sampled. A response-level
+Q of 2511.21638 §2.2 is evaluated at the response's *last* token: one number per (state, response).
+
+All start from the policy's decoder; the head is initialised with zeros and computed in float32. Its output is `offset + scale
+· linear`, so that a learning rate has the same effect for outcomes of 0 or 1 and of tens of thousands. Offset and scale follow
+the targets, and the linear part changes against them, so that the model's predictions stay the same (PopArt, 1602.07714).
+
+It is saved as a Hugging Face folder of the decoder, which `AutoModel` loads, with `value_head.safetensors` in the same folder.
 """
 
 import copy

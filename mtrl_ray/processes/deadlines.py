@@ -1,9 +1,8 @@
 """Calls of other people's code (users, environments) with a deadline.
 
-1. Each call runs on its own thread; finished threads are reused. There are as many threads as concurrent calls.
-2. A call past its deadline fails with a sentence that names it. A thread cannot be ended from outside: it is abandoned, and
-   its later result is dropped.
-3. Whatever a call raises is its failure, `SystemExit` too: it never ends the caller's thread.
+Each call runs on its own thread; finished threads are reused. There are as many threads as concurrent calls. A call past its
+deadline fails with a sentence that names it. A thread cannot be ended from outside: it is abandoned, and its later result is
+dropped. Whatever a call raises is its failure, `SystemExit` too: it never ends the caller's thread.
 """
 
 import queue

@@ -1,11 +1,12 @@
-"""Failures: of pieces of work that may fail each by itself (a conversation, a judge's answer about one), and of Ray's actors.
+"""Failures: of single pieces of work (a conversation, a judge's answer about one), and of Ray's actors.
 
-1. A piece that failed in each of its tries is left out and counted; it never enters a batch as a zero or a ½.
-2. If more than a share of the pieces (`rollout.data_errors`) is left out, or all of them, nothing is learned from the rest.
-   The error is a DataError if wrong data alone are too many, because a retry would give them again; else an EngineError, which
-   `recovery` handles. Either names the first piece of its kind with its cause.
-3. What Ray raises becomes an error of this project here and nowhere else: `explained` gives what the actor raised, or an
-   EngineError if Ray lost an actor or an object. `sentence` gives the cause of any error in one line.
+A piece that failed in each of its tries is left out and counted; it never enters a batch as a zero or a ½. If all pieces are
+left out, or more than a share of them (`rollout.data_errors`), nothing is learned from the rest. The error is a DataError if
+wrong data alone are too many, because a retry would give them again, and otherwise an EngineError, which `recovery` handles.
+Either names the first piece of its kind with its cause.
+
+What Ray raises becomes an error of this project here and nowhere else. `explained` gives what the actor raised, or an
+EngineError if Ray lost an actor or an object. `sentence` gives the cause of any error in one line.
 """
 
 import logging
@@ -76,7 +77,7 @@ def attempt(identity: str, work: Callable[[int], T], retries: int) -> T | Failur
 
 
 def stop_at_too_many(left_out: Sequence[Failure], asked: int, allowed: float, work: str, tries: int) -> None:
-    """Raises DataError or EngineError if too many of the `asked` pieces were left out (rule 2).
+    """Raises DataError or EngineError if too many of the `asked` pieces were left out.
 
     allowed: the share that may be; work: what the pieces are, in the plural; tries: of each.
     """
@@ -114,7 +115,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def explained(error: BaseException) -> MtrlError | None:
-    """The error of this project behind `error` (rule 3); None for a defect, which has to be seen with its traceback."""
+    """The error of this project behind `error`; None for a defect, which has to be seen with its traceback."""
     cause = root_cause(error)
     if isinstance(cause, MtrlError):
         return cause

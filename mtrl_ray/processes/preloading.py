@@ -15,7 +15,7 @@ from mtrl_ray.processes.packages import project_packages
 from mtrl_ray.settings.tree import LearnerSettings
 
 LEARNER = ("pyarrow.parquet", "torch", "transformers.modeling_utils", "peft")
-"""Packages, never this project's modules, and nothing that imports Ray: the server's rules 2 and 3."""
+"""Packages, never this project's modules, and nothing that imports Ray (see `mtrl_cluster.fork_server`)."""
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",

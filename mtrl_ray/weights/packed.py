@@ -1,9 +1,8 @@
 """One version of a model's weights in one contiguous buffer: a single object to store, send and map.
 
-1. `pack` copies every tensor once, from any device, to a multiple of `ALIGNMENT` bytes.
-2. Tensors that share memory (tied embeddings) are packed once, under the first of their names; loaders tie them
-   again.
-3. `unpack` gives views of the buffer, which can be read-only memory of Ray's object store: copy them before writing.
+`pack` copies every tensor once, from any device, to a multiple of `ALIGNMENT` bytes. Tensors that share memory (tied
+embeddings) are packed once, under the first of their names; loaders tie them again. `unpack` gives views of the buffer, which
+can be read-only memory of Ray's object store: copy them before writing.
 """
 
 import warnings

@@ -1,11 +1,11 @@
 """The versioned weight store: an actor that knows which object has which version.
 
-1. One packed copy per version lies in the object store; the store keeps references, never bytes. The copies are owned by
-   the process that published them (the driver), so a learner's death takes none of them away.
-2. Samplers pull: `get` gives the newest version at or above the one asked for. There are no process groups.
-3. The model's other files (configuration, tokenizer) travel the same way, for nodes that do not see the driver's disk.
-4. A run that goes back to a checkpoint publishes versions again: `rewind` forgets them and begins a new epoch, and what a
-   sampler has of another epoch is pulled anew, whatever its number.
+- One packed copy per version lies in the object store; the store keeps references, never bytes. The process that published the
+  copies (the driver) owns them, so a learner's death takes none of them away.
+- Samplers pull: `get` gives the newest version at or above the one asked for. There are no process groups.
+- The model's other files (configuration, tokenizer) travel the same way, for nodes that do not see the driver's disk.
+- A run that goes back to a checkpoint publishes versions again. `rewind` forgets them and begins a new epoch; what a sampler
+  has of another epoch is pulled anew, whatever its number.
 """
 
 import shutil
