@@ -17,7 +17,7 @@ from mtrl_ray.studies import areas, speed, trade_offs
 from mtrl_ray.studies.cells import Cell, label
 from mtrl_ray.studies.definition import Definition
 from mtrl_ray.studies.figures import Figure, figures, plain
-from mtrl_ray.studies.runs import failure, state
+from mtrl_ray.studies.runs import State, failure, state
 from mtrl_ray.studies.table import Run, grouped, read_run, table
 from mtrl_ray.studies.win_rates import Rates, over_start, win_rates
 
@@ -31,6 +31,8 @@ AREA = "area-"
 """Begins the names of figures of areas."""
 AGAINST = "against"
 """The name of the figure of trade-offs."""
+LISTED = 12
+"""Runs that have not begun are counted, not listed, if there are more."""
 CURVES = "## Learning curves\n\nSeeds thin, their mean thick; dashed, the scripted agents."
 AREAS = (
     "The mean of a metric over all iterations, then over seeds, and the difference from the baseline, paired by seed. "
@@ -117,8 +119,13 @@ def page(definition: Definition, result: dict[str, Any], drawn: Sequence[Figure]
     ):
         parts += [heading, *(f"![{figure.title}]({name}-{figure.name}.svg)" for figure in chosen)] if chosen else []
     if result["missing"]:
-        parts += ["## Missing", "\n".join(f"- {_missing_line(entry)}" for entry in result["missing"])]
-    commands = "\n".join(cell.command for cell in cells)
+        parts += ["## Missing", _missing_lines(result["missing"], len(cells))]
+    new = {tuple(_values(entry).items()) for entry in result["missing"] if entry["state"] == State.NEW}
+    commands = "\n".join(
+        cell.command
+        for cell in cells
+        if tuple({**cell.values, "seed": cell.seed}.items()) not in new or len(new) == len(cells)
+    )
     parts += [
         "## Commands",
         "The whole table by the command above; each run alone by its own:",
@@ -136,9 +143,23 @@ def _missing(cells: Sequence[Cell], runs: Sequence[Run]) -> list[dict[str, Any]]
     ]
 
 
+def _missing_lines(missing: Sequence[dict[str, Any]], runs: int) -> str:
+    """A line for each missing run; those that have not begun are counted if they are more than `LISTED`."""
+    new = [entry for entry in missing if entry["state"] == State.NEW]
+    shown = [entry for entry in missing if entry not in new] if len(new) > LISTED else missing
+    lines = [f"- {_missing_line(entry)}" for entry in shown]
+    if len(new) > LISTED:
+        lines.append(f"- {len(new)} of {runs} runs have not begun; the command with `--list` names them")
+    return "\n".join(lines)
+
+
 def _missing_line(entry: dict[str, Any]) -> str:
-    values = {axis: name for axis, name in entry.items() if axis not in ("state", "sentence")}
-    return f"{label(values)}: {entry['state']}" + (f" ({entry['sentence']})" if entry["sentence"] else "")
+    return f"{label(_values(entry))}: {entry['state']}" + (f" ({entry['sentence']})" if entry["sentence"] else "")
+
+
+def _values(entry: dict[str, Any]) -> dict[str, Any]:
+    """The axes and the seed of a missing run."""
+    return {axis: name for axis, name in entry.items() if axis not in ("state", "sentence")}
 
 
 def _pivots(definition: Definition, columns: str, rows: Sequence[dict[str, Any]]) -> list[str]:
