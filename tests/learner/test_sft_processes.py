@@ -48,7 +48,7 @@ def test_a_warm_start_in_processes_learns_from_pairs(
     start = WarmStart(steps=6, until=1.0, minibatch_conversations=4)
     tables = (echoes(16), pairs(8), pairs(24))
     found = sft_in_processes(folder, start, *tables)
-    expected = Learner(settings, policy_folder).run(start, *tables)[1]
+    expected = start.run(Learner(settings, policy_folder).core, *tables)[1]
     assert found["pair_steps"] == expected["pair_steps"] == 4
     assert found["probe"] == pytest.approx(expected["probe"], abs=1e-4)
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)

@@ -62,6 +62,23 @@ def test_pairs_teach_what_the_conversations_do_not(learner: Learner, taught: pa.
         assert metrics["passed"] == 1.0 and metrics["steps"] < 200 and metrics["pair_steps"] == metrics["steps"] - 6
 
 
+@pytest.mark.usefixtures("short")
+def test_what_was_forgotten_without_pairs_is_taught_to_the_end(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial is passed, and then the conversations make the model forget."""
+    for name, value in {"DECAY": 40, "STRETCH": 20}.items():
+        monkeypatch.setattr(warm_start, name, value)
+    tries = iter([0.95, 0.4, 0.95, 0.95])  # passed, forgotten; passed, and still known
+    monkeypatch.setattr(warm_start, "right_answers", lambda core, held_out: next(tries))
+    metrics = WarmStart(steps=400, until=0.9).run(learner.core, mumbles(64), pairs(32), pairs(96))[1]
+    assert metrics["passed"] == 1.0 and metrics["probe"] == 0.95
+    assert metrics["steps"] == 20 + 40 + 20 + 40 and metrics["pair_steps"] == 20 + 20 + 40
+    tries = iter([0.95, 0.4])
+    metrics = WarmStart(steps=100, until=0.9).run(learner.core, mumbles(64), pairs(32), pairs(96))[1]
+    assert metrics["passed"] == 0.0 and metrics["steps"] <= 100, "too few steps are left for more"
+
+
 def test_the_loss_of_pairs_is_that_of_their_margins(learner: Learner) -> None:
     """Computed from the log-probabilities of whole conversations; a minibatch's parts add up to its mean."""
     table = pairs(PAIRS)

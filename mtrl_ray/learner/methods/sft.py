@@ -54,6 +54,10 @@ class SFT(Fit, Operation[None], epochs=1, minibatch_conversations=32, learning_r
         return None, training.numbers()
 
 
+Lesson = tuple[Rows, np.ndarray, LossFunction]
+"""Rows, the numbers of some of them, and the loss of a step on these."""
+
+
 class Supervision:
     """Supervised steps on the agent's tokens, one minibatch after another, with an optimiser of their own."""
 
@@ -65,23 +69,25 @@ class Supervision:
         self._started = time.perf_counter()
         self._tokens = self._skipped = 0.0
         self.losses: list[float] = []
+        self.other_steps = 0
 
     @property
     def elapsed(self) -> float:
         """Seconds since the beginning."""
         return time.perf_counter() - self._started
 
-    def step(self, learning_rate: float) -> None:
-        """One step on the next minibatch."""
+    def step(self, learning_rate: float, lessons: Iterator[Lesson] | None = None) -> None:
+        """One step on the next minibatch; then one on the next of the lessons, with the same optimiser."""
         selection = next(self._passes)
         count = len(self._rows.items_of(selection))
-        statistics = self.step_on(self._rows, selection, likelihood(count), learning_rate)
-        self.losses.append(statistics["loss"])
+        self.losses.append(self._step((self._rows, selection, likelihood(count)), learning_rate)["loss"])
         self._tokens += count
+        if lessons is not None:
+            self._step(next(lessons), learning_rate)
+            self.other_steps += 1
 
-    def step_on(self, rows: Rows, selection: np.ndarray, loss: LossFunction, learning_rate: float) -> Numbers:
-        """One step on something else, with the same optimiser; its statistics."""
-        core = self._core
+    def _step(self, lesson: Lesson, learning_rate: float) -> Numbers:
+        core, (rows, selection, loss) = self._core, lesson
         step = Step(learning_rate, self._max_norm)
         statistics = core.descend(core.models.policy, self._optimiser, rows, selection, loss, step)
         self._skipped += statistics["skipped"]

@@ -11,6 +11,9 @@ make it come every time:
   of the right one of the two; training ends when it reaches `until`, after `LEAST` steps, in which the model learns to
   speak. Without pairs it is the held-out loss; training ends when it has stopped falling.
 
+Conversations of people who do not listen can make a model forget what the pairs taught. If it has, in the end, training goes on
+with pairs to the last step.
+
 The learning rate rises, is constant, and falls over the last `DECAY` steps, which begin when the trial is passed or the steps
 run out. Such a schedule does not need to know its end.
 """
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mtrl_ray.learner.compute.core import Core, LossFunction, Outputs
-from mtrl_ray.learner.methods.sft import Supervision, imitated
+from mtrl_ray.learner.methods.sft import Lesson, Supervision, imitated
 from mtrl_ray.learner.operation import Numbers, Operation
 from mtrl_ray.learner.rows.minibatches import minibatches
 from mtrl_ray.learner.rows.packing import Rows, response_tokens
@@ -73,24 +76,30 @@ class WarmStart(Operation[None]):
         decay = min(DECAY, self.steps // 3)
         longest = self.steps - decay
         trials: list[float] = []
-        passed, on_pairs = False, 0
-        while len(training.losses) < longest and not (passed and len(training.losses) >= self._least):
-            rate = self.learning_rate * min(1.0, (len(training.losses) + 1) / RISE)
-            training.step(rate)
-            if lessons is not None and not passed:
-                training.step_on(*next(lessons), rate)
-                on_pairs += 1
-            if len(training.losses) % STRETCH == 0:
-                trials.append(self._trial(core, held_out))
-                passed = trials[-1] >= self.until if self.pairs else stopped_falling(trials)
-        for left in range(decay, 0, -1):
-            training.step(self.learning_rate * max(FLOOR, left / decay))
+        kept = False
+        while True:
+            passed = False
+            while len(training.losses) < longest and not (passed and len(training.losses) >= self._least):
+                rate = self.learning_rate * min(1.0, (len(training.losses) + 1) / RISE)
+                training.step(rate, lessons if kept or not passed else None)
+                if len(training.losses) % STRETCH == 0:
+                    trials.append(self._trial(core, held_out))
+                    passed = trials[-1] >= self.until if self.pairs else stopped_falling(trials)
+            for left in range(decay, 0, -1):
+                training.step(self.learning_rate * max(FLOOR, left / decay), lessons if kept else None)
+            last = self._trial(core, held_out)
+            if kept or lessons is None or last >= self.until or len(training.losses) + STRETCH + decay > self.steps:
+                break
+            kept = True
         training.settle()
         numbers = training.numbers()
-        last = self._trial(core, held_out)
         if not self.pairs:
             return None, numbers | {"passed": float(passed), "held_out_loss": last}
-        return None, numbers | {"passed": float(last >= self.until), "probe": last, "pair_steps": float(on_pairs)}
+        return None, numbers | {
+            "passed": float(last >= self.until),
+            "probe": last,
+            "pair_steps": float(training.other_steps),
+        }
 
     @property
     def _least(self) -> int:
@@ -131,7 +140,7 @@ class Contrasts:
         return loss
 
 
-def _lessons(core: Core, contrasts: Contrasts) -> Iterator[tuple[Rows, np.ndarray, LossFunction]]:
+def _lessons(core: Core, contrasts: Contrasts) -> Iterator[Lesson]:
     """Minibatches of pairs, in endless passes."""
     while True:
         for selection in minibatches(contrasts.rows, core.generator("pairs"), PAIRS):
