@@ -47,7 +47,7 @@ def test_shares_say_whose_conversations_it_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     settings, environment, trained_on = load("sales", []).environment, make("sales"), []
     monkeypatch.setattr(
-        sft_processes, "sft_in_processes", lambda folder, table, sft, **named: trained_on.append(table) or DONE
+        sft_processes, "sft_in_processes", lambda folder, sft, table, **named: trained_on.append(table) or DONE
     )
     folders = []
     for shares in (None, {"expert": 1, "random": 0}, {"random": 1}, dict(environment.warm_start)):
@@ -73,12 +73,15 @@ def test_pairs_and_a_seed_reach_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sft_processes,
         "sft_in_processes",
-        lambda folder, table, sft, held_out, seed: given.update(sft=sft, rows=held_out.num_rows, seed=seed) or DONE,
+        lambda folder, sft, table, held_out, taught, seed: (
+            given.update(sft=sft, rows=held_out.num_rows, taught=taught.num_rows, seed=seed) or DONE
+        ),
     )
     model = ModelSettings(warm_start=WarmStartSettings(conversations=60, seed=3, steps=77, probe=0.8))
     make_tiny(tmp_path, model, make("sales"), Silent(), RolloutSettings())
     assert (given["sft"].steps, given["sft"].until, given["sft"].pairs, given["seed"]) == (77, 0.8, True, 3)
     assert given["rows"] > 100 and given["rows"] % 2 == 0
+    assert 0 < given["taught"] <= 120 and given["taught"] % 2 == 0
 
 
 class Torn(Sales):
@@ -94,7 +97,7 @@ def test_scripted_conversations_that_fail_are_left_out_unless_too_many_are(tmp_p
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path))
     settings, trained_on = load("sales", []).environment, []
     monkeypatch.setattr(
-        sft_processes, "sft_in_processes", lambda folder, table, sft, **named: trained_on.append(table) or DONE
+        sft_processes, "sft_in_processes", lambda folder, sft, table, **named: trained_on.append(table) or DONE
     )
     model = ModelSettings(warm_start=WarmStartSettings(conversations=60, probe=None))
     tiny_model(model, settings, Torn(), Silent(), RolloutSettings(retries=0))
