@@ -113,7 +113,7 @@ def make_tiny(
         sft = SFT(steps=warm.steps, minibatch_conversations=BATCH_CONVERSATIONS, learning_rate=LEARNING_RATE)
         metrics = sft_in_processes(folder, sft, encoded, seed=warm.seed)
     else:
-        pairs, taught = probes(environment, held_out), probes(environment, spoken)[: 2 * TAUGHT]
+        pairs, taught = probes(environment, held_out), probes(environment, spoken, TAUGHT)
         tables = [
             to_table(chat.encode(conversation) for conversation in some) for some in (pairs or held_out, taught) if some
         ]
@@ -138,13 +138,15 @@ def ending(metrics: dict[str, float], wanted: float | None) -> str:
     return done
 
 
-def probes(environment: Environment, spoken: list[Conversation]) -> list[Conversation]:
+def probes(environment: Environment, spoken: list[Conversation], most: int | None = None) -> list[Conversation]:
     """Pairs of conversations up to a state that suits `Environment.probe`, followed by the right answer and by the wrong one.
 
-    At most one pair of each conversation, so that pairs are independent.
+    At most one pair of each conversation, so that pairs are independent; `most` pairs in all, None: any number.
     """
-    pairs = []
+    pairs: list[Conversation] = []
     for held in spoken:
+        if most is not None and len(pairs) >= 2 * most:
+            break
         for place in held.agent_turns:
             found = probe_of(environment, visible_history(held.turns[:place]))
             if found is not None:

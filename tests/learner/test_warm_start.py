@@ -118,6 +118,13 @@ def test_the_probe_reads_the_last_turn_alone(learner: Learner) -> None:
     assert first != pytest.approx(right_answers(learner.core, to_table(two)), abs=1e-6)
 
 
+def test_long_answers_of_a_pair_stay_in_one_row() -> None:
+    """Otherwise two processes could have one each, and neither the margin."""
+    talk = from_table(echoes(1))[0]
+    both = [replace(talk, turns=[talk.turns[0], agent_turn([said] * 400)]) for said in (5, 6)]
+    assert len(Contrasts(Dialogues.read(to_table(both))).rows) == 1
+
+
 def test_when_a_loss_has_stopped_falling() -> None:
     falling = list(1.0 - 0.05 * np.arange(10))
     assert not stopped_falling(falling)

@@ -121,7 +121,9 @@ class Contrasts:
         last = np.flatnonzero(np.append(owner[1:] != owner[:-1], True))
         said = Responses.logged(dialogues, sampled=False).take(last)
         answers = replace(said, conversation=said.conversation // 2 * 2, turn=np.repeat(said.turn[::2], 2))
-        self.rows: Rows = response_tokens(dialogues, answers)
+        self.rows: Rows = response_tokens(
+            dialogues, answers, branch_tokens=len(answers.tokens)
+        )  # a pair stays in one row
         self.answer = np.repeat(np.arange(len(answers), dtype=np.int64), answers.lengths)
         self.starts = starts_of(answers.lengths)
 
